@@ -1,0 +1,1 @@
+"""Configuration groups, shipped in the wheel as ``lrrunner.conf``."""

@@ -1,0 +1,85 @@
+"""The only module that communicates. A world of one needs no communication, and callers never ask."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+
+
+class Collective(Protocol):
+    """What the ranks of one job share."""
+
+    rank: int
+    world_size: int
+
+    def sum_(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Sum over ranks, in place, same bits on every rank. Every rank must call this, in the same order."""
+        ...
+
+    def gather(self, value: Any) -> list[Any]:
+        """Every rank's picklable value, in rank order, on every rank. Every rank must call this, in the same order."""
+        ...
+
+    def broadcast(self, value: Any) -> Any:
+        """Rank 0's picklable value, on every rank. Every rank must call this, in the same order."""
+        ...
+
+
+class SerialCollective:
+    """A world of one rank."""
+
+    rank = 0
+    world_size = 1
+
+    def sum_(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The tensor itself."""
+        return tensor
+
+    def gather(self, value: Any) -> list[Any]:
+        """The value alone."""
+        return [value]
+
+    def broadcast(self, value: Any) -> Any:
+        """The value itself."""
+        return value
+
+
+class ProcessGroupCollective:
+    """The ranks of the default process group of ``torch.distributed``."""
+
+    def __init__(self) -> None:
+        self.rank = dist.get_rank()
+        self.world_size = dist.get_world_size()
+
+    def sum_(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Sum over ranks, in place. Every rank must call this, in the same order."""
+        dist.all_reduce(tensor)
+        return tensor
+
+    def gather(self, value: Any) -> list[Any]:
+        """Every rank's value, in rank order. Every rank must call this, in the same order."""
+        values: list[Any] = [None] * self.world_size
+        dist.all_gather_object(values, value)
+        return values
+
+    def broadcast(self, value: Any) -> Any:
+        """Rank 0's value. Every rank must call this, in the same order."""
+        values = [value]
+        dist.broadcast_object_list(values, src=0)
+        return values[0]
+
+
+def collective_for_world() -> Collective:
+    """The collective of the world this process belongs to."""
+    return ProcessGroupCollective() if dist.is_available() and dist.is_initialized() else SerialCollective()
+
+
+def set_timeout(timeout_s: float) -> None:
+    """Limit every later collective to ``timeout_s`` seconds; the world is created with a generous limit, since building
+    a dataset or compiling a model is slow on its first use.
+    """
+    if dist.is_available() and dist.is_initialized():
+        dist.distributed_c10d._set_pg_timeout(timedelta(seconds=timeout_s))

@@ -1,0 +1,143 @@
+"""Command-line words -> one resolved configuration, with every error found at once. No torch."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_module
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from lrrunner.config import check, register_schema, resolved, unknown_key_message
+from lrrunner.errors import ConfigError
+
+COMPOSE_ERRORS = (HydraException, OmegaConfBaseException)
+
+
+def compose_job(
+    overrides: Sequence[str], *, config_dir: str | None = None, config_name: str = "config", world_size: int = 1
+) -> dict[str, Any]:
+    """Stage A: compose, resolve and check the configuration of one job.
+
+    Args:
+        overrides: Hydra overrides as typed.
+        config_dir: The user's own directory of configuration groups.
+        config_name: Primary configuration.
+        world_size: Number of ranks that will share a global batch.
+
+    Raises:
+        ConfigError: every override that cannot be applied, and every value that the rest leaves wrong.
+    """
+    if config_dir is not None and not Path(config_dir).is_dir():
+        raise ConfigError([f"--config-dir must be a directory, got {config_dir}; create it or correct the path"])
+    register_schema()
+    with _hydra(config_dir) as search_path:
+
+        def attempt(words: Sequence[str]) -> DictConfig | Exception:
+            try:
+                return compose(config_name, overrides=[*search_path, *words])
+            except COMPOSE_ERRORS as failure:
+                return failure
+
+        errors: list[str] = []
+        cfg = attempt(overrides)
+        if isinstance(cfg, Exception):
+            good, errors = _applicable(attempt, overrides)
+            errors = errors or [_explained(cfg, "", [])]
+            cfg = attempt(good)
+        container: dict[str, Any] = {}
+        if not isinstance(cfg, Exception):
+            try:
+                container = resolved(cfg)
+                check(container, world_size=world_size)
+            except ConfigError as error:
+                errors += error.errors
+        if errors:
+            raise ConfigError(errors)
+        return container
+
+
+@contextmanager
+def _hydra(config_dir: str | None) -> Iterator[list[str]]:
+    """Hydra's global state for the duration of one composition; yields the override that adds ``config_dir``."""
+    GlobalHydra.instance().clear()
+    with initialize_config_module("lrrunner.conf", version_base="1.3"):
+        yield [] if config_dir is None else [f"hydra.searchpath=['file://{Path(config_dir).resolve()}']"]
+
+
+def _applicable(
+    attempt: Callable[[Sequence[str]], DictConfig | Exception], overrides: Sequence[str]
+) -> tuple[list[str], list[str]]:
+    """Hydra stops at the first bad override; try each on its own, group choices first.
+
+    Returns:
+        The overrides that can be applied, and one message for each that cannot.
+    """
+    groups = [word for word in overrides if _is_group(word)]
+    failures = {word: outcome for word in groups if isinstance(outcome := attempt([word]), Exception)}
+    good_groups = [word for word in groups if word not in failures]
+    base = attempt(good_groups)
+    if isinstance(base, Exception):
+        return [], [_explained(base, "", [])]
+    for word in overrides:
+        if word not in groups and isinstance(outcome := attempt([*good_groups, word]), Exception):
+            failures[word] = outcome
+    known = list(_dotted(OmegaConf.to_container(base)))
+    return (
+        [word for word in overrides if word not in failures],
+        [_explained(failure, word, known) for word, failure in failures.items()],
+    )
+
+
+def _dotted(node: Any, prefix: str = "") -> Iterator[str]:
+    if isinstance(node, dict):
+        for key, value in node.items():
+            yield f"{prefix}{key}"
+            yield from _dotted(value, f"{prefix}{key}.")
+
+
+def _is_group(word: str) -> bool:
+    loader = GlobalHydra.instance().config_loader()
+    return word.partition("=")[0].lstrip("+~").partition("@")[0] in loader.list_groups("") or word.startswith("hydra/")
+
+
+def _explained(error: Exception, word: str, known: list[str]) -> str:
+    """One sentence for what Hydra says in several lines."""
+    text = f"{error}\n{error.__cause__ or ''}"
+    key, _, value = word.partition("=")
+    key = key.lstrip("+~")
+    if not _parses(word):
+        return f"{word!r} is not an override; write key=value, and quote values with special characters"
+    if re.search(r"Could not find '.*Available options in", text, re.DOTALL):
+        options = GlobalHydra.instance().config_loader().get_group_options(key.partition("@")[0])
+        names = ", ".join(name for name in options if not name.startswith("base_"))
+        return f"{key} must be one of {names}; got {value or 'nothing'}"
+    if missing := re.search(r"Could not (?:find|load) '([^']*)'", text):
+        return f"{word or missing[1]} names a configuration that does not exist: {missing[1]}; see lrrunner --help"
+    if "is not in struct" in text or re.search(r"Key '.*' not in", text):
+        return unknown_key_message(key, known)
+    if not value or value == "null":
+        return f"{key} must have a value, got {value or 'nothing'}; leave it out to keep the default"
+    if conversion := re.search(r"could not be converted to (\w+)|is not a valid (bool)", text):
+        kind = {"Integer": "a whole number", "Float": "a number", "bool": "true or false"}
+        name = conversion[1] or conversion[2]
+        return f"{key} must be {kind.get(name, name)}, got {value}; correct the value"
+    if choice := re.search(r"expected one of \[(.*)\]", text):
+        return f"{key} must be one of {choice[1]}; got {value}"
+    cause = (str(error.__cause__) if error.__cause__ else str(error)).splitlines()[0]
+    return f"{word or 'the configuration'} cannot be applied: {cause}; see lrrunner --cfg job"
+
+
+def _parses(word: str) -> bool:
+    try:
+        OverridesParser.create().parse_override(word)
+    except HydraException:
+        return not word
+    return True

@@ -1,0 +1,104 @@
+"""Who trains on which samples: a pure function of (seed, repeat, step), independent of the number of ranks.
+
+A global batch is cut first and shared out second, so any split of it over ranks and accumulation steps holds the
+same samples, and a position in the data is just a step number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+IndexArray = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchPlan:
+    """How a dataset is cut into global batches and these into micro-batches.
+
+    Attributes:
+        dataset_size: Samples in the dataset, at least one global batch.
+        global_batch_size: Samples per optimizer step over all ranks and accumulation steps.
+        world_size: Number of ranks.
+        accumulation_steps: Micro-batches per rank and optimizer step.
+
+    Raises:
+        ValueError: the global batch does not split evenly, or exceeds the dataset.
+    """
+
+    dataset_size: int
+    global_batch_size: int
+    world_size: int = 1
+    accumulation_steps: int = 1
+
+    def __post_init__(self) -> None:
+        parts = self.world_size * self.accumulation_steps
+        if self.global_batch_size % parts:
+            raise ValueError(f"global_batch_size={self.global_batch_size} is not divisible by {parts}")
+        if self.dataset_size < self.global_batch_size:
+            raise ValueError(
+                f"the dataset must hold at least one global batch of {self.global_batch_size} samples, "
+                f"got {self.dataset_size}"
+            )
+
+    @property
+    def micro_batch_size(self) -> int:
+        """Samples per forward pass of one rank."""
+        return self.global_batch_size // (self.world_size * self.accumulation_steps)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Full global batches per shuffle; the tail that does not fill one is dropped."""
+        return self.dataset_size // self.global_batch_size
+
+
+def epoch_order(*, dataset_size: int, seed: int, repeat: int, epoch: int) -> IndexArray:
+    """The shuffled sample indices of one epoch, shape (dataset_size,).
+
+    >>> sorted(epoch_order(dataset_size=4, seed=0, repeat=0, epoch=0).tolist())
+    [0, 1, 2, 3]
+    """
+    return np.random.default_rng([seed, repeat, epoch]).permutation(dataset_size)
+
+
+def global_batches(plan: BatchPlan, *, seed: int, repeat: int, first_step: int = 0) -> Iterator[IndexArray]:
+    """Endless global batches from ``first_step`` on; each epoch is a new shuffle.
+
+    Yields:
+        Sample indices, shape (accumulation_steps, world_size, micro_batch_size).
+    """
+    shape = (plan.accumulation_steps, plan.world_size, plan.micro_batch_size)
+    epoch, offset = divmod(first_step, plan.steps_per_epoch)
+    while True:
+        order = epoch_order(dataset_size=plan.dataset_size, seed=seed, repeat=repeat, epoch=epoch)
+        for i in range(offset, plan.steps_per_epoch):
+            batch = order[i * plan.global_batch_size : (i + 1) * plan.global_batch_size]
+            yield batch.reshape(shape)
+        epoch, offset = epoch + 1, 0
+
+
+def micro_batches(
+    plan: BatchPlan, *, seed: int, repeat: int, rank: int, first_step: int = 0
+) -> Iterator[list[int]]:
+    """One rank's micro-batches in the order it trains on them, ``accumulation_steps`` of them per global batch.
+
+    An endless batch sampler for a plain ``torch.utils.data.DataLoader``.
+    """
+    for batch in global_batches(plan, seed=seed, repeat=repeat, first_step=first_step):
+        for micro_batch in batch[:, rank]:
+            yield micro_batch.tolist()
+
+
+def nearest_global_batch_sizes(global_batch_size: int, *, parts: int) -> list[int]:
+    """The nearest sizes below and above that split evenly into ``parts`` = ranks x accumulation steps.
+
+    >>> nearest_global_batch_sizes(10, parts=4)
+    [8, 12]
+    >>> nearest_global_batch_sizes(3, parts=4)
+    [4]
+    """
+    below = global_batch_size - global_batch_size % parts
+    return [size for size in (below, below + parts) if size > 0]

@@ -1,0 +1,156 @@
+"""From the records of a sweep to the one curve that the suggestion rules read."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from lrrunner.core.schedule import FloatArray
+from lrrunner.core.smoothing import LocalLinear, ema, local_linear
+from lrrunner.records import Step
+
+BANDWIDTH_DECADES = 0.2
+"""Kernel width of the zero-phase smoother: about 5 of the 12 points that 100 steps put on one decade."""
+
+MAX_POINTS = 600
+"""Longer ladders are averaged in neighbouring groups first: the smoother's matrices grow with the square."""
+
+MAD_TO_STD = 1.4826
+"""Median absolute deviation to standard deviation, for normal noise."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curve:
+    """A sweep as a function of the learning rate, repeats pooled, divergence winsorised.
+
+    Attributes:
+        lr: Learning rates, shape (T,), strictly increasing.
+        loss: Pooled raw losses, shape (T,), capped at the initial level plus three standard deviations of the noise.
+        smoothed: Zero-phase smoothed ``loss``, shape (T,).
+        slope: d smoothed / d log10 lr, shape (T,).
+        causal: Causal bias-corrected EMA of the uncapped pooled losses, shape (T,).
+        level: Loss at the start: median of the first tenth of the points.
+        noise: Standard deviation of ``loss`` around its trend.
+        error: Standard error of ``smoothed``, shape (T,).
+        smoother: The linear maps behind ``smoothed`` and ``slope``.
+    """
+
+    lr: FloatArray
+    loss: FloatArray
+    smoothed: FloatArray
+    slope: FloatArray
+    causal: FloatArray
+    level: float
+    noise: float
+    error: FloatArray
+    smoother: LocalLinear
+
+    @property
+    def num_start(self) -> int:
+        """How many points make up the start of the curve."""
+        return num_start_points(len(self.lr))
+
+    @property
+    def minimum_index(self) -> int:
+        """Where the smoothed loss is lowest."""
+        return int(np.argmin(self.smoothed))
+
+    @property
+    def fall(self) -> float:
+        """From the initial level down to the lowest smoothed loss."""
+        return float(self.level - self.smoothed.min())
+
+
+def pooled(steps: Iterable[Step]) -> tuple[FloatArray, FloatArray]:
+    """Mean raw loss by rung over the repeats of the last pass; skipped and non-finite points are no points.
+
+    A repeat that stopped early holds its last loss for the rungs the others still reached: it diverged there.
+
+    Returns:
+        Learning rates and losses, each of shape (T,).
+    """
+    usable = [step for step in steps if not step.skipped]
+    if not usable:
+        return np.array([]), np.array([])
+    last_pass = max(step.sweep_pass for step in usable)
+    usable = [step for step in usable if step.sweep_pass == last_pass and np.isfinite(step.loss)]
+    lr_by_rung = {step.step: step.lr for step in sorted(usable, key=lambda step: step.step)}
+    by_repeat = itertools.groupby(sorted(usable, key=lambda s: (s.repeat, s.step)), key=lambda s: s.repeat)
+    columns = []
+    for _, group in by_repeat:
+        loss_by_rung = {step.step: step.loss for step in group}
+        column, last = [], np.nan
+        for rung in lr_by_rung:
+            last = loss_by_rung.get(rung, last)
+            column.append(last)
+        columns.append(column)
+    losses = np.array(columns)
+    keep = np.isfinite(losses).all(axis=0)
+    return np.array(list(lr_by_rung.values()))[keep], losses[:, keep].mean(axis=0)
+
+
+def curve_from_steps(steps: Sequence[Step], *, beta: float) -> Curve | None:
+    """The curve of a sweep, or None when fewer than two points are left.
+
+    Args:
+        steps: Records of one or several repeats.
+        beta: Memory of the causal EMA in [0, 1).
+    """
+    lr, loss = pooled(steps)
+    if len(lr) < 2:
+        return None
+    lr, loss = _thinned(lr, loss)
+    causal = ema(loss, beta=beta)
+    num_start = num_start_points(len(loss))
+    level = float(np.median(loss[:num_start]))
+    noise = noise_std(loss[: max(num_start, _divergence_index(causal, level))])
+    capped = np.minimum(loss, level + 3 * noise)
+    smoother = local_linear(np.log10(lr), bandwidth=BANDWIDTH_DECADES)
+    return Curve(
+        lr=lr,
+        loss=capped,
+        smoothed=smoother.value @ capped,
+        slope=smoother.slope @ capped,
+        causal=causal,
+        level=level,
+        noise=noise,
+        error=noise * np.linalg.norm(smoother.value, axis=1),
+        smoother=smoother,
+    )
+
+
+def noise_std(losses: FloatArray) -> float:
+    """Standard deviation of independent noise on a smooth trend, from first differences, robust to jumps.
+
+    >>> noise_std(np.array([1.0, 1.0, 1.0]))
+    0.0
+    """
+    if len(losses) < 2:
+        return 0.0
+    return float(MAD_TO_STD * np.median(np.abs(np.diff(losses))) / np.sqrt(2))
+
+
+def num_start_points(num_points: int) -> int:
+    """The first tenth of a curve, where the learning rate is still too small to matter, at least three points."""
+    return max(3, num_points // 10)
+
+
+def _divergence_index(causal: FloatArray, level: float) -> int:
+    """First index behind the lowest causal loss that lies above the initial level again."""
+    lowest = int(np.argmin(causal))
+    above = np.flatnonzero(causal[lowest:] > level)
+    return lowest + int(above[0]) if len(above) else len(causal)
+
+
+def _thinned(lr: FloatArray, loss: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """At most MAX_POINTS points: geometric means of LRs, means of losses, over neighbouring groups."""
+    if len(lr) <= MAX_POINTS:
+        return lr, loss
+    groups = np.array_split(np.arange(len(lr)), MAX_POINTS)
+    return (
+        np.exp([np.log(lr[group]).mean() for group in groups]),
+        np.array([loss[group].mean() for group in groups]),
+    )

@@ -1,0 +1,73 @@
+"""The ladder of a sweep: step -> learning rate."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+FloatArray = npt.NDArray[np.float64]
+
+
+def exponential_lr(*, start_lr: float, end_lr: float, num_steps: int) -> FloatArray:
+    """Learning rates at equal ratios.
+
+    lr_i = start * (end / start)**(i / (N - 1)), i = 0 .. N - 1; both ends are met exactly.
+
+    Args:
+        start_lr: First LR, finite and positive.
+        end_lr: Last LR, finite and above ``start_lr``.
+        num_steps: Number of rungs N, at least 2.
+
+    Returns:
+        Learning rates, shape (N,), strictly increasing.
+
+    Raises:
+        ValueError: bounds not finite, not positive or not increasing; fewer than two rungs.
+
+    References:
+        Smith 2015, arXiv:1506.01186, section 3.3; exponential spacing after fastai.
+
+    >>> exponential_lr(start_lr=0.25, end_lr=4.0, num_steps=5).tolist()
+    [0.25, 0.5, 1.0, 2.0, 4.0]
+    """
+    _check_ladder(start_lr, end_lr, num_steps)
+    fraction = np.arange(num_steps) / (num_steps - 1)
+    lrs = np.exp2(np.log2(start_lr) * (1 - fraction) + np.log2(end_lr) * fraction)
+    return _with_exact_ends(lrs, start_lr, end_lr)
+
+
+def linear_lr(*, start_lr: float, end_lr: float, num_steps: int) -> FloatArray:
+    """Learning rates at equal distances.
+
+    lr_i = start + (end - start) * i / (N - 1), i = 0 .. N - 1; both ends are met exactly.
+
+    Args and errors as in :func:`exponential_lr`.
+
+    References:
+        Smith 2015, arXiv:1506.01186, section 3.3.
+
+    >>> linear_lr(start_lr=1.0, end_lr=2.0, num_steps=3).tolist()
+    [1.0, 1.5, 2.0]
+    """
+    _check_ladder(start_lr, end_lr, num_steps)
+    fraction = np.arange(num_steps) / (num_steps - 1)
+    return _with_exact_ends(start_lr * (1 - fraction) + end_lr * fraction, start_lr, end_lr)
+
+
+LADDERS = {"exponential": exponential_lr, "linear": linear_lr}
+
+
+def _with_exact_ends(lrs: FloatArray, start_lr: float, end_lr: float) -> FloatArray:
+    lrs[0], lrs[-1] = start_lr, end_lr
+    return lrs
+
+
+def _check_ladder(start_lr: float, end_lr: float, num_steps: int) -> None:
+    if not (np.isfinite(start_lr) and start_lr > 0):
+        raise ValueError(f"start_lr must be finite and above 0, got {start_lr}; try 1e-7")
+    if not np.isfinite(end_lr):
+        raise ValueError(f"end_lr must be finite, got {end_lr}; try 10")
+    if end_lr <= start_lr:
+        raise ValueError(f"end_lr must exceed start_lr={start_lr}, got {end_lr}; raise end_lr")
+    if num_steps < 2:
+        raise ValueError(f"num_steps must be at least 2, got {num_steps}; try 100")

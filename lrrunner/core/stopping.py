@@ -1,0 +1,97 @@
+"""When a sweep has gone too far. Each rule sees reduced losses only, so every rank decides alike."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import dataclass, field
+from typing import Protocol
+
+NOISE_FLOORS = 4.0
+"""How many standard deviations of the raw loss count as a fall when nothing has fallen yet (law 5's c)."""
+
+FLOAT32_RESOLUTION = 1e-6
+"""Relative step below which float32 losses differ by rounding alone (8 ulp)."""
+
+
+class StopRule(Protocol):
+    """Takes in one finite step at a time and says when the sweep has diverged."""
+
+    def update(self, raw_loss: float, smoothed_loss: float) -> bool:
+        """True once the loss has diverged."""
+        ...
+
+
+@dataclass(slots=True)
+class RangeStop:
+    """Diverged when the smoothed loss climbs out of its lowest point by ``factor`` times the fall so far.
+
+    s_i - best > factor * max(s_ref - best, c * noise), with best the lowest smoothed loss so far, s_ref the median of
+    the first ``reference_steps`` smoothed losses, and noise the standard deviation of the raw loss, from the first
+    differences of these steps. Differences only: negative and near-zero losses are safe, and neither a shift nor a
+    change of unit moves the stop.
+
+    Args:
+        factor: Falls above the lowest point that count as divergence, positive.
+        reference_steps: Steps that fix s_ref and noise; no stop before they are over.
+    """
+
+    factor: float
+    reference_steps: int
+    _raw: list[float] = field(default_factory=list)
+    _smoothed: list[float] = field(default_factory=list)
+    _best: float = math.inf
+    _reference: float = math.nan
+    _noise: float = math.nan
+
+    def update(self, raw_loss: float, smoothed_loss: float) -> bool:
+        """True once the loss has diverged."""
+        self._best = min(self._best, smoothed_loss)
+        if len(self._raw) < self.reference_steps:
+            self._raw.append(raw_loss)
+            self._smoothed.append(smoothed_loss)
+            if len(self._raw) == self.reference_steps:
+                self._reference = sorted(self._smoothed)[(self.reference_steps - 1) // 2]
+                self._noise = max(_noise(self._raw), FLOAT32_RESOLUTION * abs(self._reference))
+            return False
+        scale = max(self._reference - self._best, NOISE_FLOORS * self._noise)
+        return smoothed_loss - self._best > self.factor * scale
+
+
+@dataclass(slots=True)
+class RatioStop:
+    """Diverged when the smoothed loss exceeds ``factor`` times the best raw loss.
+
+    The rule of the TF2 article "How to Find a Descent Learning Rate", which compares a smoothed with a raw loss. It has
+    a meaning for positive losses only: it never fires while the best loss is zero or below.
+
+    Args:
+        factor: Multiple of the best raw loss that counts as divergence, above 1.
+    """
+
+    factor: float
+    _best: float = math.inf
+
+    def update(self, raw_loss: float, smoothed_loss: float) -> bool:
+        """True once the loss has diverged."""
+        self._best = min(self._best, raw_loss)
+        return self._best > 0 and smoothed_loss > self.factor * self._best
+
+
+def stop_rule(name: str, *, factor: float, num_steps: int) -> StopRule:
+    """A fresh stop rule for one ladder of ``num_steps`` rungs.
+
+    Raises:
+        ValueError: unknown name.
+    """
+    if name == "range":
+        return RangeStop(factor=factor, reference_steps=max(3, num_steps // 10))
+    if name == "ratio":
+        return RatioStop(factor=factor)
+    raise ValueError(f"stop_rule must be one of range, ratio; got {name}")
+
+
+def _noise(raw_losses: list[float]) -> float:
+    """Standard deviation of independent noise from first differences: sqrt(mean(d**2) / 2)."""
+    differences = [b - a for a, b in itertools.pairwise(raw_losses)]
+    return math.hypot(*differences) / math.sqrt(2 * len(differences))

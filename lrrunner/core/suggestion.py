@@ -1,0 +1,277 @@
+"""From a curve to a learning rate: one function a rule, a registry by name, and one verdict for all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from lrrunner.core.curve import Curve, curve_from_steps
+from lrrunner.core.schedule import FloatArray
+from lrrunner.records import Step, Stop, StopReason, Suggestion, Verdict
+
+MIN_POINTS = 10
+"""Fewest finite points a slope can be read from: two kernel widths of the smoother."""
+
+SIGNIFICANCE = 4.0
+"""Standard errors that a fall or a rise must exceed: the extreme of a dozen independent windows of pure noise
+exceeds four about once in a thousand sweeps."""
+
+NOISY_SHARE = 0.1
+"""Noise above this share of the initial loss may hide a descent; below it, a curve without one has none."""
+
+MAX_SPREAD_DECADES = 2.0
+"""A landmark that moves further than this when the noise is redrawn has not been located."""
+
+MIN_HALF_WIDTH_DECADES = 0.3
+"""Half the width of the narrowest interval: a factor of 2, about a quarter of the decade that a rung of hand tuning
+spans."""
+
+NUM_REDRAWS = 200
+NON_FINITE_START_STEPS = 3
+
+Rule = Callable[[Curve], float | None]
+
+RULES: dict[str, Rule] = {}
+
+
+def rule(function: Rule) -> Rule:
+    """Register a suggestion rule under its function's name."""
+    RULES[function.__name__] = function
+    return function
+
+
+@rule
+def auto(curve: Curve) -> float | None:
+    """The geometric mean of the LR where the loss falls fastest and the LR where it is lowest.
+
+    Both landmarks are read off the zero-phase smoothed curve, against log LR. The first is safely small, the second
+    is already at the edge of divergence (Gugger 2018), and noise moves them in opposite directions, so their mean on
+    the log axis is steadier than either.
+    """
+    lr_steepest, lr_minimum = steepest(curve), curve.lr[curve.minimum_index]
+    return None if lr_steepest is None else float(np.sqrt(lr_steepest * lr_minimum))
+
+
+@rule
+def steepest(curve: Curve) -> float | None:
+    """The LR of the most negative d loss / d log lr, left of the minimum.
+
+    References:
+        Smith 2018, arXiv:1803.09820; against log LR, since the slope against LR itself always favours the left end.
+    """
+    index = int(np.argmin(curve.slope[: curve.minimum_index + 1]))
+    return float(curve.lr[index]) if curve.slope[index] < 0 else None
+
+
+@rule
+def minimum(curve: Curve) -> float | None:
+    """A tenth of the LR of the lowest loss.
+
+    References:
+        Gugger 2018, "How Do You Find A Good Learning Rate": one order of magnitude before the minimum.
+    """
+    return float(curve.lr[curve.minimum_index]) / 10
+
+
+@rule
+def valley(curve: Curve) -> float | None:
+    """The middle of the longest strictly decreasing subsequence of the smoothed loss, once it has begun to fall.
+
+    References:
+        The default of fastai 2.8, here on the zero-phase smoothed loss, from a twentieth of the fall on (fastai drops the
+        first tenth of the points instead), and with the subsequence's own ends.
+    """
+    begun = int(np.flatnonzero(curve.smoothed[: curve.minimum_index + 1] >= curve.level - curve.fall / 20)[-1:].sum())
+    indices = longest_decreasing_subsequence(curve.smoothed[begun:])
+    return float(curve.lr[begun + (indices[0] + indices[-1]) // 2]) if len(indices) > 1 else None
+
+
+@rule
+def slide(curve: Curve) -> float | None:
+    """The left end of a window that slides down from the right until the slopes at its two ends agree.
+
+    The window is 1.2 decades wide and starts where the loss is back at the initial level. The slopes agree when they
+    differ by less than a thirtieth of the fall a decade, or by less than two standard errors of a slope.
+
+    References:
+        ESRI's interval slide rule as in fastai 2.8, whose constants (15 points, 0.005 a point) are for 100 points over
+        8 decades and a fall of about 2; here they scale with ladder and loss.
+    """
+    x = np.log10(curve.lr)
+    slope_error = curve.noise * np.linalg.norm(curve.smoother.slope, axis=1)
+    threshold = np.maximum(curve.fall / 30, 2 * slope_error)
+    left_of = np.searchsorted(x, x - 1.2, side="right") - 1
+    recovered = np.flatnonzero(curve.smoothed[curve.minimum_index :] >= curve.level)
+    last = curve.minimum_index + int(recovered[0]) if len(recovered) else len(x) - 1
+    suggestion = None
+    for right in range(last, -1, -1):
+        left = left_of[right]
+        if left < 0 or abs(curve.slope[right] - curve.slope[left]) <= threshold[left]:
+            break
+        suggestion = float(curve.lr[left])
+    return suggestion
+
+
+@rule
+def largest_drop(curve: Curve) -> float | None:
+    """The LR of the largest decrease of the causal EMA between two consecutive steps.
+
+    Defined on the causal EMA, with its lag, as in the TF2 article "How to Find a Descent Learning Rate".
+    """
+    drops = np.diff(curve.causal)
+    index = int(np.argmin(drops))
+    return float(curve.lr[index + 1]) if drops[index] < 0 else None
+
+
+def longest_decreasing_subsequence(values: FloatArray) -> list[int]:
+    """Indices of a longest strictly decreasing subsequence (patience sorting, O(T log T)).
+
+    >>> longest_decreasing_subsequence(np.array([3.0, 5.0, 2.0, 4.0, 1.0]))
+    [0, 2, 4]
+    """
+    tail_values: list[float] = []
+    tails: list[int] = []
+    previous = [-1] * len(values)
+    for i, value in enumerate(-values):
+        position = int(np.searchsorted(tail_values, value))
+        previous[i] = tails[position - 1] if position else -1
+        tail_values[position : position + 1] = [float(value)]
+        tails[position : position + 1] = [i]
+    indices, i = [], tails[-1]
+    while i >= 0:
+        indices.append(i)
+        i = previous[i]
+    return indices[::-1]
+
+
+def suggest(steps: Sequence[Step], stops: Sequence[Stop], *, method: str = "auto", beta: float = 0.9) -> Suggestion:
+    """Read a learning rate off a sweep, with an interval and a verdict, or say why there is none.
+
+    A pure function of reduced records, so every rank computes the same suggestion.
+
+    Args:
+        steps: Records of every repeat, the last pass counts.
+        stops: Where each repeat ended.
+        method: Name of a rule in ``RULES``.
+        beta: Memory of the causal EMA, for the rules that are defined on it.
+
+    Raises:
+        ValueError: unknown method.
+    """
+    if method not in RULES:
+        raise ValueError(f"suggestion.method must be one of {', '.join(RULES)}; got {method}")
+    curve = curve_from_steps(steps, beta=beta)
+    finding = _examine(curve, stops)
+    if curve is None or not finding.has_lr:
+        return Suggestion(
+            lr=None,
+            method=method,
+            verdict=finding.verdict,
+            reason=finding.reason,
+            candidates=dict.fromkeys(RULES),
+        )
+    candidates = {name: find(curve) for name, find in RULES.items()}
+    lr = candidates[method]
+    if lr is None:
+        reason = f"the rule {method} found no point; use suggestion.method=auto"
+        return Suggestion(lr=None, method=method, verdict=Verdict.FLAT, reason=reason, candidates=candidates)
+    return Suggestion(
+        lr=lr,
+        method=method,
+        verdict=finding.verdict,
+        reason=finding.reason,
+        interval=_interval(curve, lr),
+        candidates=candidates,
+    )
+
+
+class _Finding(NamedTuple):
+    verdict: Verdict
+    has_lr: bool
+    reason: str
+
+
+def _examine(curve: Curve | None, stops: Sequence[Stop]) -> _Finding:
+    """The verdict on a curve, before any rule reads it."""
+    non_finite = [stop for stop in stops if stop.reason == StopReason.NON_FINITE]
+    first_bad = min((stop.step for stop in non_finite), default=None)
+    if first_bad is not None and first_bad < NON_FINITE_START_STEPS:
+        reason = f"the loss was not finite at step {first_bad}; check the data and the loss, or lower sweep.start_lr"
+        return _Finding(Verdict.NON_FINITE_AT_START, False, reason)
+    if curve is None or len(curve.lr) < MIN_POINTS:
+        count = 0 if curve is None else len(curve.lr)
+        reason = f"{count} finite points, {MIN_POINTS} are needed; lower sweep.start_lr or raise sweep.num_steps"
+        return _Finding(Verdict.TOO_FEW_POINTS, False, reason)
+    blew_up = any(stop.reason in (StopReason.DIVERGED, StopReason.NON_FINITE) for stop in stops)
+    lowest = curve.minimum_index
+    rises = blew_up or _rises(curve, lowest)
+    if not _falls(curve, lowest):
+        return _without_descent(curve, rises)
+    spread = float(np.ptp(_interval_logs(curve)))
+    if spread > MAX_SPREAD_DECADES:
+        reason = f"noise moves the suggestion over {spread:.1f} decades; raise sweep.repeats or data.global_batch_size"
+        return _Finding(Verdict.TOO_NOISY, False, reason)
+    if rises:
+        return _Finding(Verdict.OK, True, "the loss falls, and diverges at a larger learning rate")
+    end = curve.lr[-1]
+    if lowest >= len(curve.lr) - 1 - len(curve.lr) // 20:
+        reason = f"the loss still falls at the last learning rate {end:.1e}; raise sweep.end_lr"
+        return _Finding(Verdict.NO_DIVERGENCE, False, reason)
+    reason = f"the loss stops falling but does not diverge up to {end:.1e}; raise sweep.end_lr to see where it does"
+    return _Finding(Verdict.NO_DIVERGENCE, True, reason)
+
+
+def _without_descent(curve: Curve, rises: bool) -> _Finding:
+    if curve.noise > NOISY_SHARE * abs(curve.level):
+        reason = "no fall stands out of the noise; raise sweep.repeats, sweep.num_steps or data.global_batch_size"
+        return _Finding(Verdict.TOO_NOISY, False, reason)
+    if rises:
+        reason = "the loss only rises; lower sweep.start_lr, or check that the loss is one to minimise"
+        return _Finding(Verdict.NO_DESCENT, False, reason)
+    reason = "the loss does not respond to the learning rate; raise sweep.end_lr, or check that gradients reach the model"
+    return _Finding(Verdict.FLAT, False, reason)
+
+
+def _falls(curve: Curve, lowest: int) -> bool:
+    """Whether the loss falls, behind its first tenth, by more than noise and rounding."""
+    error = np.hypot(curve.error[lowest], 1.25 * curve.noise / np.sqrt(curve.num_start))
+    return lowest >= curve.num_start and curve.fall > max(SIGNIFICANCE * error, 1e-6 * abs(curve.level))
+
+
+def _rises(curve: Curve, lowest: int) -> bool:
+    """Whether the smoothed loss climbs behind its lowest point by more than noise and a fifth of the fall."""
+    highest = lowest + int(np.argmax(curve.smoothed[lowest:]))
+    error = np.hypot(curve.error[lowest], curve.error[highest])
+    rise = curve.smoothed[highest] - curve.smoothed[lowest]
+    return bool(rise > max(SIGNIFICANCE * error, 0.2 * curve.fall, 1e-6 * abs(curve.level)))
+
+
+def _interval(curve: Curve, lr: float) -> tuple[float, float]:
+    """Where the suggestion lands when the noise is redrawn (10 % to 90 %), at least a factor of 2 to either side."""
+    centre = np.log10(lr)
+    deviations = _interval_logs(curve)
+    low = min(centre + deviations[0], centre - MIN_HALF_WIDTH_DECADES)
+    high = max(centre + deviations[1], centre + MIN_HALF_WIDTH_DECADES)
+    return float(10**low), float(10**high)
+
+
+def _interval_logs(curve: Curve) -> FloatArray:
+    """10 % and 90 % quantiles, in decades from the rule's own value, of `auto` under redrawn noise.
+
+    A wild bootstrap: residuals keep their size and place and get random signs, so noise that changes along the curve is
+    redrawn as it is.
+
+    References:
+        Wu 1986, doi:10.1214/aos/1176350142.
+    """
+    x = np.log10(curve.lr)
+    signs = np.random.default_rng(0).choice([-1.0, 1.0], size=(len(x), NUM_REDRAWS))
+    redrawn = curve.smoothed[:, None] + (curve.loss - curve.smoothed)[:, None] * signs
+    smoothed, slope = curve.smoother.value @ redrawn, curve.smoother.slope @ redrawn
+    lowest = smoothed.argmin(axis=0)
+    beyond = np.arange(len(x))[:, None] > lowest[None, :]
+    fastest = np.where(beyond, np.inf, slope).argmin(axis=0)
+    centre = (x[fastest] + x[lowest]) / 2
+    return np.quantile(centre, [0.1, 0.9]) - np.median(centre)

@@ -1,0 +1,360 @@
+"""One rank's loop. Its collaborators are arguments, and it never asks whether it is distributed.
+
+A step trains on ``accumulation_steps`` micro-batches, fills one row of a table, sums the table over ranks and steps the
+optimizer. Everything decided from then on (the mean loss, the stop) is read from that table, whose bits are the same on
+every rank. On a GPU the table of step k is read while step k + 1 runs, so the host never waits for the device.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from lrrunner.collectives import Collective
+from lrrunner.core.smoothing import Ema
+from lrrunner.core.stopping import StopRule
+from lrrunner.learning_rate import LearningRate
+from lrrunner.records import Step, Stop, StopReason
+from lrrunner.snapshot import RngState, Snapshot, seed_rngs
+
+MAX_SKIPS_IN_A_ROW = 10
+"""A scaler that starts at 2**16 has halved its scale to 64 by then: more overflows are not the scale's fault."""
+
+Objective = Callable[[nn.Module, Any], Any]
+"""(model, batch) -> mean loss, or (mean loss, number of items it is the mean of)."""
+
+
+class Column(IntEnum):
+    """What each rank reports of a step, in its own row of the table."""
+
+    LOSS_SUM = 0
+    ITEMS = 1
+    NON_FINITE = 2
+    STOP_REQUEST = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trainable:
+    """What one rank trains, and how.
+
+    Attributes:
+        model: Wrapped for the world (DDP, say), on its device.
+        optimizer: Holds the model's parameters; its LRs are the base LRs.
+        objective: Gives the loss of a micro-batch.
+        micro_batch_size: Samples of a micro-batch: the items behind a loss that comes without a count.
+        accumulation_steps: Micro-batches per optimizer step.
+        max_grad_norm: L2 norm to clip the gradient to; None records the norm only.
+        scaler: Gradient scaler for fp16.
+        autocast: Context for the forward pass.
+        no_sync: Context in which backward leaves gradients local.
+        to_device: Moves a batch to the model's device.
+    """
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    objective: Objective
+    micro_batch_size: int
+    accumulation_steps: int = 1
+    max_grad_norm: float | None = None
+    scaler: torch.amp.GradScaler | None = None
+    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
+    no_sync: Callable[[], AbstractContextManager[Any]] = nullcontext
+    to_device: Callable[[Any], Any] = lambda batch: batch
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model lives."""
+        return next(self.model.parameters()).device
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ladder:
+    """What one sweep does, apart from what it trains.
+
+    Attributes:
+        lrs: Base learning rate of every rung, increasing.
+        beta: Memory of the causal EMA that serves the stop.
+        new_stop_rule: Makes a fresh stop rule for each repeat.
+        repeats: How often the ladder is climbed, each time from the same initial state with another data order.
+        seed: With the repeat's number, fixes data order and random numbers.
+        sync_every_step: Read each step before the next one starts, also on a GPU.
+        sweep_pass: Number of this ladder among those that auto-range tries.
+    """
+
+    lrs: Sequence[float]
+    beta: float
+    new_stop_rule: Callable[[], StopRule]
+    repeats: int = 1
+    seed: int = 0
+    sync_every_step: bool = False
+    sweep_pass: int = 0
+
+
+class SweepResult(NamedTuple):
+    """Records of all repeats in order, and where each repeat ended."""
+
+    steps: tuple[Step, ...]
+    stops: tuple[Stop, ...]
+
+
+def run_sweep(
+    trainable: Trainable,
+    ladder: Ladder,
+    batches: Callable[[int], Iterator[Any]],
+    *,
+    collective: Collective,
+    on_step: Callable[[Step], None] = lambda step: None,
+    stop_requested: Callable[[], bool] = lambda: False,
+) -> SweepResult:
+    """Climb the ladder on this rank, together with all others. Every rank must call this.
+
+    Model, optimizer, scaler and random number generators are afterwards as before, on every rank, whatever happens.
+
+    Args:
+        trainable: What to train.
+        ladder: What to do.
+        batches: Repeat number -> endless micro-batches of this rank.
+        collective: The world this rank belongs to.
+        on_step: Called with each record as soon as it is known; the same records on every rank.
+        stop_requested: This rank's wish to stop, which all ranks then follow at the same step.
+
+    Raises:
+        Exception: whatever model, objective, data or optimizer raise.
+    """
+    device = trainable.device
+    rng = RngState.capture(device)
+    snapshot = Snapshot(trainable.model, trainable.optimizer, trainable.scaler)
+    steps: list[Step] = []
+    stops: list[Stop] = []
+    started = time.perf_counter()
+
+    def record(step: Step) -> None:
+        steps.append(step)
+        on_step(step)
+
+    try:
+        for repeat in range(ladder.repeats):
+            if repeat:
+                snapshot.restore()
+            trainable.model.train()
+            seed_rngs(ladder.seed, repeat, collective.rank)
+            climb = _Climb(trainable, ladder, collective, repeat, started, record, stop_requested)
+            stops.append(climb.run(batches(repeat)))
+            if stops[-1].reason == StopReason.INTERRUPTED:
+                break
+    finally:
+        snapshot.restore()
+        rng.restore(device)
+    return SweepResult(tuple(steps), tuple(stops))
+
+
+class _InFlight(NamedTuple):
+    """A step that the host has issued and not read yet."""
+
+    rung: int
+    skipped: bool
+    payload: torch.Tensor
+    copied: torch.cuda.Event | None
+
+    def read(self) -> list[float]:
+        """The summed table, row by row, and the gradient norm behind it."""
+        if self.copied is not None:
+            self.copied.synchronize()
+        values: list[float] = self.payload.tolist()
+        return values
+
+
+class _Climb:
+    """One ladder, once."""
+
+    def __init__(
+        self,
+        trainable: Trainable,
+        ladder: Ladder,
+        collective: Collective,
+        repeat: int,
+        started: float,
+        record: Callable[[Step], None],
+        stop_requested: Callable[[], bool],
+    ) -> None:
+        self._trainable = trainable
+        self._ladder = ladder
+        self._collective = collective
+        self._repeat = repeat
+        self._started = started
+        self._record = record
+        self._stop_requested = stop_requested
+        self._learning_rate = LearningRate(trainable.optimizer)
+        self._parameters = [p for group in trainable.optimizer.param_groups for p in group["params"]]
+        self._device = trainable.device
+        self._reads_late = self._device.type == "cuda" and trainable.scaler is None and not ladder.sync_every_step
+        self._ema = Ema(ladder.beta)
+        self._stop_rule = ladder.new_stop_rule()
+        self._skips_in_a_row = 0
+        self._reference_items: torch.Tensor | None = None
+
+    def run(self, batches: Iterator[Any]) -> Stop:
+        """Train rung by rung until the ladder ends or a step says stop."""
+        unread: _InFlight | None = None
+        rung = 0
+        while rung < len(self._ladder.lrs):
+            self._learning_rate.set(self._ladder.lrs[rung])
+            try:
+                issued = self._train_step(rung, batches)
+            except Exception:
+                # The step before may have gone bad first; then that is the reason, and this error its consequence.
+                stop = self._settle(unread) if unread is not None else None
+                if stop is not None:
+                    return stop
+                raise
+            settled, unread = (unread, issued) if self._reads_late else (issued, None)
+            stop = self._settle(settled) if settled is not None else None
+            if stop is not None:
+                return stop
+            rung += not issued.skipped
+        stop = self._settle(unread) if unread is not None else None
+        return stop or Stop(reason=StopReason.END_OF_LADDER, step=len(self._ladder.lrs) - 1)
+
+    def _train_step(self, rung: int, batches: Iterator[Any]) -> _InFlight:
+        """Forward, backward, one reduction, one optimizer step."""
+        t = self._trainable
+        t.optimizer.zero_grad(set_to_none=True)
+        loss_sum, items, weighted = self._backward(batches)
+        table = self._reduced_table(loss_sum, items)
+        if weighted:
+            self._rescale_gradients(table)
+        if t.scaler is not None:
+            t.scaler.unscale_(t.optimizer)
+        gradients = [p.grad for p in self._parameters if p.grad is not None]
+        grad_norm = torch.nn.utils.get_total_norm(gradients)
+        if t.max_grad_norm is not None:
+            torch.nn.utils.clip_grads_with_norm_(self._parameters, t.max_grad_norm, grad_norm)
+        skipped = self._step_optimizer()
+        return self._in_flight(rung, skipped, table, grad_norm)
+
+    def _backward(self, batches: Iterator[Any]) -> tuple[torch.Tensor, torch.Tensor | float, bool]:
+        """Accumulate gradients; returns sum(loss * n), sum(n), and whether losses came with their own n."""
+        t = self._trainable
+        loss_sum: torch.Tensor | float = 0.0
+        items: torch.Tensor | float = 0.0
+        weighted = False
+        for i in range(t.accumulation_steps):
+            batch = t.to_device(next(batches))
+            is_last = i == t.accumulation_steps - 1
+            with nullcontext() if is_last else t.no_sync():
+                with t.autocast():
+                    result = t.objective(t.model, batch)
+                weighted = isinstance(result, tuple)
+                loss, count = result if weighted else (result, t.micro_batch_size)
+                share = self._weight(count) if weighted else 1.0
+                scaled = loss * (share / t.accumulation_steps) if weighted or t.accumulation_steps > 1 else loss
+                (scaled if t.scaler is None else t.scaler.scale(scaled)).backward()
+            loss_sum = loss_sum + loss.detach().double() * count
+            items = items + count
+        assert isinstance(loss_sum, torch.Tensor)
+        return loss_sum, items, weighted
+
+    def _weight(self, count: torch.Tensor | float) -> torch.Tensor:
+        """n over a reference count that all ranks share, so that a loss keeps its order of magnitude.
+
+        The reference is agreed once a sweep, from each rank's first micro-batch; what it leaves is corrected exactly in
+        ``_rescale_gradients``.
+        """
+        number = torch.as_tensor(count, dtype=torch.float64, device=self._device)
+        if self._reference_items is None:
+            total = self._collective.sum_(number.clone().reshape(1))
+            self._reference_items = total.clamp(min=1.0)[0] / self._collective.world_size
+        return (number / self._reference_items).float()
+
+    def _rescale_gradients(self, table: torch.Tensor) -> None:
+        """From the mean over micro-batches of n / reference * gradient to sum(n * gradient) / sum(n)."""
+        assert self._reference_items is not None
+        num_micro_batches = self._collective.world_size * self._trainable.accumulation_steps
+        factor = self._reference_items * num_micro_batches / table[:, Column.ITEMS].sum()
+        for parameter in self._parameters:
+            if parameter.grad is not None:
+                parameter.grad.mul_(factor.to(parameter.grad.dtype))
+
+    def _reduced_table(self, loss_sum: torch.Tensor, items: torch.Tensor | float) -> torch.Tensor:
+        """One row a rank, summed over ranks: each rank's figures, untouched by the others' NaN."""
+        table = torch.zeros(
+            (self._collective.world_size, len(Column)), dtype=torch.float64, device=self._device
+        )
+        row = table[self._collective.rank]
+        row[Column.LOSS_SUM] = loss_sum
+        row[Column.ITEMS] = items
+        row[Column.NON_FINITE] = ~torch.isfinite(loss_sum)
+        row[Column.STOP_REQUEST] = float(self._stop_requested())
+        return self._collective.sum_(table)
+
+    def _step_optimizer(self) -> bool:
+        """Step; True when the scaler found an overflow and skipped it."""
+        t = self._trainable
+        if t.scaler is None:
+            t.optimizer.step()
+            return False
+        scale_before = t.scaler.get_scale()
+        t.scaler.step(t.optimizer)
+        t.scaler.update()
+        return bool(t.scaler.get_scale() < scale_before)
+
+    def _in_flight(self, rung: int, skipped: bool, table: torch.Tensor, grad_norm: torch.Tensor) -> _InFlight:
+        payload = torch.cat([table.flatten(), grad_norm.detach().double().reshape(1)])
+        if not self._reads_late:
+            return _InFlight(rung, skipped, payload, None)
+        on_host = torch.empty(payload.shape, dtype=payload.dtype, pin_memory=True)
+        on_host.copy_(payload, non_blocking=True)
+        copied = torch.cuda.Event()
+        copied.record()
+        return _InFlight(rung, skipped, on_host, copied)
+
+    def _settle(self, step: _InFlight) -> Stop | None:
+        """Read a step, record it, and decide; the same values on every rank, hence the same decision."""
+        *values, grad_norm = step.read()
+        rows = [values[i : i + len(Column)] for i in range(0, len(values), len(Column))]
+        num_items = math.fsum(row[Column.ITEMS] for row in rows)
+        loss = sum(row[Column.LOSS_SUM] for row in rows) / num_items if num_items else math.nan
+        bad_ranks = tuple(rank for rank, row in enumerate(rows) if row[Column.NON_FINITE])
+        finite = math.isfinite(loss) and not bad_ranks
+        if finite and not step.skipped:
+            self._ema.update(loss)
+        self._record(
+            Step(
+                sweep_pass=self._ladder.sweep_pass,
+                repeat=self._repeat,
+                step=step.rung,
+                lr=self._ladder.lrs[step.rung],
+                loss=loss,
+                smoothed_loss=self._ema.value if finite and self._ema.num_updates else math.nan,
+                grad_norm=grad_norm,
+                num_items=num_items,
+                skipped=step.skipped,
+                elapsed_s=time.perf_counter() - self._started,
+                timestamp_ms=time.time_ns() // 1_000_000,
+                rank_losses=tuple(
+                    row[Column.LOSS_SUM] / row[Column.ITEMS] if row[Column.ITEMS] else math.nan for row in rows
+                ),
+            )
+        )
+        return self._decision(step, finite, bad_ranks, rows, loss)
+
+    def _decision(
+        self, step: _InFlight, finite: bool, bad_ranks: tuple[int, ...], rows: list[list[float]], loss: float
+    ) -> Stop | None:
+        self._skips_in_a_row = self._skips_in_a_row + 1 if step.skipped else 0
+        if not finite or self._skips_in_a_row >= MAX_SKIPS_IN_A_ROW:
+            return Stop(reason=StopReason.NON_FINITE, step=step.rung, ranks=bad_ranks)
+        requesting = tuple(rank for rank, row in enumerate(rows) if row[Column.STOP_REQUEST])
+        if requesting:
+            return Stop(reason=StopReason.INTERRUPTED, step=step.rung, ranks=requesting)
+        if not step.skipped and self._stop_rule.update(loss, self._ema.value):
+            return Stop(reason=StopReason.DIVERGED, step=step.rung)
+        return None

@@ -1,0 +1,22 @@
+"""Errors a user can act on: field, rule, value, next move."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+
+class ConfigError(ValueError):
+    """The configuration is wrong; carries every error of its stage, so that all are shown at once."""
+
+    def __init__(self, errors: Iterable[str]) -> None:
+        self.errors = tuple(dict.fromkeys(errors))
+        super().__init__("; ".join(self.errors))
+
+    def __str__(self) -> str:
+        count = "1 error" if len(self.errors) == 1 else f"{len(self.errors)} errors"
+        lines = "\n".join(f"  - {error}" for error in self.errors)
+        return f"lrrunner: the configuration is wrong ({count})\n{lines}"
+
+
+class SweepError(RuntimeError):
+    """The sweep itself failed; the message names rank and cause."""

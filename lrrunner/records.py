@@ -1,0 +1,127 @@
+"""The vocabulary of a range test: what a step, a stop and a suggestion are. Standard library only."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+
+class StopReason(StrEnum):
+    """Why a sweep ended."""
+
+    END_OF_LADDER = "end_of_ladder"
+    """Every rung was applied."""
+    DIVERGED = "diverged"
+    """The stop rule fired on the smoothed loss."""
+    NON_FINITE = "non_finite"
+    """A rank saw NaN or infinity, or mixed precision overflowed ten times in a row."""
+    INTERRUPTED = "interrupted"
+    """A rank was asked to stop (a signal)."""
+
+
+class Verdict(StrEnum):
+    """How far a curve supports a suggestion."""
+
+    OK = "ok"
+    FLAT = "flat"
+    NO_DESCENT = "no_descent"
+    NO_DIVERGENCE = "no_divergence"
+    TOO_FEW_POINTS = "too_few_points"
+    NON_FINITE_AT_START = "non_finite_at_start"
+    TOO_NOISY = "too_noisy"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Step:
+    """One optimizer step of a sweep, as every rank agreed on it.
+
+    Attributes:
+        sweep_pass: 0 for the first ladder; later passes are ladders extended by auto-range.
+        repeat: Which repetition of the ladder, from 0.
+        step: Rung of the ladder, from 0. A skipped step and its retry share it.
+        lr: The optimizer's base learning rate used by this step.
+        loss: Raw loss, the mean over micro-batches and ranks weighted by items.
+        smoothed_loss: Causal bias-corrected EMA of ``loss`` so far.
+        grad_norm: L2 norm of the averaged gradient before clipping.
+        num_items: Items (samples or tokens) behind ``loss``, over all ranks.
+        skipped: The gradient scaler skipped the update (fp16 overflow): no point of the curve.
+        elapsed_s: Seconds since the sweep began.
+        timestamp_ms: Unix time in milliseconds at which the step's loss was read.
+        rank_losses: Each rank's own mean loss, in rank order.
+    """
+
+    sweep_pass: int = 0
+    repeat: int = 0
+    step: int
+    lr: float
+    loss: float
+    smoothed_loss: float = math.nan
+    grad_norm: float = math.nan
+    num_items: float = math.nan
+    skipped: bool = False
+    elapsed_s: float = 0.0
+    timestamp_ms: int = 0
+    rank_losses: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Stop:
+    """Why and where one ladder ended.
+
+    Attributes:
+        reason: One of the enumerated reasons.
+        step: Rung at which it was decided (the last recorded one).
+        ranks: The ranks that caused it, where ranks differ (non-finite loss, signal).
+    """
+
+    reason: StopReason
+    step: int
+    ranks: tuple[int, ...] = ()
+
+    def __str__(self) -> str:
+        where = f" on rank {', '.join(map(str, self.ranks))}" if self.ranks else ""
+        return f"{self.reason} at step {self.step}{where}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Suggestion:
+    """What a curve supports.
+
+    Attributes:
+        lr: Suggested base learning rate, or None when the curve supports none.
+        method: Name of the rule that gave it.
+        verdict: How far the curve supports it.
+        reason: The verdict in plain words, with what to change when ``lr`` is None.
+        interval: (low, high) in LR units around ``lr``; None without a suggestion.
+        candidates: Every rule's LR on the same curve; None where a rule found nothing.
+    """
+
+    lr: float | None
+    method: str
+    verdict: Verdict
+    reason: str
+    interval: tuple[float, float] | None = None
+    candidates: dict[str, float | None] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        if self.lr is None or self.interval is None:
+            return f"suggested lr: none   verdict: {self.verdict}   ({self.reason})"
+        low, high = self.interval
+        return f"suggested lr: {self.lr:.1e}   [{low:.1e}, {high:.1e}]   verdict: {self.verdict}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RangeTest:
+    """A whole range test: the records of every pass and repeat, where each ladder ended, what it suggests."""
+
+    steps: tuple[Step, ...]
+    stops: tuple[Stop, ...]
+    suggestion: Suggestion
+    world_size: int
+    global_batch_size: int
+
+    @property
+    def stop(self) -> Stop:
+        """The earliest stop among the repeats."""
+        return min(self.stops, key=lambda stop: stop.step)

@@ -1,0 +1,141 @@
+"""Save and restore what a sweep changes: model, optimizer, scaler, random number generators. In memory, on each rank.
+
+Nothing here communicates, so a rank can restore whatever became of the others.
+"""
+
+from __future__ import annotations
+
+import copy
+import random
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import nn
+
+
+class _SavedTensor(NamedTuple):
+    """A copy in host memory (a snapshot must not raise the peak of device memory), and where it belongs."""
+
+    values: torch.Tensor
+    device: torch.device
+
+    @classmethod
+    def of(cls, tensor: torch.Tensor) -> _SavedTensor:
+        return cls(tensor.detach().to("cpu", copy=True), tensor.device)
+
+    def tensor(self) -> torch.Tensor:
+        return self.values.to(self.device, copy=True)
+
+
+@dataclass(frozen=True)
+class RngState:
+    """The states of Python's, numpy's and torch's generators, and of the device's if it has one."""
+
+    python: Any
+    numpy: Any
+    torch_cpu: torch.Tensor
+    cuda: torch.Tensor | None
+
+    @classmethod
+    def capture(cls, device: torch.device) -> RngState:
+        """Remember the generators of this process and of ``device``."""
+        cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+        return cls(random.getstate(), np.random.get_state(), torch.get_rng_state(), cuda)
+
+    def restore(self, device: torch.device) -> None:
+        """Put every generator back."""
+        random.setstate(self.python)
+        np.random.set_state(self.numpy)
+        torch.set_rng_state(self.torch_cpu)
+        if self.cuda is not None:
+            torch.cuda.set_rng_state(self.cuda, device)
+
+
+def seed_rngs(*entropy: int) -> None:
+    """Seed every generator of this process from a tuple of non-negative integers, such as (seed, repeat, rank)."""
+    words = np.random.SeedSequence(entropy).generate_state(3)
+    random.seed(int(words[0]))
+    np.random.seed(int(words[1]))
+    torch.manual_seed(int(words[2]))
+
+
+class Snapshot:
+    """Bitwise copies of parameters, buffers, gradients, train flags, optimizer and scaler.
+
+    Restoring writes into the live tensors, so references to them stay valid, and can be done any number of times.
+
+    Args:
+        model: The module whose parameters the optimizer holds (wrapped or not).
+        optimizer: Its optimizer; lazily created state that is not there yet is not created.
+        scaler: Gradient scaler, if the training uses one.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        scaler: torch.amp.GradScaler | None = None,
+    ) -> None:
+        self._model, self._optimizer, self._scaler = model, optimizer, scaler
+        self._parameters = [_SavedTensor.of(p) for p in model.parameters()]
+        self._gradients = [None if p.grad is None else _SavedTensor.of(p.grad) for p in model.parameters()]
+        self._buffers = {name: _SavedTensor.of(buffer) for name, buffer in model.named_buffers()}
+        self._training = [module.training for module in model.modules()]
+        self._optimizer_state = {param: _saved(state) for param, state in optimizer.state.items()}
+        self._groups = [
+            {key: _saved(value) for key, value in group.items() if key != "params"}
+            for group in optimizer.param_groups
+        ]
+        self._scaler_state = None if scaler is None else copy.deepcopy(scaler.state_dict())
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Put everything back, bit for bit."""
+        for parameter, values, gradient in zip(
+            self._model.parameters(), self._parameters, self._gradients, strict=True
+        ):
+            parameter.copy_(values.values)
+            parameter.grad = None if gradient is None else gradient.tensor()
+        for name, buffer in self._model.named_buffers():
+            buffer.copy_(self._buffers[name].values)
+        for module, training in zip(self._model.modules(), self._training, strict=True):
+            module.training = training
+        self._restore_optimizer()
+        if self._scaler is not None and self._scaler_state is not None:
+            self._scaler.load_state_dict(self._scaler_state)
+            self._scaler._per_optimizer_states.clear()  # an exception between unscale_ and update leaves its mark here
+
+    def _restore_optimizer(self) -> None:
+        self._optimizer.state.clear()
+        for param, state in self._optimizer_state.items():
+            self._optimizer.state[param] = _restored(state)
+        for group, saved in zip(self._optimizer.param_groups, self._groups, strict=True):
+            for key in group.keys() - saved.keys() - {"params"}:
+                del group[key]
+            for key, value in saved.items():
+                if isinstance(value, _SavedTensor) and isinstance(group.get(key), torch.Tensor):
+                    group[key].copy_(value.values)  # compiled and capturable optimizers hold this very tensor
+                else:
+                    group[key] = _restored(value)
+
+
+def _saved(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return _SavedTensor.of(value)
+    if isinstance(value, dict):
+        return {key: _saved(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_saved(item) for item in value]
+    return copy.deepcopy(value)
+
+
+def _restored(value: Any) -> Any:
+    if isinstance(value, _SavedTensor):
+        return value.tensor()
+    if isinstance(value, dict):
+        return {key: _restored(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_restored(item) for item in value]
+    return copy.deepcopy(value)

@@ -1,0 +1,35 @@
+"""Objectives: (model, batch) -> mean loss, or (mean loss, number of items it is the mean of)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+
+class Supervised:
+    """The criterion of a model's output and a target.
+
+    Args:
+        criterion: (output, target) -> mean loss, such as a ``torch.nn`` loss.
+    """
+
+    def __init__(self, criterion: Callable[[Any, Any], torch.Tensor]) -> None:
+        self._criterion = criterion
+
+    def __call__(self, model: nn.Module, batch: tuple[Any, Any]) -> torch.Tensor:
+        """The mean loss of a batch (inputs, target)."""
+        inputs, target = batch
+        return self._criterion(model(inputs), target)
+
+
+class ModelLoss:
+    """The loss that a model computes itself from a batch of keyword arguments, as Hugging Face models do."""
+
+    def __call__(self, model: nn.Module, batch: Mapping[str, Any]) -> torch.Tensor:
+        """The model's own mean loss, read from ``output.loss`` or ``output["loss"]``."""
+        output = model(**batch)
+        loss: torch.Tensor = output["loss"] if isinstance(output, Mapping) else output.loss
+        return loss
