@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -64,6 +65,15 @@ class Curve:
         return float(self.level - self.smoothed.min())
 
 
+def usable_points(steps: Iterable[Step]) -> list[Step]:
+    """Steps of the last pass that are points of the curve: applied, and with a finite loss."""
+    steps = list(steps)
+    last_pass = max((step.sweep_pass for step in steps), default=0)
+    return [
+        step for step in steps if step.sweep_pass == last_pass and not step.skipped and np.isfinite(step.loss)
+    ]
+
+
 def pooled(steps: Iterable[Step]) -> tuple[FloatArray, FloatArray]:
     """Mean raw loss by rung over the repeats of the last pass; skipped and non-finite points are no points.
 
@@ -72,11 +82,9 @@ def pooled(steps: Iterable[Step]) -> tuple[FloatArray, FloatArray]:
     Returns:
         Learning rates and losses, each of shape (T,).
     """
-    usable = [step for step in steps if not step.skipped]
+    usable = usable_points(steps)
     if not usable:
         return np.array([]), np.array([])
-    last_pass = max(step.sweep_pass for step in usable)
-    usable = [step for step in usable if step.sweep_pass == last_pass and np.isfinite(step.loss)]
     lr_by_rung = {step.step: step.lr for step in sorted(usable, key=lambda step: step.step)}
     by_repeat = itertools.groupby(sorted(usable, key=lambda s: (s.repeat, s.step)), key=lambda s: s.repeat)
     columns = []
@@ -90,6 +98,27 @@ def pooled(steps: Iterable[Step]) -> tuple[FloatArray, FloatArray]:
     losses = np.array(columns)
     keep = np.isfinite(losses).all(axis=0)
     return np.array(list(lr_by_rung.values()))[keep], losses[:, keep].mean(axis=0)
+
+
+def pooled_steps(steps: Iterable[Step], *, beta: float) -> list[Step]:
+    """The repeats of the last pass as one curve: mean loss and gradient norm by rung, EMA of the mean.
+
+    Rungs and losses are those of :func:`pooled`; counts and times are those of the last repeat.
+    """
+    usable = list(usable_points(steps))
+    lr, loss = pooled(usable)
+    by_lr: dict[float, list[Step]] = {}
+    for step in usable:
+        by_lr.setdefault(step.lr, []).append(step)
+    return [
+        dataclasses.replace(
+            by_lr[rate][-1],
+            loss=mean,
+            smoothed_loss=smoothed,
+            grad_norm=float(np.mean([step.grad_norm for step in by_lr[rate]])),
+        )
+        for rate, mean, smoothed in zip(lr.tolist(), loss.tolist(), ema(loss, beta=beta).tolist(), strict=True)
+    ]
 
 
 def curve_from_steps(steps: Sequence[Step], *, beta: float) -> Curve | None:

@@ -1,0 +1,145 @@
+"""The run directory: the truth about a run, as plain files, readable at every moment. Rank 0 writes it."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+import secrets
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import yaml
+
+from lrrunner.errors import ConfigError
+from lrrunner.records import RangeTest, Step
+from lrrunner.redaction import Redactor
+
+RECORD_COLUMNS = (
+    "sweep_pass",
+    "repeat",
+    "step",
+    "lr",
+    "loss",
+    "smoothed_loss",
+    "grad_norm",
+    "num_items",
+    "skipped",
+    "elapsed_s",
+    "timestamp_ms",
+)
+
+STATUS_INTERVAL_S = 2.0
+
+
+def new_run_path() -> Path:
+    """runs/<time>-<short id> below the current directory."""
+    return Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
+
+
+class RunDirectory:
+    """The files of one run.
+
+    Args:
+        path: Where; made if missing. It must not hold a run yet.
+        redactor: Masks secrets in everything written.
+
+    Raises:
+        ConfigError: the directory cannot be written, or holds a run already.
+    """
+
+    def __init__(self, path: Path, redactor: Redactor) -> None:
+        self.path = path.expanduser().resolve()
+        self._redactor = redactor
+        self._status: dict[str, Any] = {}
+        self._status_time = 0.0
+        try:
+            (self.path / "ranks").mkdir(parents=True, exist_ok=True)
+            if (self.path / "status.json").exists():
+                raise ConfigError([f"run.dir must not hold a run yet, got {path}; choose another directory"])
+            self._records_file = (self.path / "records.csv").open("w", newline="", encoding="utf-8")
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise ConfigError(
+                [f"run.dir must be a writable directory, got {path} ({reason}); choose another directory"]
+            ) from None
+        self._records = csv.writer(self._records_file)
+        self._write_row(RECORD_COLUMNS)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._records_file.close()
+
+    def write_inputs(self, config: dict[str, Any], overrides: Sequence[str]) -> None:
+        """config.yaml (resolved) and overrides.yaml."""
+        self._write("config.yaml", _yaml(self._redactor.tree(config)))
+        self._write("overrides.yaml", _yaml(self._redactor.tree(list(overrides))))
+
+    def record(self, step: Step) -> None:
+        """Append one row to records.csv, flushed; now and then refresh the last step in status.json."""
+        self._write_row([_cell(getattr(step, name)) for name in RECORD_COLUMNS])
+        if time.monotonic() - self._status_time > STATUS_INTERVAL_S:
+            self.update_status(last_step=step.step)
+
+    def write_suggestion(self, test: RangeTest) -> None:
+        """suggestion.json."""
+        suggestion, stop = test.suggestion, test.stop
+        content = {
+            "lr": suggestion.lr,
+            "method": suggestion.method,
+            "verdict": suggestion.verdict,
+            "reason": suggestion.reason,
+            "interval": suggestion.interval,
+            "candidates": suggestion.candidates,
+            "stop_reason": stop.reason,
+            "stop_step": stop.step,
+            "stop_ranks": stop.ranks,
+            "world_size": test.world_size,
+            "global_batch_size": test.global_batch_size,
+        }
+        self._write("suggestion.json", json.dumps(content, indent=2) + "\n")
+
+    def update_status(self, **changes: Any) -> None:
+        """Change fields of status.json."""
+        self._status |= self._redactor.tree(changes)
+        self._status_time = time.monotonic()
+        self._write("status.json", json.dumps(self._status, indent=2) + "\n")
+
+    def files(self) -> list[Path]:
+        """The finished files, for upload; checkpoints and temporary files are not among them."""
+        return sorted(
+            path
+            for path in self.path.rglob("*")
+            if path.is_file() and path.suffix != ".tmp" and "checkpoints" not in path.relative_to(self.path).parts
+        )
+
+    def _write(self, name: str, text: str) -> None:
+        """Replace a file as a whole, so that no reader sees half of it."""
+        partial = self.path / f"{name}.tmp"
+        with partial.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(self.path / name)
+
+    def _write_row(self, row: Sequence[Any]) -> None:
+        self._records.writerow(row)
+        self._records_file.flush()
+
+
+def _cell(value: Any) -> Any:
+    if isinstance(value, bool):
+        return int(value)
+    return repr(value) if isinstance(value, float) and math.isfinite(value) else value
+
+
+def _yaml(content: Any) -> str:
+    return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)

@@ -1,0 +1,352 @@
+"""The MLflow view of a run directory. Rank 0 only; the one module that imports mlflow, and not before it is needed.
+
+Nothing here runs on the step path: a thread sends records in batches, with their own timestamps, so that sending one
+twice changes nothing. What a server misses stays in the run directory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import math
+import os
+import queue
+import socket
+import tempfile
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock
+
+from lrrunner.errors import ConfigError
+from lrrunner.process import is_alive, process_identity
+from lrrunner.records import RangeTest, Step
+from lrrunner.redaction import Redactor
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Metric
+
+FLUSH_INTERVAL_S = 2.0
+MAX_METRICS_PER_BATCH = 1000
+MAX_PARAMS_PER_BATCH = 100
+MAX_PARAM_LENGTH = 6000
+MAX_NOTE_LENGTH = 8000
+LOCAL_SCHEMES = ("sqlite", "postgresql", "mysql", "mssql")
+
+logger = logging.getLogger(__name__)
+
+
+def configure_mlflow(timeout_s: float) -> None:
+    """Short retries for this process's calls (by default one call to a dead server blocks for minutes)."""
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", str(max(1, round(timeout_s))))
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "1")
+
+
+def flattened(node: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Nested configuration as dotted keys.
+
+    >>> flattened({"sweep": {"num_steps": 100}, "tags": []})
+    {'sweep.num_steps': '100', 'tags': '[]'}
+    """
+    flat: dict[str, str] = {}
+    for key, value in node.items():
+        if isinstance(value, Mapping) and value:
+            flat |= flattened(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = str(value)
+    return flat
+
+
+def absolute_uri(uri: str) -> str:
+    """A sqlite URI with an absolute path, so that it stays valid when a process changes its directory.
+
+    Raises:
+        ConfigError: the database's folder does not exist.
+    """
+    prefix = "sqlite:///"
+    if not uri.startswith(prefix):
+        return uri
+    path = Path(uri[len(prefix) :]).resolve()
+    if not path.parent.is_dir():
+        raise ConfigError([f"tracking.uri must lie in an existing directory, got {path.parent}; create it"])
+    return f"{prefix}{path}"
+
+
+class MlflowRun:
+    """One run in MLflow, from the check that the store answers to its final status.
+
+    Args:
+        uri: Tracking URI.
+        experiment: Name of the experiment; made if missing.
+        redactor: Masks secrets in everything sent.
+
+    Raises:
+        ConfigError: the store refuses what is asked of it (not: it does not answer).
+        ConnectionError: the store does not answer.
+    """
+
+    def __init__(self, *, uri: str, experiment: str, redactor: Redactor) -> None:
+        from mlflow import MlflowClient
+        from mlflow.exceptions import MlflowException
+
+        self.uri = absolute_uri(uri)
+        self.experiment = experiment
+        self.run_id: str | None = None
+        self.error: str | None = None
+        self._redactor = redactor
+        self._queue: queue.SimpleQueue[Metric] = queue.SimpleQueue()
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._send_until_closed, name="mlflow", daemon=True)
+        try:
+            with _first_touch_lock(self.uri):
+                self._client: MlflowClient = MlflowClient(tracking_uri=self.uri)
+                self.experiment_id = _experiment_id(self._client, experiment, self.uri)
+            _end_abandoned_runs(self._client, self.experiment_id)
+        except MlflowException as error:
+            message = redactor.text(str(error).splitlines()[0])
+            shown = redactor.text(self.uri)
+            if _is_unreachable(error):
+                raise ConnectionError(message) from None
+            raise ConfigError([f"tracking.uri must name a usable store, got {shown} ({message})"]) from None
+
+    def start(
+        self, *, run_name: str | None, params: Mapping[str, Any], tags: Mapping[str, str], live_prefix: str = ""
+    ) -> None:
+        """Create the run and begin to send what :meth:`log` is given.
+
+        Args:
+            run_name: Shown name; None lets MLflow invent one.
+            params: Resolved configuration.
+            tags: The user's tags and ours.
+            live_prefix: Formatted with each step's fields, goes before the metric names of live steps.
+        """
+        from mlflow.entities import Param
+
+        self._live_prefix = live_prefix
+        all_tags = {
+            **_context_tags(),
+            "lrrunner.host": socket.gethostname(),
+            "lrrunner.process": process_identity(),
+            **tags,
+        }
+        run = self._client.create_run(
+            self.experiment_id,
+            run_name=run_name,
+            tags={key: self._redactor.text(str(value)) for key, value in all_tags.items()},
+        )
+        self.run_id = run.info.run_id
+        self.run_name = run.info.run_name
+        flat = flattened(self._redactor.tree(params))
+        entities = [Param(key, value[:MAX_PARAM_LENGTH]) for key, value in flat.items()]
+        for chunk in _chunks(entities, MAX_PARAMS_PER_BATCH):
+            self._client.log_batch(self.run_id, params=chunk)
+        self._thread.start()
+
+    def log(self, step: Step) -> None:
+        """Hand a step over to the sending thread."""
+        for metric in _step_metrics(step, self._live_prefix.format(repeat=step.repeat)):
+            self._queue.put(metric)
+
+    def finish(
+        self,
+        *,
+        status: str,
+        test: RangeTest | None = None,
+        pooled: Sequence[Step] = (),
+        note: str,
+        files: Iterable[Path],
+        root: Path,
+        picture: Path | None = None,
+    ) -> None:
+        """Send what is left, the suggestion, the picture and the files, and set the final status.
+
+        Args:
+            status: FINISHED, FAILED or KILLED.
+            test: The range test, if it came to one.
+            pooled: Steps of the curve that stands for all repeats, where live steps went under a prefix.
+            note: Markdown for the run's description.
+            files: Artifacts.
+            root: The folder that artifact paths are relative to.
+            picture: The PNG to pin.
+        """
+        assert self.run_id is not None
+        self._closing.set()
+        self._thread.join()
+        try:
+            self._send_pending()
+            if test is not None:
+                self._send_result(test, pooled)
+            self._client.set_tag(self.run_id, "mlflow.note.content", self._redactor.text(note)[:MAX_NOTE_LENGTH])
+            if picture is not None:
+                self._pin(picture)
+            for file in files:
+                folder = file.parent.relative_to(root).as_posix()
+                self._client.log_artifact(self.run_id, str(file), None if folder == "." else folder)
+        except Exception as error:  # noqa: BLE001 - any failure of a view leaves the truth on disk and must not hide it
+            self._note_error(error)
+        finally:
+            self.set_status(status)
+
+    def set_status(self, status: str) -> None:
+        """End the run with an explicit status."""
+        try:
+            self._client.set_terminated(self.run_id, status)
+        except Exception as error:  # noqa: BLE001 - as in finish
+            self._note_error(error)
+
+    def location(self) -> str:
+        """Where to look at the run, in words."""
+        shown = self._redactor.text(self.uri)
+        if self.uri.startswith("http"):
+            return f"{shown}/#/experiments/{self.experiment_id}/runs/{self.run_id}"
+        return f"run {self.run_name} ({self.run_id}) in experiment {self.experiment} of {shown}"
+
+    def _send_result(self, test: RangeTest, pooled: Sequence[Step]) -> None:
+        """Pooled curve, suggested LR and verdict."""
+        for step in pooled:
+            for metric in _step_metrics(step, ""):
+                self._queue.put(metric)
+        self._send_pending()
+        for key, value in _result_metrics(test).items():
+            self._client.log_metric(self.run_id, key, value, synchronous=True)
+        for key, value in _result_tags(test).items():
+            self._client.set_tag(self.run_id, key, self._redactor.text(value))
+
+    def _pin(self, picture: Path) -> None:
+        from PIL import Image
+
+        with Image.open(picture) as image:
+            self._client.log_image(self.run_id, image, key="lr_sweep", step=0, synchronous=True)
+
+    def _send_until_closed(self) -> None:
+        while not self._closing.wait(FLUSH_INTERVAL_S):
+            try:
+                self._send_pending()
+            except Exception as error:  # noqa: BLE001 - a server's bad moment must not touch the sweep
+                self._note_error(error)
+
+    def _send_pending(self) -> None:
+        """Send what is queued; a batch that fails goes back to the end of the queue."""
+        for _ in range(self._queue.qsize() // MAX_METRICS_PER_BATCH + 1):
+            batch = list(_taken(self._queue, MAX_METRICS_PER_BATCH))
+            try:
+                if batch:
+                    self._client.log_batch(self.run_id, metrics=batch)
+            except Exception:
+                for metric in batch:
+                    self._queue.put(metric)
+                raise
+
+    def _note_error(self, error: Exception) -> None:
+        self.error = self._redactor.text(str(error).splitlines()[0] if str(error) else type(error).__name__)
+        logger.info("MLflow: %s", self.error)
+
+
+def _step_metrics(step: Step, prefix: str) -> Iterator[Metric]:
+    """A step's finite figures; a skipped or non-finite step is no point of the curve."""
+    from mlflow.entities import Metric
+
+    if step.skipped or not math.isfinite(step.loss):
+        return
+    figures = {
+        "lr": step.lr,
+        "log10_lr": math.log10(step.lr),
+        "loss": step.loss,
+        "smoothed_loss": step.smoothed_loss,
+        "grad_norm": step.grad_norm,
+    }
+    for key, value in figures.items():
+        if math.isfinite(value):
+            yield Metric(f"{prefix}{key}", value, step.timestamp_ms, step.step)
+
+
+def _result_metrics(test: RangeTest) -> dict[str, float]:
+    suggestion = test.suggestion
+    if suggestion.lr is None or suggestion.interval is None:
+        return {}
+    low, high = suggestion.interval
+    return {"suggested_lr": suggestion.lr, "suggested_lr_low": low, "suggested_lr_high": high}
+
+
+def _result_tags(test: RangeTest) -> dict[str, str]:
+    tags = {"lrrunner.verdict": str(test.suggestion.verdict), "lrrunner.stop_reason": str(test.stop.reason)}
+    non_finite = [step.step for step in test.steps if not math.isfinite(step.loss)]
+    if non_finite:
+        tags["lrrunner.first_nonfinite_step"] = str(min(non_finite))
+    return tags
+
+
+def _context_tags() -> dict[str, str]:
+    """The user, source and commit tags that MLflow's fluent API would set."""
+    from mlflow.tracking.context.registry import resolve_tags
+
+    tags: dict[str, str] = resolve_tags()
+    return tags
+
+
+def _experiment_id(client: MlflowClient, name: str, uri: str) -> str:
+    from mlflow.exceptions import MlflowException
+
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        local = uri.partition(":")[0].partition("+")[0] in LOCAL_SCHEMES
+        try:
+            return str(
+                client.create_experiment(
+                    name, artifact_location=Path("mlartifacts").resolve().as_uri() if local else None
+                )
+            )
+        except MlflowException:
+            found = client.get_experiment_by_name(name)  # somebody else was faster
+            if found is None:
+                raise
+    if found.lifecycle_stage != "active":
+        raise ConfigError(
+            [f"tracking.experiment must not be a deleted one, got {name}; restore it or choose another name"]
+        )
+    return str(found.experiment_id)
+
+
+def _end_abandoned_runs(client: MlflowClient, experiment_id: str) -> None:
+    """Runs of this machine whose process is gone, after a crash of it or a SIGKILL, end as KILLED."""
+    host = socket.gethostname()
+    for run in client.search_runs(
+        [experiment_id], f"attributes.status = 'RUNNING' and tags.`lrrunner.host` = '{host}'", max_results=100
+    ):
+        identity = run.data.tags.get("lrrunner.process", "")
+        if identity and not is_alive(identity):
+            client.set_terminated(run.info.run_id, "KILLED")
+
+
+def _is_unreachable(error: Exception) -> bool:
+    """Connection trouble, as opposed to a store that answers with a refusal."""
+    causes = []
+    cause: BaseException | None = error
+    while cause is not None:
+        causes.append(type(cause).__module__.partition(".")[0])
+        cause = cause.__cause__ or cause.__context__
+    return "requests" in causes or "urllib3" in causes or "Max retries exceeded" in str(error)
+
+
+def _first_touch_lock(uri: str) -> FileLock:
+    """Two processes that create one database's schema at once crash each other."""
+    name = hashlib.sha256(uri.encode()).hexdigest()[:16]
+    return FileLock(Path(tempfile.gettempdir()) / f"lrrunner-mlflow-{os.getuid()}-{name}.lock")
+
+
+def _chunks(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
+
+
+def _taken(source: queue.SimpleQueue[Metric], limit: int) -> Iterator[Metric]:
+    for _ in range(limit):
+        try:
+            yield source.get_nowait()
+        except queue.Empty:
+            return
