@@ -83,3 +83,19 @@ def set_timeout(timeout_s: float) -> None:
     """
     if dist.is_available() and dist.is_initialized():
         dist.distributed_c10d._set_pg_timeout(timedelta(seconds=timeout_s))
+
+
+def first_failure(cause: str) -> str:
+    """The cause that some rank reported first; ``cause`` itself if nobody did before.
+
+    Not a collective: a rank that fails calls it alone, before its end breaks the collectives of the others, which then
+    learn here whose fault it was.
+    """
+    if not (dist.is_available() and dist.is_initialized()):
+        return cause
+    try:
+        store = dist.distributed_c10d._get_default_store()
+        stored: bytes = store.compare_set("lrrunner/first_failure", "", cause)
+    except (RuntimeError, ValueError):  # the store lived in a rank that is gone
+        return cause
+    return stored.decode()

@@ -22,7 +22,11 @@ COMPOSE_ERRORS = (HydraException, OmegaConfBaseException)
 
 
 def compose_job(
-    overrides: Sequence[str], *, config_dir: str | None = None, config_name: str = "config", world_size: int = 1
+    overrides: Sequence[str],
+    *,
+    config_dir: str | None = None,
+    config_name: str = "config",
+    world_size: int = 1,
 ) -> dict[str, Any]:
     """Stage A: compose, resolve and check the configuration of one job.
 

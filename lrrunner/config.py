@@ -22,6 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 from lrrunner.core.batches import nearest_global_batch_sizes
 from lrrunner.core.suggestion import RULES
 from lrrunner.errors import ConfigError
+from lrrunner.launch import launch_command
 
 TRACKING_SCHEMES = ("sqlite", "http", "https", "postgresql", "mysql", "mssql", "databricks")
 
@@ -46,7 +47,6 @@ class StopRuleName(Enum):
 
     range = "range"
     ratio = "ratio"
-
 
 
 @dataclass(kw_only=True)
@@ -230,7 +230,16 @@ def batch_summary(job: Config, *, world_size: int) -> str:
     return f"{ranks}, global batch {job.data.global_batch_size} = {ranks} x {micro} x {accumulation}"
 
 
-FREE_SECTIONS = ("model", "loss", "objective", "optimizer", "optimizer_groups", "data.train", "data.val", "tracking.tags")
+FREE_SECTIONS = (
+    "model",
+    "loss",
+    "objective",
+    "optimizer",
+    "optimizer_groups",
+    "data.train",
+    "data.val",
+    "tracking.tags",
+)
 """Mappings whose keys are the user's."""
 
 
@@ -264,9 +273,7 @@ def _section(item: dataclasses.Field[Any]) -> type | None:
     return annotation if isinstance(annotation, type) and dataclasses.is_dataclass(annotation) else None
 
 
-def _known_part(
-    node: Mapping[str, Any], schema: type, *, prefix: str, errors: list[str]
-) -> dict[str, Any]:
+def _known_part(node: Mapping[str, Any], schema: type, *, prefix: str, errors: list[str]) -> dict[str, Any]:
     """The part of ``node`` that the schema knows; Hydra lets `+key=value` past a structured config, this does not."""
     fields = {item.name: item for item in dataclasses.fields(schema)}
     known: dict[str, Any] = {}
@@ -282,7 +289,12 @@ def _known_part(
 
 
 def _part_errors(job: Config) -> Iterator[str]:
-    parts = {"model": job.model, "objective": job.objective, "optimizer": job.optimizer, "data.train": job.data.train}
+    parts = {
+        "model": job.model,
+        "objective": job.objective,
+        "optimizer": job.optimizer,
+        "data.train": job.data.train,
+    }
     optional = {
         "data.val": job.data.val,
         "data.collate_fn": job.data.collate_fn,
@@ -324,8 +336,12 @@ def _sweep_errors(sweep: SweepConfig) -> Iterator[str]:
 
 def _train_errors(job: Config, world_size: int) -> Iterator[str]:
     train, batch, claimed = job.train, job.data.global_batch_size, job.launch.num_processes
-    if claimed is not None and claimed < 1:
-        yield f"launch.num_processes must be at least 1, got {claimed}; leave it out to claim nothing"
+    if claimed is not None and claimed != world_size:
+        command = launch_command([], num_processes=max(2, claimed), on_cpu=True)
+        yield (
+            f"launch.num_processes must equal the {world_size} rank(s) that were started, got {claimed}; "
+            f"start them with accelerate, on a CPU so: {command}"
+        )
     if train.max_grad_norm is not None and not train.max_grad_norm > 0:
         yield f"train.max_grad_norm must be above 0, got {train.max_grad_norm:g}; null turns clipping off"
     if train.accumulation_steps < 1:

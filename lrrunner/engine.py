@@ -285,9 +285,7 @@ class _Climb:
 
     def _reduced_table(self, loss_sum: torch.Tensor, items: torch.Tensor | float) -> torch.Tensor:
         """One row a rank, summed over ranks: each rank's figures, untouched by the others' NaN."""
-        table = torch.zeros(
-            (self._collective.world_size, len(Column)), dtype=torch.float64, device=self._device
-        )
+        table = torch.zeros((self._collective.world_size, len(Column)), dtype=torch.float64, device=self._device)
         row = table[self._collective.rank]
         row[Column.LOSS_SUM] = loss_sum
         row[Column.ITEMS] = items
@@ -312,7 +310,7 @@ class _Climb:
             return _InFlight(rung, skipped, payload, None)
         on_host = torch.empty(payload.shape, dtype=payload.dtype, pin_memory=True)
         on_host.copy_(payload, non_blocking=True)
-        copied = torch.cuda.Event()
+        copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
         copied.record()
         return _InFlight(rung, skipped, on_host, copied)
 

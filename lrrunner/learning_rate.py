@@ -12,7 +12,7 @@ class LearningRate:
     world size are where other finders lose the link between a loss and its LR.
 
     Attributes:
-        base_lr: The optimizer's default LR, which recorded LRs stand for; a group with another LR keeps its ratio to it.
+        base_lr: The optimizer's default LR, which recorded LRs stand for; other groups keep their ratio to it.
 
     Raises:
         ValueError: the optimizer has no positive LR to keep ratios to.

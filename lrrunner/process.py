@@ -16,7 +16,7 @@ def process_identity(pid: int | None = None) -> str:
 
 
 def is_alive(identity: str) -> bool:
-    """Whether the process of an identity, taken on this machine, still runs. Where /proc is missing: True, to be safe."""
+    """Whether the process of an identity, taken on this machine, still runs; True where /proc is missing."""
     if not _BOOT_ID.exists():
         return True
     pid = identity.split(":")[1]
@@ -24,7 +24,7 @@ def is_alive(identity: str) -> bool:
 
 
 def _start_ticks(pid: int) -> str:
-    """Start time since boot (field 22 of /proc/<pid>/stat), or "?" when there is no such process, or only its zombie."""
+    """Start time since boot (field 22 of /proc/<pid>/stat), "?" when there is no such process or only its zombie."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:

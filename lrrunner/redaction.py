@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -11,7 +12,7 @@ from urllib.parse import unquote
 MASK = "***"
 
 SECRET_WORDS = frozenset(
-    "token password passwd passwords secret secrets credential credentials apikey".split()
+    ["token", "password", "passwords", "passwd", "secret", "secrets", "credential", "credentials", "apikey"]
 )
 KEY_OWNERS = frozenset(("api", "access", "private"))
 
@@ -20,7 +21,9 @@ MIN_LITERAL_LENGTH = 5
 
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[0-9]+")
 _USER_INFO = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*://)(?P<info>[^/\s@'\"]+)@")
-_ASSIGNMENT = re.compile(r"(?P<key>[\w.+~/@-]*\w)(?P<sign>\s*[=:]\s*)(?P<value>'[^']*'|\"[^\"]*\"|[^\s,;{}\[\]()'\"][^\s,;}\])]*)")
+_ASSIGNMENT = re.compile(
+    r"(?P<key>[\w.+~/@-]*\w)(?P<sign>\s*[=:]\s*)(?P<value>'[^']*'|\"[^\"]*\"|[^\s,;{}\[\]()'\"][^\s,;}\])]*)"
+)
 
 
 def is_secret_key(key: str) -> bool:
@@ -30,7 +33,7 @@ def is_secret_key(key: str) -> bool:
     [True, True, True, False, False, False]
     """
     words = [word.lower() for word in _WORD.findall(key)]
-    pairs = zip(words, words[1:], strict=False)
+    pairs = itertools.pairwise(words)
     return any(word in SECRET_WORDS for word in words) or any(
         owner in KEY_OWNERS and word in ("key", "keys") for owner, word in pairs
     )

@@ -2,26 +2,8 @@
 
 from __future__ import annotations
 
-import shlex
-from collections.abc import Sequence
-
 from lrrunner.config import Config, batch_summary
 from lrrunner.records import RangeTest, Stop
-
-MODULE = "lrrunner"
-
-
-def reproducing_command(overrides: Sequence[str], *, world_size: int, on_cpu: bool, options: Sequence[str] = ()) -> str:
-    """The command line that repeats this run.
-
-    >>> reproducing_command(["model=cnn"], world_size=2, on_cpu=True)
-    'ACCELERATE_USE_CPU=1 accelerate launch --multi_gpu --num_processes 2 -m lrrunner model=cnn'
-    """
-    words = shlex.join([*options, *overrides])
-    if world_size == 1:
-        return f"{MODULE} {words}".strip()
-    cpu = "ACCELERATE_USE_CPU=1 " if on_cpu else ""
-    return f"{cpu}accelerate launch --multi_gpu --num_processes {world_size} -m {MODULE} {words}".strip()
 
 
 def closing_lines(test: RangeTest, job: Config, *, directory: str, mlflow: str | None) -> list[str]:
@@ -33,16 +15,16 @@ def closing_lines(test: RangeTest, job: Config, *, directory: str, mlflow: str |
     return lines
 
 
-def stop_in_words(stop: Stop, *, num_steps: int) -> str:
+def stop_in_words(stop: Stop) -> str:
     """Why the ladder ended, for a reader."""
     ranks = ", ".join(map(str, stop.ranks))
     words = {
-        "end_of_ladder": "reached the end of the ladder",
+        "end_of_ladder": "the ladder was climbed to its end",
         "diverged": "the smoothed loss diverged",
         "non_finite": f"the loss was not finite on rank {ranks}" if ranks else "the loss was not finite",
-        "interrupted": "asked to stop",
+        "interrupted": "it was asked to stop",
     }
-    return f"{words[stop.reason]}, at step {stop.step} of {num_steps}"
+    return words[stop.reason]
 
 
 def note(test: RangeTest, job: Config, *, run_id: str, command: str, directory: str) -> str:
@@ -60,7 +42,8 @@ def note(test: RangeTest, job: Config, *, run_id: str, command: str, directory: 
     )
     return f"""{headline}
 
-{suggestion.reason[0].upper()}{suggestion.reason[1:]}. The sweep {stop_in_words(test.stop, num_steps=job.sweep.num_steps)}.
+{suggestion.reason[0].upper()}{suggestion.reason[1:]}.
+The sweep ended at step {test.stop.step} of {job.sweep.num_steps}: {stop_in_words(test.stop)}.
 
 ![LR sweep](get-artifact?path=lr_sweep.png&run_uuid={run_id})
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import math
@@ -77,6 +78,15 @@ class RunDirectory:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._records_file.close()
+
+    def discard(self) -> None:
+        """Remove what a run that does not start has written, and the directory if nothing else is in it."""
+        self._records_file.close()
+        for name in ("config.yaml", "overrides.yaml", "records.csv"):
+            (self.path / name).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            (self.path / "ranks").rmdir()
+            self.path.rmdir()
 
     def write_inputs(self, config: dict[str, Any], overrides: Sequence[str]) -> None:
         """config.yaml (resolved) and overrides.yaml."""

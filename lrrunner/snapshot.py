@@ -85,8 +85,7 @@ class Snapshot:
         self._training = [module.training for module in model.modules()]
         self._optimizer_state = {param: _saved(state) for param, state in optimizer.state.items()}
         self._groups = [
-            {key: _saved(value) for key, value in group.items() if key != "params"}
-            for group in optimizer.param_groups
+            {key: _saved(value) for key, value in group.items() if key != "params"} for group in optimizer.param_groups
         ]
         self._scaler_state = None if scaler is None else copy.deepcopy(scaler.state_dict())
 

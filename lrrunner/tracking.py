@@ -14,7 +14,6 @@ import queue
 import socket
 import tempfile
 import threading
-import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,6 +44,7 @@ def configure_mlflow(timeout_s: float) -> None:
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", str(max(1, round(timeout_s))))
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "1")
+    logging.getLogger("mlflow").setLevel(logging.WARNING)
 
 
 def flattened(node: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
@@ -94,9 +94,10 @@ class MlflowRun:
         from mlflow import MlflowClient
         from mlflow.exceptions import MlflowException
 
+        # run_id stays empty until the run is started
         self.uri = absolute_uri(uri)
         self.experiment = experiment
-        self.run_id: str | None = None
+        self.run_id = ""
         self.error: str | None = None
         self._redactor = redactor
         self._queue: queue.SimpleQueue[Metric] = queue.SimpleQueue()
@@ -115,12 +116,12 @@ class MlflowRun:
             raise ConfigError([f"tracking.uri must name a usable store, got {shown} ({message})"]) from None
 
     def start(
-        self, *, run_name: str | None, params: Mapping[str, Any], tags: Mapping[str, str], live_prefix: str = ""
+        self, *, run_name: str, params: Mapping[str, Any], tags: Mapping[str, str], live_prefix: str = ""
     ) -> None:
         """Create the run and begin to send what :meth:`log` is given.
 
         Args:
-            run_name: Shown name; None lets MLflow invent one.
+            run_name: Shown name.
             params: Resolved configuration.
             tags: The user's tags and ours.
             live_prefix: Formatted with each step's fields, goes before the metric names of live steps.
@@ -140,7 +141,7 @@ class MlflowRun:
             tags={key: self._redactor.text(str(value)) for key, value in all_tags.items()},
         )
         self.run_id = run.info.run_id
-        self.run_name = run.info.run_name
+        self.run_name = run_name
         flat = flattened(self._redactor.tree(params))
         entities = [Param(key, value[:MAX_PARAM_LENGTH]) for key, value in flat.items()]
         for chunk in _chunks(entities, MAX_PARAMS_PER_BATCH):
@@ -174,7 +175,7 @@ class MlflowRun:
             root: The folder that artifact paths are relative to.
             picture: The PNG to pin.
         """
-        assert self.run_id is not None
+        assert self.run_id
         self._closing.set()
         self._thread.join()
         try:
@@ -214,8 +215,8 @@ class MlflowRun:
         self._send_pending()
         for key, value in _result_metrics(test).items():
             self._client.log_metric(self.run_id, key, value, synchronous=True)
-        for key, value in _result_tags(test).items():
-            self._client.set_tag(self.run_id, key, self._redactor.text(value))
+        for key, text in _result_tags(test).items():
+            self._client.set_tag(self.run_id, key, text)
 
     def _pin(self, picture: Path) -> None:
         from PIL import Image

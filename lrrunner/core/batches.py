@@ -80,9 +80,7 @@ def global_batches(plan: BatchPlan, *, seed: int, repeat: int, first_step: int =
         epoch, offset = epoch + 1, 0
 
 
-def micro_batches(
-    plan: BatchPlan, *, seed: int, repeat: int, rank: int, first_step: int = 0
-) -> Iterator[list[int]]:
+def micro_batches(plan: BatchPlan, *, seed: int, repeat: int, rank: int, first_step: int = 0) -> Iterator[list[int]]:
     """One rank's micro-batches in the order it trains on them, ``accumulation_steps`` of them per global batch.
 
     An endless batch sampler for a plain ``torch.utils.data.DataLoader``.

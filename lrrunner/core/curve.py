@@ -69,9 +69,7 @@ def usable_points(steps: Iterable[Step]) -> list[Step]:
     """Steps of the last pass that are points of the curve: applied, and with a finite loss."""
     steps = list(steps)
     last_pass = max((step.sweep_pass for step in steps), default=0)
-    return [
-        step for step in steps if step.sweep_pass == last_pass and not step.skipped and np.isfinite(step.loss)
-    ]
+    return [step for step in steps if step.sweep_pass == last_pass and not step.skipped and np.isfinite(step.loss)]
 
 
 def pooled(steps: Iterable[Step]) -> tuple[FloatArray, FloatArray]:

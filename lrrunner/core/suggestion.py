@@ -80,8 +80,8 @@ def valley(curve: Curve) -> float | None:
     """The middle of the longest strictly decreasing subsequence of the smoothed loss, once it has begun to fall.
 
     References:
-        The default of fastai 2.8, here on the zero-phase smoothed loss, from a twentieth of the fall on (fastai drops the
-        first tenth of the points instead), and with the subsequence's own ends.
+        The default of fastai 2.8, here on the zero-phase smoothed loss, from a twentieth of the fall on (fastai drops
+        the first tenth of the points instead), and with the subsequence's own ends.
     """
     begun = int(np.flatnonzero(curve.smoothed[: curve.minimum_index + 1] >= curve.level - curve.fall / 20)[-1:].sum())
     indices = longest_decreasing_subsequence(curve.smoothed[begun:])
@@ -230,7 +230,9 @@ def _without_descent(curve: Curve, rises: bool) -> _Finding:
     if rises:
         reason = "the loss only rises; lower sweep.start_lr, or check that the loss is one to minimise"
         return _Finding(Verdict.NO_DESCENT, False, reason)
-    reason = "the loss does not respond to the learning rate; raise sweep.end_lr, or check that gradients reach the model"
+    reason = (
+        "the loss does not respond to the learning rate; raise sweep.end_lr, or check that gradients reach the model"
+    )
     return _Finding(Verdict.FLAT, False, reason)
 
 
@@ -274,4 +276,5 @@ def _interval_logs(curve: Curve) -> FloatArray:
     beyond = np.arange(len(x))[:, None] > lowest[None, :]
     fastest = np.where(beyond, np.inf, slope).argmin(axis=0)
     centre = (x[fastest] + x[lowest]) / 2
-    return np.quantile(centre, [0.1, 0.9]) - np.median(centre)
+    low, middle, high = np.quantile(centre, [0.1, 0.5, 0.9])
+    return np.array([low - middle, high - middle])

@@ -51,20 +51,12 @@ class MnistFile(NamedTuple):
 
 MNIST_FILES = {
     "train": (
-        MnistFile(
-            "train-images-idx3-ubyte.gz", "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609"
-        ),
-        MnistFile(
-            "train-labels-idx1-ubyte.gz", "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c"
-        ),
+        MnistFile("train-images-idx3-ubyte.gz", "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609"),
+        MnistFile("train-labels-idx1-ubyte.gz", "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c"),
     ),
     "val": (
-        MnistFile(
-            "t10k-images-idx3-ubyte.gz", "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6"
-        ),
-        MnistFile(
-            "t10k-labels-idx1-ubyte.gz", "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6"
-        ),
+        MnistFile("t10k-images-idx3-ubyte.gz", "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6"),
+        MnistFile("t10k-labels-idx1-ubyte.gz", "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6"),
     ),
 }
 
@@ -130,9 +122,7 @@ def text(*, root: str | None, split: str, context_length: int) -> Windows:
     codes = np.frombuffer(content.encode("ascii", errors="replace"), dtype=np.uint8)
     characters = torch.from_numpy(codes.astype(np.int64))
     cut = len(characters) * 9 // 10
-    return Windows(
-        characters[:cut] if split == "train" else characters[cut:], context_length=context_length
-    )
+    return Windows(characters[:cut] if split == "train" else characters[cut:], context_length=context_length)
 
 
 def _python_topics() -> str:
@@ -177,9 +167,7 @@ def _download(path: Path, url: str, sha256: str, timeout_s: float) -> None:
 def _verify(content: bytes, sha256: str, source: Path | str) -> None:
     found = hashlib.sha256(content).hexdigest()
     if found != sha256:
-        raise ValueError(
-            f"{source} must have the SHA-256 checksum {sha256}, got {found}; delete it and fetch it again"
-        )
+        raise ValueError(f"{source} must have the SHA-256 checksum {sha256}, got {found}; delete it and fetch it again")
 
 
 def _idx_array(content: bytes) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:

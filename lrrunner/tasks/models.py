@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -13,11 +15,7 @@ class Mlp(nn.Module):
     def __init__(self, *, in_features: int, hidden_features: int, num_hidden: int, num_classes: int) -> None:
         super().__init__()
         widths = [in_features, *[hidden_features] * num_hidden]
-        hidden = [
-            layer
-            for a, b in zip(widths, widths[1:], strict=False)
-            for layer in (nn.Linear(a, b), nn.ReLU())
-        ]
+        hidden = [layer for a, b in itertools.pairwise(widths) for layer in (nn.Linear(a, b), nn.ReLU())]
         self.layers = nn.Sequential(nn.Flatten(), *hidden, nn.Linear(widths[-1], num_classes))
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
@@ -34,7 +32,7 @@ class Cnn(nn.Module):
         channels = (in_channels, width, 2 * width, 4 * width)
         blocks = [
             nn.Sequential(nn.Conv2d(a, b, 3, padding=1, bias=False), nn.BatchNorm2d(b), nn.ReLU())
-            for a, b in zip(channels, channels[1:], strict=False)
+            for a, b in itertools.pairwise(channels)
         ]
         self.features = nn.Sequential(*blocks)
         self.classifier = nn.Linear(channels[-1], num_classes)
@@ -82,9 +80,7 @@ class CharGpt(nn.Module):
         Radford et al. 2019, "Language Models are Unsupervised Multitask Learners" (initialisation, pre-norm blocks).
     """
 
-    def __init__(
-        self, *, vocab_size: int, context_length: int, width: int, num_layers: int, num_heads: int
-    ) -> None:
+    def __init__(self, *, vocab_size: int, context_length: int, width: int, num_layers: int, num_heads: int) -> None:
         super().__init__()
         if width % num_heads:
             raise ValueError(f"width must be divisible by num_heads={num_heads}, got {width}")

@@ -1,0 +1,257 @@
+"""Stage B: from names to objects. Every error is collected, so that all ranks can agree on all of them at once."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import hydra.utils
+import torch
+from hydra.errors import InstantiationException
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+
+from lrrunner.config import Config
+from lrrunner.core.batches import BatchPlan, micro_batches
+from lrrunner.engine import Objective
+from lrrunner.snapshot import seed_rngs
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """What a job is made of, before it is wrapped for the world."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    objective: Objective
+    dataset: Dataset[Any]
+    num_samples: int
+    collate_fn: Callable[[list[Any]], Any] | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Regime:
+    """How steps are computed, once launcher and configuration agree.
+
+    Attributes:
+        mixed_precision: "fp32", "bf16" or "fp16".
+        dynamo_backend: Accelerate's name of the compiler back end, "no" for none.
+    """
+
+    mixed_precision: str
+    dynamo_backend: str
+
+
+class PlannedBatches:
+    """A batch sampler that reads the plan: an endless iterable of index lists."""
+
+    def __init__(self, plan: BatchPlan, *, seed: int, repeat: int, rank: int) -> None:
+        self._plan, self._seed, self._repeat, self._rank = plan, seed, repeat, rank
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return micro_batches(self._plan, seed=self._seed, repeat=self._repeat, rank=self._rank)
+
+
+def regime(job: Config, *, device: torch.device, errors: list[str]) -> Regime:
+    """Precision and compiler: null inherits what the launcher was told, a contradiction is an error."""
+    told = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    asked = job.train.mixed_precision.value if job.train.mixed_precision else None
+    precision = asked or ("fp32" if told == "no" else told)
+    if asked and told not in ("no", asked):
+        errors.append(
+            f"train.mixed_precision must agree with accelerate launch --mixed_precision={told}, got {asked}; "
+            "give one of the two, or leave train.mixed_precision=null"
+        )
+    if precision not in ("fp32", "bf16", "fp16"):
+        errors.append(f"train.mixed_precision must be one of fp32, bf16, fp16; got {precision} from accelerate launch")
+    if precision == "fp16" and device.type == "cpu":
+        errors.append("train.mixed_precision must not be fp16 on a CPU, got fp16; use bf16 or fp32")
+    if job.train.sync_batchnorm and device.type == "cpu":
+        errors.append("train.sync_batchnorm must be false on a CPU (torch has none there), got true; set it to false")
+    for switch, name in (("ACCELERATE_USE_FSDP", "FSDP"), ("ACCELERATE_USE_DEEPSPEED", "DeepSpeed")):
+        if os.environ.get(switch, "false").lower() in ("1", "true"):
+            errors.append(f"the launcher must use DDP, got {name}; leave {name} out of accelerate launch")
+    return Regime(mixed_precision=precision, dynamo_backend=_dynamo_backend(job, errors))
+
+
+def build(job: Config, *, device: torch.device, world_size: int, errors: list[str]) -> Parts | None:
+    """Instantiate every part under the common seed; None after an error.
+
+    Args:
+        job: Typed job.
+        device: Where the model goes.
+        world_size: Number of ranks.
+        errors: Takes one message per error.
+    """
+    before = len(errors)
+    seed_rngs(job.sweep.seed)
+    model = _made("model", job.model, errors)
+    dataset = _made("data.train", job.data.train, errors)
+    collate_fn = _made("data.collate_fn", job.data.collate_fn, errors)
+    objective = _objective(job, errors)
+    if job.data.val is not None:
+        _target("data.val", job.data.val, errors)
+    optimizer = None
+    if model is not None and _is_model(model, errors):
+        model = model.to(device)
+        if job.train.sync_batchnorm and device.type != "cpu":
+            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
+        optimizer = _optimizer(job, model, errors)
+    num_samples = _num_samples(dataset, job, errors) if dataset is not None else 0
+    if len(errors) > before or model is None or optimizer is None or objective is None or dataset is None:
+        return None
+    return Parts(
+        model=model,
+        optimizer=optimizer,
+        objective=objective,
+        dataset=dataset,
+        num_samples=num_samples,
+        collate_fn=collate_fn,
+    )
+
+
+def batch_plan(job: Config, *, num_samples: int, world_size: int) -> BatchPlan:
+    """How the dataset is cut."""
+    return BatchPlan(
+        dataset_size=num_samples,
+        global_batch_size=job.data.global_batch_size,
+        world_size=world_size,
+        accumulation_steps=job.train.accumulation_steps,
+    )
+
+
+def planned_loader(parts: Parts, job: Config, plan: BatchPlan, *, repeat: int, rank: int) -> DataLoader[Any]:
+    """A plain DataLoader over this rank's endless micro-batches."""
+    loader = job.data.dataloader
+    sampler: Any = PlannedBatches(plan, seed=job.sweep.seed, repeat=repeat, rank=rank)
+    return DataLoader(
+        parts.dataset,
+        batch_sampler=sampler,
+        collate_fn=parts.collate_fn,
+        num_workers=loader.num_workers,
+        pin_memory=loader.pin_memory,
+        persistent_workers=loader.persistent_workers,
+        prefetch_factor=loader.prefetch_factor,
+    )
+
+
+def _dynamo_backend(job: Config, errors: list[str]) -> str:
+    told = os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no").lower()
+    if job.train.compile is False and told != "no":
+        errors.append(
+            f"train.compile must agree with accelerate launch --dynamo_backend={told}, got false; leave one out"
+        )
+    return "inductor" if job.train.compile and told == "no" else told
+
+
+def _made(name: str, part: Mapping[str, Any] | None, errors: list[str], *arguments: Any) -> Any:
+    """Instantiate one part; a message instead of an exception."""
+    if part is None or not _target(name, part, errors):
+        return None
+    try:
+        return hydra.utils.instantiate(dict(part), *arguments, _convert_="all")
+    except Exception as error:
+        cause = error.__cause__ if isinstance(error, InstantiationException) and error.__cause__ else error
+        logger.info("%s could not be built", name, exc_info=cause)
+        reason = str(cause).strip().splitlines()[0] if str(cause).strip() else "no message"
+        errors.append(f"{name} could not be built: {part['_target_']} raised {type(cause).__name__}: {reason}")
+        return None
+
+
+def _target(name: str, part: Mapping[str, Any], errors: list[str]) -> bool:
+    """Whether a `_target_` can be imported and takes its arguments."""
+    path = part["_target_"]
+    try:
+        target = hydra.utils.get_object(path)
+    except Exception as error:
+        cause = error.__cause__ or error
+        logger.info("%s could not be imported", path, exc_info=cause)
+        reason = str(cause).strip().splitlines()[0] if str(cause).strip() else type(cause).__name__
+        errors.append(
+            f"{name}._target_ must be importable, got {path} ({reason}); correct the name, or run where it is"
+        )
+        return False
+    if not callable(target):
+        errors.append(f"{name}._target_ must be a class or a function, got {path}; name something to call")
+        return False
+    refused = _refused_arguments(target, part)
+    if refused:
+        errors.append(f"{name} must take the arguments it is given: {path} {refused}; correct the keys of {name}")
+    return not refused
+
+
+def _refused_arguments(target: Callable[..., Any], part: Mapping[str, Any]) -> str | None:
+    """What a call with these arguments would raise, or None; callables without a signature are tried later."""
+    arguments = {key: value for key, value in part.items() if not (key.startswith("_") and key.endswith("_"))}
+    try:
+        signature = inspect.signature(target)
+    except (TypeError, ValueError):
+        return None
+    bind = signature.bind_partial if part.get("_partial_") else signature.bind
+    try:
+        bind(*part.get("_args_", ()), **arguments)
+    except TypeError as error:
+        return str(error)
+    return None
+
+
+def _objective(job: Config, errors: list[str]) -> Objective | None:
+    if job.loss is not None and _made("loss", job.loss, errors) is None:
+        return None  # the objective holds the loss; one message is enough
+    objective: Objective | None = _made("objective", job.objective, errors)
+    return objective
+
+
+def _is_model(model: Any, errors: list[str]) -> bool:
+    if not isinstance(model, nn.Module):
+        errors.append(f"model must be a torch.nn.Module, got {type(model).__name__}; correct model._target_")
+        return False
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        errors.append(f"model must have trainable parameters, got none in {type(model).__name__}; unfreeze some")
+        return False
+    return True
+
+
+def _optimizer(job: Config, model: nn.Module, errors: list[str]) -> torch.optim.Optimizer | None:
+    parameters: Any = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if job.optimizer_groups is not None:
+        parameters = _made("optimizer_groups", job.optimizer_groups, errors, model)
+        if parameters is None:
+            return None
+    optimizer = _made("optimizer", {**job.optimizer, "_partial_": False, "_args_": [parameters]}, errors)
+    if optimizer is None:
+        return None
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        errors.append(
+            f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}; correct optimizer._target_"
+        )
+        return None
+    closure = inspect.signature(type(optimizer).step).parameters.get("closure")
+    if closure is not None and closure.default is inspect.Parameter.empty:
+        errors.append(
+            f"optimizer must step without a closure, got {type(optimizer).__name__}, which searches its own step "
+            "length; use another optimizer"
+        )
+        return None
+    return optimizer
+
+
+def _num_samples(dataset: Any, job: Config, errors: list[str]) -> int:
+    if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
+        errors.append(
+            f"data.train must have a length and an index, got {type(dataset).__name__}; use a map-style dataset"
+        )
+        return 0
+    num_samples = len(dataset)
+    if num_samples < job.data.global_batch_size:
+        errors.append(
+            f"data.train must hold at least one global batch of {job.data.global_batch_size} samples, "
+            f"got {num_samples}; lower data.global_batch_size"
+        )
+    return num_samples

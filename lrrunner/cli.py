@@ -1,0 +1,143 @@
+"""The command line: compose, validate, then work. No torch before the configuration is right."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+import hydra
+from omegaconf import DictConfig
+
+from lrrunner.compose import compose_job
+from lrrunner.config import register_schema
+from lrrunner.errors import ConfigError
+from lrrunner.launch import launch_command
+from lrrunner.redaction import Redactor
+
+EXIT_CONFIG = 2
+
+RANK_0_FIRST_S = 5.0
+"""How long another rank leaves the message about a wrong configuration to rank 0, whose end ends them all."""
+
+OPTIONS_WITH_VALUE = ("--config-dir", "-cd", "--config-name", "-cn")
+MULTIRUN = ("--multirun", "-m")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CommandLine:
+    """Arguments sorted into Hydra's flags and overrides.
+
+    Attributes:
+        overrides: Everything that is no flag.
+        config_dir: Value of ``--config-dir``.
+        config_name: Value of ``--config-name``.
+        multirun: Whether a grid was asked for.
+        hydra_flags: Flags that Hydra answers itself (help, info, the configuration, completion).
+    """
+
+    overrides: tuple[str, ...]
+    config_dir: str | None
+    config_name: str
+    multirun: bool
+    hydra_flags: tuple[str, ...]
+
+    @property
+    def options(self) -> list[str]:
+        """The flags that a repeated run needs."""
+        directory = [] if self.config_dir is None else ["--config-dir", self.config_dir]
+        return directory + ([] if self.config_name == "config" else ["--config-name", self.config_name])
+
+
+def command_line(arguments: Sequence[str]) -> CommandLine:
+    """Sort arguments.
+
+    >>> command_line(["-cd", "my_conf", "model=cnn"]).overrides
+    ('model=cnn',)
+    """
+    overrides: list[str] = []
+    values: dict[str, str] = {}
+    multirun, flags = False, []
+    words = iter(arguments)
+    for word in words:
+        name, sign, value = word.partition("=")
+        if name in OPTIONS_WITH_VALUE:
+            values[name] = value if sign else next(words, "")
+        elif word in MULTIRUN:
+            multirun = True
+        elif word.startswith("-"):
+            flags.append(word)
+        else:
+            overrides.append(word)
+    return CommandLine(
+        overrides=tuple(overrides),
+        config_dir=values.get("--config-dir", values.get("-cd")),
+        config_name=values.get("--config-name", values.get("-cn", "config")),
+        multirun=multirun,
+        hydra_flags=tuple(flags),
+    )
+
+
+def main() -> NoReturn:
+    """Console script ``lrrunner``, and ``python -m lrrunner``."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run the command line.
+
+    Returns:
+        Exit code: 0 the sweep ran to its end, 1 it failed, 2 the configuration is wrong, 143 ended by SIGTERM.
+    """
+    words = command_line(arguments)
+    rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    if words.hydra_flags:
+        if rank == 0:
+            _let_hydra_answer()
+        return 0
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))  # so that a _target_ in the user's own directory is found
+    try:
+        container = _checked_job(words, world_size)
+    except ConfigError as error:
+        _show(error, words, rank)
+        return EXIT_CONFIG
+    from lrrunner.worker import work
+
+    return work(container, words.overrides, words.options)
+
+
+def _checked_job(words: CommandLine, world_size: int) -> dict[str, object]:
+    """Stage A."""
+    if words.multirun:
+        where = f"inside {world_size} ranks" if world_size > 1 else "yet"
+        command = launch_command(["model=mlp"], num_processes=max(2, world_size), on_cpu=True)
+        raise ConfigError(
+            [f"-m must not be given {where}, got {' '.join(words.overrides)}; run one sweep after another: {command}"]
+        )
+    return compose_job(
+        words.overrides, config_dir=words.config_dir, config_name=words.config_name, world_size=world_size
+    )
+
+
+def _show(error: ConfigError, words: CommandLine, rank: int) -> None:
+    """Print the message once: rank 0 speaks, and another rank only if rank 0 found nothing wrong."""
+    prefix = ""
+    if rank != 0:
+        time.sleep(RANK_0_FIRST_S)
+        prefix = f"[rank {rank}] "
+    redactor = Redactor.for_run({}, os.environ, words.overrides)
+    print(prefix + redactor.text(str(error)), file=sys.stderr, flush=True)
+
+
+def _let_hydra_answer() -> None:
+    register_schema()
+    hydra.main(config_path="pkg://lrrunner.conf", config_name="config", version_base="1.3")(_nothing)()
+
+
+def _nothing(cfg: DictConfig) -> None:
+    """Hydra's flags answer without running anything."""

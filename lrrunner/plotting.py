@@ -1,0 +1,304 @@
+"""The picture of a sweep: records -> Figure -> PNG. Alone in importing matplotlib, and never its pyplot."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import matplotlib.style
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter
+from matplotlib.transforms import blended_transform_factory
+
+from lrrunner.core.curve import Curve, curve_from_steps, pooled
+from lrrunner.core.schedule import FloatArray
+from lrrunner.records import RangeTest, Step, Stop, StopReason, Suggestion, Verdict
+
+WIDTH_PX, HEIGHT_PX, DPI = 900, 560, 100
+LEFT_PX, RIGHT_PX, BOTTOM_PX = 100, 72, 70
+EDGE_PX, LINE_PX, ROW_PX = 14, 18, 15
+SMALL, NORMAL, LARGE = 9, 10, 13
+
+# After Okabe and Ito, so that colour-blind readers tell them apart; line style says the same in grey.
+CURVE, RAW, SUGGESTED, STOPPED = "#0072B2", "#94BFDC", "#00795A", "#C04A00"
+INK, MUTED, GRID, EARLIER = "#222222", "#5A5A5A", "#E4E4E4", "#BDBDBD"
+
+
+@matplotlib.style.context("default")  # a user's own style must not reach the picture
+def lr_sweep_figure(test: RangeTest, *, beta: float, title: str, subtitle: str = "") -> Figure:
+    """Loss against learning rate, 900 x 560 px: the curve, what it suggests, where it stopped.
+
+    The loss axis follows the initial level and the lowest smoothed loss, so that a divergence leaves the
+    picture at the top instead of flattening the rest. Each rule's LR has a row above the curve. Where the
+    verdict is not ok, it and its reason are written out. Degenerate sweeps (no point, one point, a constant)
+    draw what there is.
+
+    Args:
+        test: Records, stops and suggestion; the last pass is the curve, earlier passes are its background.
+        beta: Memory of the causal EMA in [0, 1), as for the suggestion.
+        title: One line, say model and optimizer; cut with an ellipsis where it does not fit.
+        subtitle: One line, say global batch, world size, steps.
+
+    Returns:
+        A figure on the Agg canvas, for ``save_png``.
+    """
+    figure = Figure(figsize=(WIDTH_PX / DPI, HEIGHT_PX / DPI), dpi=DPI, facecolor="white")
+    FigureCanvasAgg(figure)
+    top_px = _draw_heading(figure, test.suggestion, title=title, subtitle=subtitle)
+    found = any(lr is not None for lr in test.suggestion.candidates.values())
+    curve_top_px = top_px + ROW_PX * len(test.suggestion.candidates) * found
+    axes = _add_axes(figure, top_px=curve_top_px, bottom_px=HEIGHT_PX - BOTTOM_PX)
+    _draw_losses(axes, test.steps, curve_from_steps(test.steps, beta=beta))
+    panels = [axes]
+    if found:
+        panels.insert(0, _add_axes(figure, top_px=top_px, bottom_px=curve_top_px, sharex=axes))
+        _draw_candidates(panels[0], test.suggestion.candidates, method=test.suggestion.method)
+    _frame(axes, lr_limits=_lr_limits(test))
+    _draw_suggestion(panels, test.suggestion)
+    if test.steps and test.stops:
+        _draw_stop(axes, test.stop, test.steps)
+    return figure
+
+
+@matplotlib.style.context("default")  # a user's savefig settings must not change the size
+def save_png(figure: Figure, path: Path) -> None:
+    """Write the figure to ``path``; readers see the whole old picture or the whole new one."""
+    unfinished = path.with_name(f".{path.name}.part")
+    figure.savefig(unfinished, format="png", dpi=DPI)
+    unfinished.replace(path)
+
+
+def loss_limits(curve: Curve | None, *, low: FloatArray, high: FloatArray) -> tuple[float, float]:
+    """Bottom and top of the loss axis: the fall of the curve and its noise, whatever a divergence reached.
+
+    Args:
+        curve: The curve, or None where there are fewer than two points.
+        low: Lowest raw loss by rung, shape (T,). An outlier counts down to one fall below the curve.
+        high: Highest raw loss by rung, shape (T,). The first is that of the initial weights, so no divergence.
+    """
+    first = float(high[0]) if len(high) else 0.0
+    if curve is None:
+        least = 0.1 * abs(first) or 1.0
+        return first - least, first + least
+    lowest = min(curve.level, float(curve.smoothed.min()))
+    depth = max(curve.level - lowest, 4 * curve.noise)
+    lowest = min(lowest, max(float(low.min()), lowest - depth))
+    highest = max(curve.level, first)
+    fall = highest - lowest
+    least = 1e-3 * abs(curve.level) or 1.0  # keeps tick labels within six digits
+    return lowest - max(0.1 * fall, least), highest + max(0.3 * fall, 4 * curve.noise, least)
+
+
+def repeat_range(steps: Sequence[Step]) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Lowest and highest raw loss by rung over repeats.
+
+    A repeat that stopped holds its last loss, as in ``pooled``, whose mean therefore stays within the range.
+
+    Args:
+        steps: Records of one pass.
+
+    Returns:
+        Learning rates, minima and maxima, each of shape (T,).
+    """
+    points = [step for step in steps if not step.skipped and np.isfinite(step.loss)]
+    lr_by_rung = {step.step: step.lr for step in sorted(points, key=lambda step: step.step)}
+    column = {rung: i for i, rung in enumerate(lr_by_rung)}
+    row = {repeat: i for i, repeat in enumerate(sorted({step.repeat for step in points}))}
+    losses = np.full((len(row), len(column)), np.nan)
+    for step in points:
+        losses[row[step.repeat], column[step.step]] = step.loss
+    for i in range(1, len(column)):
+        losses[:, i] = np.where(np.isnan(losses[:, i]), losses[:, i - 1], losses[:, i])
+    keep = np.isfinite(losses).all(axis=0)
+    kept = losses[:, keep]
+    lr = np.array(list(lr_by_rung.values()))[keep]
+    return lr, kept.min(axis=0, initial=np.inf), kept.max(axis=0, initial=-np.inf)
+
+
+def _draw_heading(figure: Figure, suggestion: Suggestion, *, title: str, subtitle: str) -> int:
+    """Title, subtitle, and the verdict where it needs words.
+
+    Returns:
+        Pixels from the top where the panels may begin, a line for the suggestion's label left free.
+    """
+    y = _write(figure, title, y_px=EDGE_PX, size=LARGE, weight="bold") + 3
+    if subtitle:
+        y = _write(figure, subtitle, y_px=y, colour=MUTED)
+    words = f"verdict {suggestion.verdict}: {suggestion.reason}"
+    if suggestion.lr is None:
+        y = _write(figure, "no suggested lr", y_px=y + 10, size=LARGE, weight="bold", colour=STOPPED) + 2
+    if suggestion.lr is None or suggestion.verdict != Verdict.OK:
+        for line in textwrap.wrap(words, width=122):
+            y = _write(figure, line, y_px=y + 2)
+    return y + 10 if suggestion.lr is None else y + LINE_PX + 10
+
+
+def _write(
+    figure: Figure, words: str, *, y_px: int, size: int = NORMAL, weight: str = "normal", colour: str = INK
+) -> int:
+    """One line of the heading, cut where it would leave the figure.
+
+    Returns:
+        Pixels from the top where the next line may begin.
+    """
+    line = " ".join(words.split())[:250]  # more never fits, and each cut below is measured
+    position = (EDGE_PX / WIDTH_PX, 1 - y_px / HEIGHT_PX)
+    # A model's name may hold dollar signs: it is never mathematics.
+    text = figure.text(*position, line, size=size, weight=weight, color=colour, va="top", parse_math=False)
+    while line and text.get_window_extent().width > WIDTH_PX - 2 * EDGE_PX:
+        line = line[:-1]
+        text.set_text(f"{line}…")
+    return y_px + LINE_PX + 2 * (size - NORMAL)
+
+
+def _add_axes(figure: Figure, *, top_px: int, bottom_px: int, sharex: Axes | None = None) -> Axes:
+    """A panel between two heights in pixels from the top, as wide as every other panel, with a log x axis."""
+    width = 1 - (LEFT_PX + RIGHT_PX) / WIDTH_PX
+    height = (bottom_px - top_px) / HEIGHT_PX
+    axes = figure.add_axes((LEFT_PX / WIDTH_PX, 1 - bottom_px / HEIGHT_PX, width, height), sharex=sharex)
+    axes.set_xscale("log")
+    axes.set_axisbelow(True)
+    for side in axes.spines.values():
+        side.set_color(EARLIER)
+    return axes
+
+
+def _draw_losses(axes: Axes, steps: Sequence[Step], curve: Curve | None) -> None:
+    """Earlier passes, raw losses, their range over repeats, and the smoothed curve."""
+    last_pass = _last_pass(steps)
+    final = [step for step in steps if step.sweep_pass == last_pass]
+    lr, low, high = repeat_range(final)
+    if not len(lr):
+        _say_empty(axes)
+        return
+    bottom, top = loss_limits(curve, low=low, high=high)
+    axes.set_ylim(bottom, top)
+    # Out of sight, and within the renderer's coordinates even for 1e308.
+    clip = partial(np.clip, a_min=2 * bottom - top, a_max=2 * top - bottom)
+    for number in range(last_pass):
+        early_lr, early_loss = pooled([step for step in steps if step.sweep_pass == number])
+        axes.plot(early_lr, clip(early_loss), color=EARLIER, lw=1, label="" if number else "earlier passes")
+    num_repeats = len({step.repeat for step in final})
+    if num_repeats > 1:
+        words = f"range over {num_repeats} repeats"
+        axes.fill_between(lr, clip(low), clip(high), color=CURVE, alpha=0.15, lw=0, label=words)
+    lr, loss = pooled(final)
+    dot = 5.0 if len(lr) < 20 else 2.5 if len(lr) <= 200 else 0.0
+    words = "mean raw loss" if num_repeats > 1 else "raw loss"
+    axes.plot(lr, clip(loss), color=RAW, lw=1.1, marker="o", markersize=dot, label=words)
+    if curve is not None:
+        words = "smoothed loss, divergence capped" if loss.max() > top else "smoothed loss"
+        axes.plot(curve.lr, curve.smoothed, color=CURVE, lw=2.4, label=words)
+
+
+def _say_empty(axes: Axes) -> None:
+    axes.set_yticks([])
+    place, white = axes.transAxes, {"facecolor": "white", "lw": 0}
+    words = axes.text(0.5, 0.5, "no finite loss to draw", transform=place, ha="center", bbox=white, zorder=5)
+    words.set(color=MUTED, size=NORMAL)
+
+
+def _draw_candidates(axes: Axes, candidates: Mapping[str, float | None], *, method: str) -> None:
+    """One row a rule: name, dot, LR in figures. Rules tend to agree, and rows keep their names apart."""
+    axes.set_ylim(len(candidates) - 0.5, -0.5)
+    axes.set_yticks(range(len(candidates)), labels=list(candidates), size=SMALL)
+    axes.tick_params(axis="y", length=0)
+    axes.tick_params(axis="x", which="both", bottom=False, labelbottom=False)
+    axes.grid(axis="y", color=GRID, lw=0.8)
+    for row, (name, lr) in enumerate(candidates.items()):
+        chosen = name == method
+        colour, weight = (SUGGESTED, "bold") if chosen else (MUTED, "normal")
+        axes.get_yticklabels()[row].set(color=colour, weight=weight)
+        figures = "none" if lr is None else f"{lr:.1e}"
+        beside = axes.text(1.01, row, figures, transform=axes.get_yaxis_transform(), va="center_baseline")
+        beside.set(color=colour, weight=weight, size=SMALL)
+        if lr is not None:
+            axes.plot([lr], [row], color=colour, marker="o", markersize=7 if chosen else 5, zorder=4)
+
+
+def _draw_suggestion(panels: Sequence[Axes], suggestion: Suggestion) -> None:
+    """The line and its interval through every panel, their values above the topmost."""
+    if suggestion.lr is None:
+        return
+    words = f"suggested lr {suggestion.lr:.1e}"
+    if suggestion.interval is not None:
+        low, high = suggestion.interval
+        words += f"   [{low:.1e}, {high:.1e}]"
+    for axes in panels:
+        if suggestion.interval is not None:
+            axes.axvspan(low, high, color=SUGGESTED, alpha=0.13, lw=0, zorder=0, gid="interval")
+        axes.axvline(suggestion.lr, color=SUGGESTED, lw=2, zorder=3, gid="suggestion")
+    top = panels[0]
+    x = top.transAxes.inverted().transform(top.transData.transform((suggestion.lr, 0)))[0]
+    align = "left" if x < 0.25 else "right" if x > 0.75 else "center"
+    edge = top.get_xaxis_transform()
+    label = top.annotate(words, (suggestion.lr, 1), (0, 4), xycoords=edge, textcoords="offset points", ha=align)
+    label.set(color=SUGGESTED, weight="bold", size=NORMAL + 1)
+
+
+def _draw_stop(axes: Axes, stop: Stop, steps: Sequence[Step]) -> None:
+    """Where the ladder ended and why, upright on the far side of the line, below a curve that has diverged."""
+    final = [step for step in steps if step.sweep_pass == _last_pass(steps)]
+    lr = min(final, key=lambda step: abs(step.step - stop.step)).lr
+    colour = MUTED if stop.reason == StopReason.END_OF_LADDER else STOPPED
+    axes.axvline(lr, color=colour, lw=1.4, ls=(0, (2, 2)), zorder=3, gid="stop")
+    words = axes.annotate(
+        textwrap.shorten(str(stop), width=36, placeholder=" …"),  # many ranks may be to blame
+        (lr, 0.03),
+        xycoords=axes.get_xaxis_transform(),
+        xytext=(4, 0),
+        textcoords="offset points",
+        rotation=90,
+        va="bottom",
+        bbox={"facecolor": "white", "alpha": 0.8, "lw": 0, "pad": 1},
+    )
+    words.set(color=colour, size=NORMAL)
+
+
+class _PlainExponents(LogFormatter):
+    """Figures as on standard output (1e-03); raised exponents would be smaller than 9 points."""
+
+    def __call__(self, x: float, pos: Any = None) -> str:
+        """The label of a tick at ``x``, empty where labels would crowd."""
+        if not super().__call__(x, pos):
+            return ""
+        mantissa, exponent = f"{x:.2e}".split("e")
+        return f"{x:.3g}" if x >= 1 else f"{float(mantissa):g}e{exponent}"
+
+
+def _frame(axes: Axes, *, lr_limits: tuple[float, float]) -> None:
+    """Limits, grid, tick labels, axis labels, and below these, where no curve runs, the legend."""
+    axes.set_xlim(*lr_limits)
+    axes.grid(color=GRID, lw=0.8)
+    axes.tick_params(which="both", labelsize=SMALL, color=EARLIER, labelcolor=INK)
+    axes.xaxis.set_major_formatter(_PlainExponents())
+    axes.xaxis.set_minor_formatter(_PlainExponents())
+    axes.yaxis.set_major_formatter("{x:.6g}")
+    axes.set_xlabel("learning rate (log scale)", size=NORMAL, color=INK)
+    axes.set_ylabel("loss", size=NORMAL, color=INK)
+    whole = axes.figure.transFigure
+    beside = blended_transform_factory(whole, axes.transAxes)
+    axes.yaxis.set_label_coords(2 * EDGE_PX / WIDTH_PX, 0.5, transform=beside)
+    handles, labels = axes.get_legend_handles_labels()
+    legend = axes.legend(handles, labels, loc="lower center", ncols=4, fontsize=SMALL, frameon=False)
+    legend.set_bbox_to_anchor((0.5, 0.0), transform=blended_transform_factory(axes.transAxes, whole))
+
+
+def _lr_limits(test: RangeTest) -> tuple[float, float]:
+    """Every rung and every rule's LR, with room on the right for the words at the stop."""
+    lrs = [step.lr for step in test.steps]
+    lrs += [lr for lr in (test.suggestion.lr, *test.suggestion.candidates.values()) if lr is not None]
+    low, high = np.log10([min(lrs, default=1e-7), max(lrs, default=10.0)])
+    room = 0.04 * (high - low) or 1.0
+    return float(10 ** (low - room)), float(10 ** (high + room))
+
+
+def _last_pass(steps: Sequence[Step]) -> int:
+    """The pass that ``pooled`` reads: the last one with a step that was not skipped."""
+    return max((step.sweep_pass for step in steps if not step.skipped), default=0)

@@ -1,0 +1,100 @@
+"""Asking a rank to stop: a flag that the loop reads, and a watch for when the loop cannot read it."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import threading
+import time
+from collections.abc import Callable
+from types import FrameType, TracebackType
+from typing import Self
+
+STUCK_AFTER_S = 10.0
+"""A rank that has not reached its next step by then hangs in a collective, where Python runs no signal handler."""
+
+SAVE_WITHIN_S = 25.0
+"""Launchers kill 30 seconds after they asked."""
+
+
+class StopSignal:
+    """SIGTERM and SIGINT as a request to stop after the current step; a second SIGINT stops at once.
+
+    A rank blocked in a collective never runs its signal handlers, so a thread listens on the wake-up file descriptor.
+    It ends the process when the loop does not stop in time, and when the parent that launched the rank is gone.
+
+    Args:
+        on_stuck: Called from the thread just before it ends the process; records what it can.
+        watch_parent: Treat the death of the parent process as a request to stop.
+    """
+
+    def __init__(self, *, on_stuck: Callable[[str], None], watch_parent: bool) -> None:
+        self._on_stuck = on_stuck
+        self._parent = os.getppid() if watch_parent else None
+        self._signal: int | None = None
+        self._requested_at: float | None = None
+        self._interrupts = 0
+        self._loop_ended = threading.Event()
+        self._closed = threading.Event()
+
+    def __enter__(self) -> Self:
+        self._read_fd, self._write_fd = os.pipe()
+        os.set_blocking(self._write_fd, False)
+        self._old_fd = signal.set_wakeup_fd(self._write_fd, warn_on_full_buffer=False)
+        self._old_handlers = {number: signal.signal(number, self._handle) for number in (signal.SIGTERM, signal.SIGINT)}
+        self._thread = threading.Thread(target=self._watch, name="stop-signal", daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._closed.set()
+        for number, handler in self._old_handlers.items():
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(self._old_fd)
+        os.write(self._write_fd, b"\0")
+        self._thread.join()
+        os.close(self._read_fd)
+        os.close(self._write_fd)
+
+    @property
+    def requested(self) -> bool:
+        """Whether this rank was asked to stop."""
+        return self._requested_at is not None
+
+    @property
+    def exit_code(self) -> int:
+        """128 + the signal's number: 143 for SIGTERM."""
+        return 128 + (self._signal or signal.SIGTERM)
+
+    def loop_ended(self) -> None:
+        """The sweep has ended; what is left is to save."""
+        self._loop_ended.set()
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        self._request(number)
+
+    def _request(self, number: int) -> None:
+        self._signal = self._signal or number
+        self._requested_at = self._requested_at or time.monotonic()
+
+    def _watch(self) -> None:
+        while not self._closed.is_set():
+            ready, _, _ = select.select([self._read_fd], [], [], 0.5)
+            for number in os.read(self._read_fd, 64) if ready else b"":
+                if number in (signal.SIGTERM, signal.SIGINT):
+                    self._request(number)
+                    self._interrupts += number == signal.SIGINT
+            if self._parent is not None and os.getppid() != self._parent:
+                self._request(signal.SIGTERM)
+            if not self._closed.is_set() and self._is_overdue():
+                self._on_stuck(f"stopped by {signal.Signals(self._signal or signal.SIGTERM).name}")
+                os._exit(self.exit_code)
+
+    def _is_overdue(self) -> bool:
+        if self._requested_at is None:
+            return False
+        limit = SAVE_WITHIN_S if self._loop_ended.is_set() else STUCK_AFTER_S
+        return self._interrupts > 1 or time.monotonic() - self._requested_at > limit

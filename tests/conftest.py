@@ -1,0 +1,49 @@
+"""Fails a test that leaks environment variables, a process group, threads or files."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+ALLOWED_ENVIRONMENT = {"PYTEST_CURRENT_TEST", "KMP_INIT_AT_FORK", "KMP_DUPLICATE_LIB_OK", "TORCHINDUCTOR_CACHE_DIR"}
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--soak", action="store_true", help="also run long repetitions")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--soak"):
+        return
+    skip = pytest.mark.skip(reason="a long repetition; run it with scripts/test --soak")
+    for item in items:
+        if "soak" in item.keywords:
+            item.add_marker(skip)
+
+
+@pytest.fixture(autouse=True)
+def no_leaks() -> Iterator[None]:
+    """What one test leaves behind, the next one stumbles over."""
+    environment = dict(os.environ)
+    threads = set(threading.enumerate())
+    files = set(os.listdir(ROOT))
+    yield
+    changed = {
+        key
+        for key in environment.keys() | os.environ.keys()
+        if environment.get(key) != os.environ.get(key) and key not in ALLOWED_ENVIRONMENT
+    }
+    assert not changed, f"environment variables leaked: {changed}"
+    leaked = [t for t in set(threading.enumerate()) - threads if t.is_alive() and not t.daemon]
+    assert not leaked, f"threads leaked: {leaked}"
+    ignored = {".pytest_cache", ".hypothesis", "__pycache__"}
+    assert set(os.listdir(ROOT)) - files <= ignored, "files leaked into the repository"
+    dist = sys.modules.get("torch.distributed")
+    assert dist is None or not dist.is_initialized(), "a process group leaked"

@@ -1,0 +1,272 @@
+"""One rank's loop, without other ranks. Rows are those of the catalogue of edge cases that broke other finders."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from lrrunner.collectives import SerialCollective
+from lrrunner.core.schedule import exponential_lr
+from lrrunner.engine import MAX_SKIPS_IN_A_ROW, SweepResult, Trainable, run_sweep
+from lrrunner.learning_rate import LearningRate
+from lrrunner.records import Step, StopReason
+from tests.multiprocess.sweeps import ladder, planned_batches, small_model, squared_error, trainable
+
+
+def sweep(part: Trainable, batches: Any = None, **changes: Any) -> SweepResult:
+    return run_sweep(part, ladder(**changes), batches or planned_batches(), collective=SerialCollective())
+
+
+class SpySGD(torch.optim.SGD):
+    """Notes the LRs that each step really used."""
+
+    def __init__(self, params: Any, **options: Any) -> None:
+        super().__init__(params, **options)
+        self.used: list[list[float]] = []
+
+    def step(self, closure: Any = None) -> None:
+        self.used.append([float(group["lr"]) for group in self.param_groups])
+        super().step(closure)
+
+
+def test_recorded_lr_is_the_one_the_step_used_and_the_ladder_is_exact() -> None:
+    """Rows 20, 21, 22: ignite records the next step's LR, ignores start_lr at step 1 and overshoots end_lr."""
+    part = trainable(optimizer=lambda p: SpySGD(p, lr=0.3))
+    result = sweep(part, start_lr=1e-4, end_lr=1e-2, num_steps=5)
+    assert [step.lr for step in result.steps] == exponential_lr(start_lr=1e-4, end_lr=1e-2, num_steps=5).tolist()
+    assert part.optimizer.used == [[step.lr] for step in result.steps]
+    assert result.stops[0].reason == StopReason.END_OF_LADDER
+    assert result.stops[0].step == 4
+
+
+def test_lr_moves_once_per_optimizer_step_under_accumulation() -> None:
+    """Rows 23, 24: fastai moves it per micro-batch; the loss is the mean over micro-batches, not the last one's."""
+    values = iter([1.0, 2.0, 6.0] * 10)
+    part = trainable(
+        accumulation_steps=3,
+        objective=lambda model, batch: squared_error(model, batch) * 0 + next(values),
+        optimizer=lambda p: SpySGD(p, lr=1.0),
+    )
+    result = sweep(part, planned_batches(accumulation_steps=3), num_steps=4)
+    assert len(part.optimizer.used) == 4
+    assert [step.loss for step in result.steps] == [3.0] * 4
+
+
+def test_parameter_groups_keep_their_ratio_to_the_base_lr() -> None:
+    """Row 33: Lightning erases ratios; here the recorded LR is the optimizer's base LR."""
+    model = small_model()
+    first, second = model[0], model[2]
+    optimizer = SpySGD(
+        [{"params": first.parameters()}, {"params": second.parameters(), "lr": 0.02}], lr=0.2, weight_decay=0.0
+    )
+    part = trainable(model=model, optimizer=lambda p: optimizer)
+    result = sweep(part, num_steps=3, start_lr=1e-3, end_lr=1e-1)
+    assert [step.lr for step in result.steps] == pytest.approx([1e-3, 1e-2, 1e-1])
+    np.testing.assert_allclose(optimizer.used, [[1e-3, 1e-4], [1e-2, 1e-3], [1e-1, 1e-2]])
+    assert [group["lr"] for group in optimizer.param_groups] == [0.2, 0.02]
+
+
+def test_tensor_learning_rates_are_filled_in_place_and_restored() -> None:
+    """Compiled and capturable optimizers hold the very tensor; replacing it by a float would be ignored."""
+    lr = torch.tensor(1e-3)
+    part = trainable(optimizer=lambda p: torch.optim.Adam(p, lr=lr, capturable=False, foreach=False))
+    held = part.optimizer.param_groups[0]["lr"]
+    before = held.item()
+    seen: list[float] = []
+    run_sweep(
+        part,
+        ladder(num_steps=3),
+        planned_batches(),
+        collective=SerialCollective(),
+        on_step=lambda step: seen.append(held.item()),
+    )
+    assert seen == pytest.approx([1e-6, 10**-2.5, 10.0], rel=1e-6)
+    assert part.optimizer.param_groups[0]["lr"] is held
+    assert held.item() == before
+
+
+def test_an_optimizer_without_positive_lr_is_refused() -> None:
+    """Row 32: nothing can be multiplied to reach a ladder from 0."""
+    with pytest.raises(ValueError, match="optimizer.lr must be above 0, got 0"):
+        LearningRate(torch.optim.SGD(small_model().parameters(), lr=0.0))
+
+
+def test_an_attached_scheduler_neither_moves_the_sweep_nor_is_moved() -> None:
+    """Row 31: a sweep inside a schedule bypasses it and leaves it where it was."""
+    part = trainable(optimizer=lambda p: SpySGD(p, lr=0.5))
+    scheduler = torch.optim.lr_scheduler.StepLR(part.optimizer, step_size=1, gamma=0.1)
+    before = dict(scheduler.state_dict())
+    result = sweep(part, num_steps=3, start_lr=1e-3, end_lr=1e-1)
+    assert [step.lr for step in result.steps] == pytest.approx([1e-3, 1e-2, 1e-1])
+    after = scheduler.state_dict()
+    assert {key: after[key] for key in ("last_epoch", "base_lrs")} == {
+        key: before[key] for key in ("last_epoch", "base_lrs")
+    }
+    assert part.optimizer.param_groups[0]["lr"] == 0.5
+
+
+def test_a_sweep_in_mid_training_starts_from_its_own_counters() -> None:
+    """Row 17: Lightning's sweep at epoch 3 diverges at step 1, since its counters are the trainer's."""
+    part = trainable(objective=lambda model, batch: squared_error(model, batch) * 0 + 1.0)
+    first = sweep(part, num_steps=20)
+    second = sweep(part, num_steps=20)
+    for result in (first, second):
+        assert result.stops[0].reason == StopReason.END_OF_LADDER
+        assert {step.smoothed_loss for step in result.steps} == {1.0}
+
+
+def test_a_second_sweep_gives_the_same_records() -> None:
+    """Rows 15, 16: nothing of the first sweep is left, data order and random numbers included."""
+    part = trainable()
+    first, second = sweep(part), sweep(part)
+    assert [step.loss for step in first.steps] == [step.loss for step in second.steps]
+
+
+def test_repeats_start_from_the_same_weights_with_another_data_order() -> None:
+    """Law 1: differences between repeats are the data's, not the last repeat's training."""
+    result = sweep(trainable(), repeats=3)
+    by_repeat = [[s for s in result.steps if s.repeat == k] for k in range(3)]
+    assert len(result.stops) == 3
+    assert len({steps[0].loss for steps in by_repeat}) == 3
+    again = sweep(trainable(), repeats=1)
+    assert [step.loss for step in again.steps] == [step.loss for step in by_repeat[0]]
+
+
+def test_non_finite_loss_at_the_first_step_stops_there() -> None:
+    """Row 4: the record is kept, nothing else is trained."""
+    part = trainable(objective=lambda model, batch: squared_error(model, batch) * math.inf)
+    result = sweep(part)
+    assert len(result.steps) == 1
+    assert (result.stops[0].reason, result.stops[0].step) == (StopReason.NON_FINITE, 0)
+
+
+def test_negative_losses_do_not_stop_the_sweep() -> None:
+    """Row 5: four finders stop at step 1 or 2, since 4 x best is below best."""
+    result = sweep(trainable(objective=lambda m, b: squared_error(m, b) - 100.0), end_lr=1e-2)
+    assert result.stops[0].reason == StopReason.END_OF_LADDER
+    assert len(result.steps) == 60
+
+
+def test_weights_are_restored_after_keyboard_interrupt() -> None:
+    """Row 14: not only exceptions leave weights dirty."""
+    calls = iter(range(100))
+
+    def objective(model: nn.Module, batch: Any) -> torch.Tensor:
+        if next(calls) == 3:
+            raise KeyboardInterrupt
+        return squared_error(model, batch)
+
+    part = trainable(objective=objective)
+    before = [p.detach().clone() for p in part.model.parameters()]
+    with pytest.raises(KeyboardInterrupt):
+        sweep(part)
+    assert all(torch.equal(a, b) for a, b in zip(before, part.model.parameters(), strict=True))
+    assert not part.optimizer.state
+
+
+def test_gradient_clipping_bounds_the_step_and_records_the_norm_before_it() -> None:
+    """The recorded norm is the gradient's own; with SGD at LR 1 the update's norm is the bound."""
+    part = trainable(optimizer=lambda p: torch.optim.SGD(p, lr=1.0), max_grad_norm=0.01)
+    start = torch.cat([p.detach().flatten().clone() for p in part.model.parameters()])
+    ends: list[torch.Tensor] = []
+
+    def on_step(step: Step) -> None:
+        ends.append(torch.cat([p.detach().flatten().clone() for p in part.model.parameters()]))
+
+    result = run_sweep(
+        part, ladder(lrs=[1.0]), planned_batches(), collective=SerialCollective(), on_step=on_step
+    )
+    squared_error(part.model, next(planned_batches()(0))).backward()
+    norm = math.sqrt(sum(float(p.grad.square().sum()) for p in part.model.parameters() if p.grad is not None))
+    assert result.steps[0].grad_norm == pytest.approx(norm, rel=1e-9)
+    assert norm > 0.1
+    assert float((ends[0] - start).norm()) == pytest.approx(0.01, rel=1e-3)
+
+
+def overflowing(times: int) -> tuple[Trainable, list[float]]:
+    """A float32 sweep through a real gradient scaler whose first ``times`` steps overflow."""
+    calls = iter(range(10_000))
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16)
+    seen: list[float] = []
+
+    class Overflow(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, loss: torch.Tensor) -> torch.Tensor:
+            return loss.clone()
+
+        @staticmethod
+        def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
+            return gradient * (math.inf if next(calls) < times else 1.0)
+
+    part = trainable(
+        dtype=torch.float32,
+        objective=lambda model, batch: Overflow.apply(squared_error(model, batch)),
+        optimizer=lambda p: torch.optim.SGD(p, lr=1.0),
+        scaler=scaler,
+    )
+    return part, seen
+
+
+def test_a_skipped_step_keeps_its_rung_and_is_tried_again() -> None:
+    """Row 25, law 9: an LR whose step the scaler skipped was not tested."""
+    part, _ = overflowing(times=3)
+    result = sweep(part, planned_batches(dtype=torch.float32), num_steps=4, end_lr=1e-3)
+    assert [(step.step, step.skipped) for step in result.steps] == [
+        (0, True),
+        (0, True),
+        (0, True),
+        (0, False),
+        (1, False),
+        (2, False),
+        (3, False),
+    ]
+    assert part.scaler is not None
+    assert part.scaler.get_scale() == 2.0**16
+
+
+def test_ten_skipped_steps_in_a_row_stop_the_sweep() -> None:
+    """Law 9: no loss scale helps any more."""
+    part, _ = overflowing(times=1000)
+    result = sweep(part, planned_batches(dtype=torch.float32))
+    assert len(result.steps) == MAX_SKIPS_IN_A_ROW == 10
+    assert (result.stops[0].reason, result.stops[0].step) == (StopReason.NON_FINITE, 0)
+
+
+def test_the_model_trains_in_train_mode_and_returns_to_its_own() -> None:
+    """Dropout and batch norm in eval mode would give the curve of another model."""
+    modes: list[bool] = []
+
+    def objective(model: nn.Module, batch: Any) -> torch.Tensor:
+        modes.append(model.training)
+        return squared_error(model, batch)
+
+    part = trainable(objective=objective)
+    part.model.eval()
+    sweep(part, num_steps=2)
+    assert modes == [True, True]
+    assert not part.model.training
+
+
+def test_a_custom_objective_reads_any_batch() -> None:
+    """Row 35: dicts, tuples and several inputs are the objective's business."""
+
+    def batches(repeat: int) -> Iterator[dict[str, Any]]:
+        for inputs, targets in planned_batches()(repeat):
+            yield {"x": {"deep": inputs}, "y": targets}
+
+    part = trainable(objective=lambda model, batch: squared_error(model, (batch["x"]["deep"], batch["y"])))
+    expected = [step.loss for step in sweep(trainable(), num_steps=5).steps]
+    assert [step.loss for step in sweep(part, batches, num_steps=5).steps] == expected
+
+
+def test_losses_are_computed_in_the_loop_not_read_from_a_running_mean() -> None:
+    """Row 36: the record of a step is that step's loss alone."""
+    values = iter([5.0, 1.0, 3.0])
+    part = trainable(objective=lambda model, batch: squared_error(model, batch) * 0 + next(values))
+    assert [step.loss for step in sweep(part, num_steps=3).steps] == [5.0, 1.0, 3.0]

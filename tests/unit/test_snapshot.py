@@ -1,0 +1,119 @@
+"""Snapshots are copies, restore is bitwise, and neither creates state that was not there."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import torch
+from torch import nn
+
+from lrrunner.snapshot import RngState, Snapshot, seed_rngs
+
+
+def stepped(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    model(torch.ones(2, 3)).sum().backward()
+    optimizer.step()
+
+
+def test_restoring_writes_into_the_live_tensors() -> None:
+    """Others hold references to parameters and buffers; replaced tensors would leave them behind."""
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+    optimizer = torch.optim.Adam(model.parameters())
+    held = [*model.parameters(), *model.buffers()]
+    before = [tensor.detach().clone() for tensor in held]
+    snapshot = Snapshot(model, optimizer)
+    stepped(model, optimizer)
+    assert not torch.equal(before[0], held[0])
+    snapshot.restore()
+    assert all(torch.equal(a, b) for a, b in zip(before, held, strict=True))
+    assert [id(t) for t in (*model.parameters(), *model.buffers())] == [id(t) for t in held]
+
+
+def test_a_fresh_optimizer_stays_fresh() -> None:
+    """Accelerate's and torch's own state dict calls create Adam's state with step 1, which shifts its bias correction."""
+    model = nn.Linear(3, 1)
+    optimizer = torch.optim.Adam(model.parameters())
+    snapshot = Snapshot(model, optimizer)
+    assert not optimizer.state
+    stepped(model, optimizer)
+    assert optimizer.state
+    snapshot.restore()
+    assert not optimizer.state
+
+
+def test_a_snapshot_can_be_restored_twice_and_is_not_changed_by_training() -> None:
+    """On a CPU, torch's state dicts alias live tensors and change with them."""
+    model = nn.Linear(3, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    stepped(model, optimizer)
+    momentum = optimizer.state[model.weight]["momentum_buffer"].clone()
+    weight = model.weight.detach().clone()
+    snapshot = Snapshot(model, optimizer)
+    for _ in range(2):
+        stepped(model, optimizer)
+        snapshot.restore()
+        assert torch.equal(model.weight, weight)
+        assert torch.equal(optimizer.state[model.weight]["momentum_buffer"], momentum)
+
+
+def test_gradients_of_an_unfinished_accumulation_come_back() -> None:
+    """A sweep between backward and step must not eat the gradient."""
+    model = nn.Linear(3, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    model(torch.ones(1, 3)).sum().backward()
+    assert model.weight.grad is not None
+    gradient = model.weight.grad.clone()
+    snapshot = Snapshot(model, optimizer)
+    optimizer.zero_grad(set_to_none=True)
+    snapshot.restore()
+    assert model.weight.grad is not None
+    assert torch.equal(model.weight.grad, gradient)
+
+
+def test_keys_that_an_optimizer_adds_to_its_groups_go_away() -> None:
+    """Schedule-free optimizers and schedulers write into parameter groups."""
+    model = nn.Linear(3, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    snapshot = Snapshot(model, optimizer)
+    optimizer.param_groups[0]["added"] = 1
+    optimizer.param_groups[0]["lr"] = 7.0
+    snapshot.restore()
+    assert "added" not in optimizer.param_groups[0]
+    assert optimizer.param_groups[0]["lr"] == 0.1
+
+
+def test_a_scaler_left_between_unscale_and_update_works_again() -> None:
+    """An exception there would make the next sweep fail with 'unscale_() has already been called'."""
+    model = nn.Linear(3, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    snapshot = Snapshot(model, optimizer, scaler)
+    for _ in range(2):
+        scaler.scale(model(torch.ones(1, 3)).sum()).backward()
+        scaler.unscale_(optimizer)
+        snapshot.restore()
+    assert scaler.get_scale() == 8.0
+
+
+def test_all_generators_come_back() -> None:
+    """What is drawn after a sweep is what would have been drawn without it."""
+
+    def draws() -> list[float]:
+        return [random.random(), float(np.random.rand()), float(torch.rand(()))]
+
+    state = RngState.capture(torch.device("cpu"))
+    expected = draws()
+    seed_rngs(1, 2, 3)
+    assert draws() != expected
+    state.restore(torch.device("cpu"))
+    assert draws() == expected
+
+
+def test_seeds_differ_by_every_number_of_the_tuple() -> None:
+    """Ranks must not draw the same dropout masks, nor repeats the same augmentations."""
+    drawn = set()
+    for entropy in ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1)):
+        seed_rngs(*entropy)
+        drawn.add(float(torch.rand(())))
+    assert len(drawn) == 4

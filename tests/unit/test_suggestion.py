@@ -1,0 +1,584 @@
+from __future__ import annotations
+
+import math
+from itertools import combinations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lrrunner.core.curve import Curve, curve_from_steps
+from lrrunner.core.suggestion import RULES, longest_decreasing_subsequence, suggest
+from lrrunner.records import Stop, StopReason, Suggestion, Verdict
+from tests.unit.curves import (
+    PROPERTY,
+    RUNG_DECADES,
+    FloatArray,
+    cosine_valley,
+    diverged,
+    ended,
+    fall_and_blow_up,
+    ladder,
+    noise,
+    non_finite,
+    records,
+    sigmoid_fall,
+    with_tail,
+)
+
+ALL_RULES = ["auto", "steepest", "minimum", "valley", "slide", "largest_drop"]
+ZERO_PHASE_RULES = ["auto", "steepest", "minimum", "valley", "slide"]
+SEEDS = range(20)
+LRS = ladder()
+
+every_rule = pytest.mark.parametrize("name", ALL_RULES)
+many_seeds = pytest.mark.parametrize("seed", SEEDS)
+a_good_curve = given(
+    num_steps=st.sampled_from([40, 81, 100, 161]),
+    seed=st.integers(0, 10_000),
+    std=st.sampled_from([0.001, 0.02, 0.1]),
+    at=st.floats(-4.5, -2.5),
+    width=st.floats(0.2, 0.6),
+    diverges_at=st.floats(-1.5, 0.5),
+    log_factor=st.floats(-4.0, 4.0),
+    shift=st.floats(-100.0, 100.0),
+)
+
+
+def good_curve(num_steps: int, seed: int, std: float, at: float, width: float, diverges_at: float) -> FloatArray:
+    """A noisy fall and blow-up on the ladder of that many rungs."""
+    smooth = fall_and_blow_up(ladder(num_steps), at=at, width=width, diverges_at=diverges_at)
+    return smooth + noise(seed, num_steps, std=std)
+
+
+def curve_of(lrs: FloatArray, losses: FloatArray, *, beta: float = 0.9) -> Curve:
+    """The curve that the rules read."""
+    curve = curve_from_steps(records(lrs, losses), beta=beta)
+    assert curve is not None
+    return curve
+
+
+def decades(lr: float | None) -> float:
+    """Position on the LR axis; NaN, which compares with nothing, where there is none."""
+    return math.nan if lr is None else math.log10(lr)
+
+
+def assert_same_lr(found: float | None, expected: float | None, *, factor: float = 1.0) -> None:
+    """Equal to 1e-9, None meaning None."""
+    if expected is None:
+        assert found is None
+    else:
+        assert found == pytest.approx(expected * factor, rel=1e-9)
+
+
+def assert_no_lr(suggestion: Suggestion) -> None:
+    """Typed absence: nothing a caller could apply by mistake, and a reason in words."""
+    assert suggestion.lr is None
+    assert suggestion.interval is None
+    assert set(suggestion.candidates.values()) == {None}
+    assert suggestion.reason
+
+
+# Rules on a curve whose landmarks are known: steepest at 1e-3, lowest at 1e-1, both on rungs of the 81-rung ladder.
+
+
+def test_steepest_finds_the_steepest_point_against_log_lr() -> None:
+    """Catalogue row 30: against LR itself the left end always wins (Lightning since 2.5.3)."""
+    assert RULES["steepest"](curve_of(ladder(81), cosine_valley(ladder(81)))) == pytest.approx(1e-3, rel=1e-9)
+
+
+def test_minimum_is_a_tenth_of_the_lowest_point() -> None:
+    """The rule's definition, one decade before the lowest loss."""
+    assert RULES["minimum"](curve_of(ladder(81), cosine_valley(ladder(81)))) == pytest.approx(1e-2, rel=1e-9)
+
+
+def test_auto_is_the_geometric_mean_of_steepest_and_lowest() -> None:
+    """sqrt(1e-3 * 1e-1) = 1e-2."""
+    assert RULES["auto"](curve_of(ladder(81), cosine_valley(ladder(81)))) == pytest.approx(1e-2, rel=1e-9)
+
+
+def test_valley_is_the_middle_of_the_descent() -> None:
+    """A twentieth of the fall is over at 10**-4.43 (arccos(0.9) = 0.451), the end is 1e-1: the middle is 10**-2.71."""
+    found = RULES["valley"](curve_of(ladder(81), cosine_valley(ladder(81))))
+    assert decades(found) == pytest.approx(-2.71, abs=0.15)
+
+
+def test_slide_is_the_left_end_of_the_last_window_with_unequal_slopes() -> None:
+    """Slopes 1.2 decades apart differ by 0.13 at (-3.4, -2.2) and by 0.064, below 2.3 / 30, at (-3.5, -2.3)."""
+    found = RULES["slide"](curve_of(ladder(81), cosine_valley(ladder(81))))
+    assert decades(found) == pytest.approx(-3.4, abs=0.11)
+
+
+def test_largest_drop_is_the_lr_after_the_largest_decrease_of_the_causal_average() -> None:
+    """Without smoothing the drops are 0.5, 2, 1: the second one is taken by the step at 0.4."""
+    curve = curve_of(np.array([0.1, 0.2, 0.4, 0.8, 1.6]), np.array([5.0, 4.5, 2.5, 1.5, 9.0]), beta=0.0)
+    assert RULES["largest_drop"](curve) == 0.4
+
+
+def test_largest_drop_lags_with_the_causal_average() -> None:
+    """It is defined on the causal EMA; steps 8, 0, 0 with memory one half average to 8, 8/3, 8/7."""
+    curve = curve_of(np.array([0.1, 0.2, 0.4]), np.array([8.0, 0.0, 0.0]), beta=0.5)
+    assert curve.causal == pytest.approx([8.0, 8 / 3, 8 / 7], rel=1e-12)
+    assert RULES["largest_drop"](curve) == 0.2
+
+
+def test_largest_drop_of_a_rise_is_none() -> None:
+    """Catalogue row 28: no drop, no number."""
+    assert RULES["largest_drop"](curve_of(LRS, np.linspace(1.0, 2.0, 100))) is None
+
+
+def test_steepest_at_the_very_first_rung_is_a_suggestion() -> None:
+    """Catalogue row 27: torch-lr-finder took index 0 for "nothing found"."""
+    found = RULES["steepest"](curve_of(LRS, 2.0 * 0.9 ** np.arange(100)))
+    assert found == pytest.approx(1e-7, rel=1e-9)
+
+
+def test_steepest_of_a_linear_ladder_is_read_against_log_lr() -> None:
+    """Catalogue row 30: the spacing of the ladder must not move the landmark of the same loss function."""
+    lrs = np.linspace(0.001, 1.0, 400)
+    found = RULES["steepest"](curve_of(lrs, sigmoid_fall(lrs, at=-1.0, width=0.15)))
+    assert decades(found) == pytest.approx(-1.0, abs=0.05)
+
+
+@pytest.mark.parametrize("std", [0.0, 0.01, 0.05])
+@pytest.mark.parametrize("seed", range(5))
+def test_auto_lies_between_the_steepest_point_and_the_blow_up(std: float, seed: int) -> None:
+    """What a user asks for: past the fastest descent (1e-3), short of the divergence (10**-0.5)."""
+    suggestion = suggest(records(LRS, fall_and_blow_up(LRS) + noise(seed, std=std)), diverged())
+    assert suggestion.verdict == Verdict.OK
+    assert -3.0 < decades(suggestion.lr) < -0.5
+
+
+# Invariance: the unit and the zero of a loss, and the unit of a learning rate, are conventions.
+
+
+@every_rule
+@PROPERTY
+@a_good_curve
+def test_rule_ignores_a_shift_of_the_loss(
+    name: str,
+    num_steps: int,
+    seed: int,
+    std: float,
+    at: float,
+    width: float,
+    diverges_at: float,
+    log_factor: float,
+    shift: float,
+) -> None:
+    """Catalogue row 5: negative and near-zero losses are losses like any other."""
+    losses = good_curve(num_steps, seed, std, at, width, diverges_at)
+    expected = RULES[name](curve_of(ladder(num_steps), losses))
+    assert_same_lr(RULES[name](curve_of(ladder(num_steps), losses + shift)), expected)
+
+
+@every_rule
+@PROPERTY
+@a_good_curve
+def test_rule_ignores_a_positive_factor_on_the_loss(
+    name: str,
+    num_steps: int,
+    seed: int,
+    std: float,
+    at: float,
+    width: float,
+    diverges_at: float,
+    log_factor: float,
+    shift: float,
+) -> None:
+    """Bits or nats, sum or mean: the LR of the landmark is the same."""
+    losses = good_curve(num_steps, seed, std, at, width, diverges_at)
+    expected = RULES[name](curve_of(ladder(num_steps), losses))
+    assert_same_lr(RULES[name](curve_of(ladder(num_steps), losses * 10**log_factor)), expected)
+
+
+@every_rule
+@PROPERTY
+@a_good_curve
+def test_rule_follows_a_factor_on_all_learning_rates(
+    name: str,
+    num_steps: int,
+    seed: int,
+    std: float,
+    at: float,
+    width: float,
+    diverges_at: float,
+    log_factor: float,
+    shift: float,
+) -> None:
+    """Catalogue row 30: a ladder ten times higher with the same losses means an LR ten times higher, to 1e-9."""
+    losses = good_curve(num_steps, seed, std, at, width, diverges_at)
+    expected = RULES[name](curve_of(ladder(num_steps), losses))
+    found = RULES[name](curve_of(ladder(num_steps) * 10**log_factor, losses))
+    assert_same_lr(found, expected, factor=10**log_factor)
+
+
+@PROPERTY
+@a_good_curve
+def test_suggestion_and_interval_share_the_invariances(
+    num_steps: int,
+    seed: int,
+    std: float,
+    at: float,
+    width: float,
+    diverges_at: float,
+    log_factor: float,
+    shift: float,
+) -> None:
+    """The interval is redrawn noise: it must scale and stay with its curve exactly as the LR does."""
+    losses, lrs, factor = good_curve(num_steps, seed, std, at, width, diverges_at), ladder(num_steps), 10**log_factor
+    plain = suggest(records(lrs, losses), diverged())
+    shifted = suggest(records(lrs, losses + shift), diverged())
+    scaled = suggest(records(lrs, losses * factor), diverged())
+    moved = suggest(records(lrs * factor, losses), diverged())
+    for other, by in ((shifted, 1.0), (scaled, 1.0), (moved, factor)):
+        assert_same_lr(other.lr, plain.lr, factor=by)
+        assert (other.interval is None) == (plain.interval is None)
+        for found, expected in zip(other.interval or (), plain.interval or (), strict=True):
+            assert_same_lr(found, expected, factor=by)
+
+
+# What a suggestion carries.
+
+
+@many_seeds
+def test_interval_holds_the_lr_and_a_factor_of_two_to_either_side(seed: int) -> None:
+    """An interval narrower than hand tuning would resolve claims what a sweep cannot know."""
+    for name in ALL_RULES:
+        suggestion = suggest(records(LRS, fall_and_blow_up(LRS) + noise(seed, std=0.05)), diverged(), method=name)
+        assert suggestion.lr is not None
+        assert suggestion.interval is not None
+        low, high = suggestion.interval
+        assert low <= suggestion.lr / 1.99
+        assert high >= suggestion.lr * 1.99
+
+
+def test_more_noise_never_narrows_the_interval_below_that_of_a_clean_curve() -> None:
+    """"How sure it is" has to grow with the noise: from a factor of 2 to more."""
+    clean = suggest(records(LRS, fall_and_blow_up(LRS)), diverged()).interval
+    noisy = suggest(records(LRS, fall_and_blow_up(LRS) + noise(4, std=0.3)), diverged()).interval
+    assert clean is not None
+    assert noisy is not None
+    assert noisy[1] / noisy[0] > clean[1] / clean[0]
+
+
+def test_candidates_name_every_rule_and_the_method_picks_one() -> None:
+    """Users compare rules on one curve: the names are the contract of suggestion.method."""
+    steps = records(LRS, fall_and_blow_up(LRS) + noise(0, std=0.02))
+    assert sorted(RULES) == sorted(ALL_RULES)
+    for name in ALL_RULES:
+        suggestion = suggest(steps, diverged(), method=name)
+        assert suggestion.method == name
+        assert sorted(suggestion.candidates) == sorted(ALL_RULES)
+        assert suggestion.lr == suggestion.candidates[name]
+
+
+def test_unknown_method_lists_the_known_ones() -> None:
+    """A wrong choice should cost one look at the message."""
+    expected = "one of auto, steepest, minimum, valley, slide, largest_drop; got best"
+    with pytest.raises(ValueError, match=expected):
+        suggest([], [], method="best")
+
+
+def test_same_records_give_the_same_suggestion_bit_for_bit() -> None:
+    """Law 4: every rank computes it by itself, bootstrap included, and none may come to another answer."""
+    steps = records(LRS, fall_and_blow_up(LRS) + noise(5, std=0.1))
+    assert suggest(steps, diverged()) == suggest(list(steps), diverged())
+
+
+# Verdicts on curves whose nature is known.
+
+
+@pytest.mark.parametrize("constant", [2.3, 0.0, -5.0, 1e-8, 1e300])
+def test_constant_curve_is_flat(constant: float) -> None:
+    """Catalogue row 28: fastai suggests 1e-7 or 0.373 for a constant, depending on the rule."""
+    suggestion = suggest(records(LRS, np.full(100, constant)), ended())
+    assert suggestion.verdict == Verdict.FLAT
+    assert_no_lr(suggestion)
+
+
+@many_seeds
+@pytest.mark.parametrize("std", [1e-4, 0.002, 0.02])
+def test_flat_curve_with_small_noise_is_flat(std: float, seed: int) -> None:
+    """Catalogue row 28: it neither falls nor rises, and advice to lower start_lr would be wrong."""
+    suggestion = suggest(records(LRS, 2.3 + noise(seed, std=std)), ended())
+    assert suggestion.verdict == Verdict.FLAT
+    assert_no_lr(suggestion)
+
+
+@many_seeds
+@pytest.mark.parametrize("std", [1.0, 20.0])
+def test_pure_large_noise_is_too_noisy(std: float, seed: int) -> None:
+    """Catalogue row 28: noise as large as the loss may hide a descent; the way out is averaging, not another range."""
+    suggestion = suggest(records(LRS, 2.3 + noise(seed, std=std)), ended())
+    assert suggestion.verdict == Verdict.TOO_NOISY
+    assert_no_lr(suggestion)
+
+
+RISES = {
+    "in a straight line": 2.3 + 0.1 * np.arange(100),
+    "flat first, then ever faster": 2.3 + np.maximum(np.log10(LRS) + 3.0, 0.0) ** 2,
+    "flat first, then in a line": 2.3 + np.maximum(np.log10(LRS) + 4.0, 0.0),
+    "by a tenth a step": 2.3 * 1.1 ** np.arange(100),
+    "in one step": with_tail(np.full(100, 2.3), first=50, value=4.0),
+}
+
+
+@pytest.mark.parametrize("shape", RISES)
+def test_rising_curve_has_no_descent(shape: str) -> None:
+    """Catalogue row 28: the optimum, if any, lies below start_lr; torch-lr-finder and fastai still give a number."""
+    suggestion = suggest(records(LRS, RISES[shape]), ended())
+    assert suggestion.verdict == Verdict.NO_DESCENT
+    assert_no_lr(suggestion)
+
+
+@many_seeds
+@pytest.mark.parametrize("shape", RISES)
+def test_rising_curve_with_noise_has_no_descent(shape: str, seed: int) -> None:
+    """Catalogue row 28: one per cent of noise does not change what a rise of many times that is."""
+    suggestion = suggest(records(LRS, RISES[shape] + noise(seed, std=0.02)), ended())
+    assert suggestion.verdict == Verdict.NO_DESCENT
+    assert_no_lr(suggestion)
+
+
+@many_seeds
+@pytest.mark.parametrize("std", [0.0, 0.02, 0.1])
+def test_curve_cut_short_while_falling_has_no_divergence_and_no_lr(std: float, seed: int) -> None:
+    """Catalogue row 28: the last LR wins every argmin there, only because the ladder ended (at 10**-2.7)."""
+    losses = (fall_and_blow_up(LRS) + noise(seed, std=std))[:54]
+    suggestion = suggest(records(LRS, losses), ended(53))
+    assert suggestion.verdict == Verdict.NO_DIVERGENCE
+    assert "still falls" in suggestion.reason
+    assert "raise sweep.end_lr" in suggestion.reason
+    assert_no_lr(suggestion)
+
+
+@many_seeds
+@pytest.mark.parametrize("std", [0.0, 0.01, 0.05])
+def test_fall_to_a_plateau_without_divergence_keeps_its_lr(std: float, seed: int) -> None:
+    """Catalogue row 28: four flat decades behind the fall are not "still falls": the fall is seen whole."""
+    losses = sigmoid_fall(LRS, at=-3.0, width=0.3) + noise(seed, std=std)
+    suggestion = suggest(records(LRS, losses), ended())
+    assert suggestion.verdict == Verdict.NO_DIVERGENCE
+    assert "stops falling" in suggestion.reason
+    assert -4.0 < decades(suggestion.lr) < 1.0
+
+
+@pytest.mark.parametrize("num_steps", [11, 30, 100])
+@pytest.mark.parametrize("growth", [1.0, 1.5, 3.0])
+def test_curve_that_diverges_at_its_first_step_has_no_descent(growth: float, num_steps: int) -> None:
+    """start_lr is already too high: "too noisy" would send the user to more repeats of the same explosion."""
+    losses = np.concatenate([[2.3], 1e3 * growth ** np.arange(num_steps - 1)])
+    suggestion = suggest(records(LRS, losses), diverged(num_steps - 1))
+    assert suggestion.verdict == Verdict.NO_DESCENT
+    assert "lower sweep.start_lr" in suggestion.reason
+    assert_no_lr(suggestion)
+
+
+def test_nan_at_the_first_step_is_non_finite_at_start() -> None:
+    """Catalogue row 4: fail at once and say where, no suggestion."""
+    suggestion = suggest(records(LRS, [math.nan]), non_finite(0))
+    assert suggestion.verdict == Verdict.NON_FINITE_AT_START
+    assert "step 0" in suggestion.reason
+    assert_no_lr(suggestion)
+
+
+@pytest.mark.parametrize("bad_step", [0, 1, 2])
+def test_one_repeat_that_starts_non_finite_is_enough(bad_step: int) -> None:
+    """Catalogue row 4: with repeats, a good first one must not hide that the setup gives NaN at the lowest LR."""
+    broken = records(LRS, [2.3] * bad_step + [math.nan], repeat=1)
+    stops = [*diverged(), *non_finite(bad_step)]
+    suggestion = suggest(records(LRS, fall_and_blow_up(LRS)) + broken, stops)
+    assert suggestion.verdict == Verdict.NON_FINITE_AT_START
+    assert_no_lr(suggestion)
+
+
+@many_seeds
+@pytest.mark.parametrize("std", [0.0, 0.02, 0.1])
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_nan_after_a_good_fall_is_a_divergence(bad: float, std: float, seed: int) -> None:
+    """Catalogue rows 2 and 3: trim the point, then suggest below it; NaN is how many sweeps diverge."""
+    losses = (fall_and_blow_up(LRS) + noise(seed, std=std))[:60]
+    suggestion = suggest(records(LRS, [*losses, bad]), non_finite(60))
+    assert suggestion.verdict == Verdict.OK
+    assert -4.0 < decades(suggestion.lr) < math.log10(LRS[60])
+
+
+@every_rule
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_non_finite_record_does_not_change_any_rule(name: str, bad: float) -> None:
+    """Catalogue rows 2 and 3: torch-lr-finder returns the NaN's own LR, fastai's steepest the infinity's."""
+    losses = (fall_and_blow_up(LRS) + noise(1, std=0.02))[:60]
+    with_bad = suggest(records(LRS, [*losses, bad]), non_finite(60), method=name)
+    without = suggest(records(LRS, losses), non_finite(60), method=name)
+    assert with_bad == without
+    assert with_bad.lr is not None
+
+
+@every_rule
+@pytest.mark.parametrize("num_points", range(10))
+def test_too_few_points_are_a_verdict_not_an_index_error(num_points: int, name: str) -> None:
+    """Catalogue row 27: fastai raises IndexError, Lightning applies lr=None; the reason counts the points."""
+    suggestion = suggest(records(LRS, fall_and_blow_up(LRS)[:num_points]), diverged(num_points), method=name)
+    assert suggestion.verdict == Verdict.TOO_FEW_POINTS
+    assert suggestion.reason.startswith(f"{num_points} finite point")
+    assert_no_lr(suggestion)
+
+
+@pytest.mark.parametrize("num_points", range(10, 30))
+def test_short_ladders_never_raise(num_points: int) -> None:
+    """Catalogue row 27: from ten points on every rule has to find its window, or say that it found none."""
+    lrs = ladder(num_points)
+    for losses in (fall_and_blow_up(lrs), np.ones(num_points), np.arange(float(num_points)), -np.arange(float(num_points))):
+        for name in ALL_RULES:
+            suggestion = suggest(records(lrs, losses), diverged(num_points - 1), method=name)
+            assert (suggestion.lr is None) == (suggestion.interval is None)
+
+
+def test_no_records_at_all_are_too_few_points() -> None:
+    """Catalogue row 27: a sweep that was stopped before its first step still ends with a suggestion record."""
+    suggestion = suggest([], [])
+    assert suggestion.verdict == Verdict.TOO_FEW_POINTS
+    assert_no_lr(suggestion)
+
+
+def test_negative_losses_get_a_suggestion() -> None:
+    """Catalogue row 5: an ELBO or a contrastive loss below zero throughout is no reason for silence."""
+    suggestion = suggest(records(LRS, fall_and_blow_up(LRS) - 2000.0 + noise(0, std=0.02)), diverged())
+    assert suggestion.verdict == Verdict.OK
+    assert -3.0 < decades(suggestion.lr) < -0.5
+
+
+def test_huge_losses_neither_raise_nor_warn() -> None:
+    """A tail of 1e300 is what an explosion looks like in float64; warnings are errors here."""
+    suggestion = suggest(records(LRS, with_tail(fall_and_blow_up(LRS), first=85, value=1e300)), diverged())
+    assert suggestion.verdict == Verdict.OK
+    assert -3.0 < decades(suggestion.lr) < -0.5
+
+
+# Robustness: what happens elsewhere on the ladder must not move the landmark.
+
+
+@every_rule
+@pytest.mark.parametrize("spike", [50.0, 1e6])
+def test_early_spike_does_not_win(name: str, spike: float) -> None:
+    """Catalogue row 29: one bad batch at the start gives the steepest fall of the whole sweep (Lightning#1767)."""
+    smooth = fall_and_blow_up(LRS) + noise(2, std=0.02)
+    spiked = smooth.copy()
+    spiked[3] = spike
+    plain, found = RULES[name](curve_of(LRS, smooth)), RULES[name](curve_of(LRS, spiked))
+    if name == "largest_drop":
+        assert decades(found) == pytest.approx(decades(LRS[4]), abs=1e-9)
+    else:
+        assert decades(found) == pytest.approx(decades(plain), abs=1.5 * RUNG_DECADES)
+
+
+@many_seeds
+def test_warm_up_noise_does_not_win(seed: int) -> None:
+    """Catalogue row 29: ten noisy first steps, calm afterwards; auto stays within a factor of two of the calm curve."""
+    losses = fall_and_blow_up(LRS)
+    warm_up = noise(seed, 10, std=0.3)
+    noisy = np.concatenate([losses[:10] + warm_up, losses[10:]])
+    calm = suggest(records(LRS, losses), diverged())
+    assert decades(suggest(records(LRS, noisy), diverged()).lr) == pytest.approx(decades(calm.lr), abs=0.3)
+
+
+@many_seeds
+@pytest.mark.parametrize("first", [81, 87, 93])
+@pytest.mark.parametrize("length", [3, 19])
+def test_height_of_the_tail_does_not_move_auto(length: int, first: int, seed: int) -> None:
+    """Law 6: smoothing a tail of 3, 20, 400 backwards moves a minimum at 1e-1 to 1e-6; against a mild 2.5, a rung."""
+    losses = (fall_and_blow_up(LRS, diverges_at=9.0) + noise(seed, std=0.02))[: first + length]
+    mild = decades(suggest(records(LRS, with_tail(losses, first=first, value=2.5)), diverged()).lr)
+    for value in (3.0, 20.0, 400.0, 1e9):
+        found = suggest(records(LRS, with_tail(losses, first=first, value=value)), diverged())
+        assert decades(found.lr) == pytest.approx(mild, abs=1.01 * RUNG_DECADES)
+
+
+@pytest.mark.parametrize("name", ZERO_PHASE_RULES)
+@pytest.mark.parametrize("height", [3.0, 20.0, 400.0])
+def test_rough_tail_never_draws_a_rule_into_the_blow_up(name: str, height: float) -> None:
+    """Law 6: behind 10**-0.5 the loss jumps about far above the level; an LR from there would destroy a training."""
+    for seed in SEEDS:
+        rng = np.random.default_rng(seed)
+        tail = height * rng.lognormal(0.0, 0.5, 20)
+        losses = with_tail(fall_and_blow_up(LRS, diverges_at=9.0) + noise(seed, std=0.02), first=80, value=tail)
+        assert decades(RULES[name](curve_of(LRS, losses))) < decades(LRS[80])
+
+
+def test_scheduler_history_plays_no_part() -> None:
+    """Catalogue row 31: the suggestion is the base LR of the records, whatever a scheduler would make of it."""
+    steps = records(10 * LRS, cosine_valley(LRS))
+    assert decades(suggest(steps, diverged(), method="minimum").lr) == pytest.approx(-1.0, abs=RUNG_DECADES)
+
+
+@many_seeds
+def test_repeats_narrow_what_noise_blurs(seed: int) -> None:
+    """Repeats exist for this: sixteen of them leave a quarter of the noise, and auto within a factor of two."""
+    steps = [
+        step
+        for repeat in range(16)
+        for step in records(LRS, fall_and_blow_up(LRS) + noise(100 * seed + repeat, std=0.3), repeat=repeat)
+    ]
+    suggestion = suggest(steps, diverged() * 16)
+    clean = suggest(records(LRS, fall_and_blow_up(LRS)), diverged())
+    assert suggestion.verdict == Verdict.OK
+    assert decades(suggestion.lr) == pytest.approx(decades(clean.lr), abs=0.3)
+
+
+def test_repeat_that_diverged_early_moves_the_lowest_point_to_its_left() -> None:
+    """Where any repeat has blown up, training is not safe, however well the others still do."""
+    survivor = records(LRS, fall_and_blow_up(LRS))
+    victim = records(LRS, with_tail(fall_and_blow_up(LRS), first=60, value=50.0)[:64], repeat=1)
+    suggestion = suggest(survivor + victim, [*diverged(), *diverged(63)], method="minimum")
+    assert decades(suggestion.lr) <= decades(LRS[60]) - 1.0 + 1e-9
+
+
+def test_repeats_that_went_nan_early_move_the_lowest_point_to_their_left() -> None:
+    """NaN is a divergence as well: two of three repeats are dead from rung 50 on, with their last good loss in hand."""
+    steps = records(LRS, fall_and_blow_up(LRS))
+    for repeat in (1, 2):
+        steps += records(LRS, [*fall_and_blow_up(LRS)[:50], math.nan], repeat=repeat)
+    suggestion = suggest(steps, [*diverged(), *non_finite(50), *non_finite(50)], method="minimum")
+    assert decades(suggestion.lr) <= decades(LRS[50]) - 1.0 + 1e-9
+
+
+def test_interrupted_sweep_that_has_seen_the_divergence_still_suggests() -> None:
+    """A signal after the interesting part costs nothing: the records decide, not the stop reason."""
+    losses = fall_and_blow_up(LRS)[:88] + noise(0, 88, std=0.02)
+    interrupted = Stop(reason=StopReason.INTERRUPTED, step=87)
+    assert suggest(records(LRS, losses), [interrupted]).verdict == Verdict.OK
+
+
+# The subsequence behind `valley`.
+
+
+def brute_force_length(values: list[float]) -> int:
+    """Length of the longest strictly decreasing subsequence, by trying all of them."""
+    for length in range(len(values), 0, -1):
+        for chosen in combinations(values, length):
+            if all(a > b for a, b in zip(chosen, chosen[1:], strict=False)):
+                return length
+    return 0
+
+
+@PROPERTY
+@given(values=st.lists(st.integers(-4, 4).map(float), min_size=1, max_size=9))
+def test_decreasing_subsequence_is_a_longest_one(values: list[float]) -> None:
+    """Patience sorting against trying all of them, with ties, which a strict descent must not use."""
+    indices = longest_decreasing_subsequence(np.array(values))
+    chosen = [values[i] for i in indices]
+    assert indices == sorted(set(indices))
+    assert all(a > b for a, b in zip(chosen, chosen[1:], strict=False))
+    assert len(indices) == brute_force_length(values)
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [([1.0], [0]), ([1.0, 1.0, 1.0], 1), ([3.0, 2.0, 1.0], [0, 1, 2]), ([5.0, 9.0, 4.0, 8.0, 3.0], [0, 2, 4])],
+)
+def test_decreasing_subsequence_of_literal_values(values: list[float], expected: list[int] | int) -> None:
+    """Unique answers are known as indices; among equal values any single one will do."""
+    indices = longest_decreasing_subsequence(np.array(values))
+    assert (len(indices) if isinstance(expected, int) else indices) == expected
