@@ -152,7 +152,7 @@ def _dynamo_backend(job: Config, errors: list[str]) -> str:
 
 def _made(name: str, part: Mapping[str, Any] | None, errors: list[str], *arguments: Any) -> Any:
     """Instantiate one part; a message instead of an exception."""
-    if part is None or not _target(name, part, errors):
+    if part is None or not _target(name, part, errors, *arguments):
         return None
     try:
         return hydra.utils.instantiate(dict(part), *arguments, _convert_="all")
@@ -164,7 +164,7 @@ def _made(name: str, part: Mapping[str, Any] | None, errors: list[str], *argumen
         return None
 
 
-def _target(name: str, part: Mapping[str, Any], errors: list[str]) -> bool:
+def _target(name: str, part: Mapping[str, Any], errors: list[str], *arguments: Any) -> bool:
     """Whether a `_target_` can be imported and takes its arguments."""
     path = part["_target_"]
     try:
@@ -180,22 +180,22 @@ def _target(name: str, part: Mapping[str, Any], errors: list[str]) -> bool:
     if not callable(target):
         errors.append(f"{name}._target_ must be a class or a function, got {path}; name something to call")
         return False
-    refused = _refused_arguments(target, part)
+    refused = _refused_arguments(target, part, *arguments)
     if refused:
         errors.append(f"{name} must take the arguments it is given: {path} {refused}; correct the keys of {name}")
     return not refused
 
 
-def _refused_arguments(target: Callable[..., Any], part: Mapping[str, Any]) -> str | None:
+def _refused_arguments(target: Callable[..., Any], part: Mapping[str, Any], *arguments: Any) -> str | None:
     """What a call with these arguments would raise, or None; callables without a signature are tried later."""
-    arguments = {key: value for key, value in part.items() if not (key.startswith("_") and key.endswith("_"))}
+    keywords = {key: value for key, value in part.items() if not (key.startswith("_") and key.endswith("_"))}
     try:
         signature = inspect.signature(target)
     except (TypeError, ValueError):
         return None
     bind = signature.bind_partial if part.get("_partial_") else signature.bind
     try:
-        bind(*part.get("_args_", ()), **arguments)
+        bind(*arguments, *part.get("_args_", ()), **keywords)
     except TypeError as error:
         return str(error)
     return None

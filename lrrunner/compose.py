@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra import compose, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -18,7 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 from lrrunner.config import check, register_schema, resolved, unknown_key_message
 from lrrunner.errors import ConfigError
 
-COMPOSE_ERRORS = (HydraException, OmegaConfBaseException)
+COMPOSE_ERRORS = (HydraException, OmegaConfBaseException, yaml.YAMLError)
 
 
 def compose_job(
@@ -123,6 +124,8 @@ def _explained(error: Exception, word: str, known: list[str]) -> str:
         options = GlobalHydra.instance().config_loader().get_group_options(key.partition("@")[0])
         names = ", ".join(name for name in options if not name.startswith("base_"))
         return f"{key} must be one of {names}; got {value or 'nothing'}"
+    if isinstance(error, yaml.YAMLError):
+        return f"{word or 'the configuration'} reads a file that is not valid YAML: {' '.join(text.split())}; correct it"
     if missing := re.search(r"Could not (?:find|load) '([^']*)'", text):
         return f"{word or missing[1]} names a configuration that does not exist: {missing[1]}; see lrrunner --help"
     if "is not in struct" in text or re.search(r"Key '.*' not in", text):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -179,19 +178,17 @@ def _draw_losses(axes: Axes, steps: Sequence[Step], curve: Curve | None) -> None
         return
     bottom, top = loss_limits(curve, low=low, high=high)
     axes.set_ylim(bottom, top)
-    # Out of sight, and within the renderer's coordinates even for 1e308.
-    clip = partial(np.clip, a_min=2 * bottom - top, a_max=2 * top - bottom)
     for number in range(last_pass):
         early_lr, early_loss = pooled([step for step in steps if step.sweep_pass == number])
-        axes.plot(early_lr, clip(early_loss), color=EARLIER, lw=1, label="" if number else "earlier passes")
+        axes.plot(early_lr, early_loss, color=EARLIER, lw=1, label="" if number else "earlier passes")
     num_repeats = len({step.repeat for step in final})
     if num_repeats > 1:
         words = f"range over {num_repeats} repeats"
-        axes.fill_between(lr, clip(low), clip(high), color=CURVE, alpha=0.15, lw=0, label=words)
+        axes.fill_between(lr, low, high, color=CURVE, alpha=0.15, lw=0, label=words)
     lr, loss = pooled(final)
     dot = 5.0 if len(lr) < 20 else 2.5 if len(lr) <= 200 else 0.0
     words = "mean raw loss" if num_repeats > 1 else "raw loss"
-    axes.plot(lr, clip(loss), color=RAW, lw=1.1, marker="o", markersize=dot, label=words)
+    axes.plot(lr, loss, color=RAW, lw=1.1, marker="o", markersize=dot, label=words)
     if curve is not None:
         words = "smoothed loss, divergence capped" if loss.max() > top else "smoothed loss"
         axes.plot(curve.lr, curve.smoothed, color=CURVE, lw=2.4, label=words)

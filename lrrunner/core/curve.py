@@ -33,7 +33,7 @@ class Curve:
         smoothed: Zero-phase smoothed ``loss``, shape (T,).
         slope: d smoothed / d log10 lr, shape (T,).
         causal: Causal bias-corrected EMA of the uncapped pooled losses, shape (T,).
-        level: Loss at the start: median of the first tenth of the points.
+        level: Loss at the start: median over the first tenth of the log LR range.
         noise: Standard deviation of ``loss`` around its trend.
         error: Standard error of ``smoothed``, shape (T,).
         smoother: The linear maps behind ``smoothed`` and ``slope``.
@@ -52,7 +52,7 @@ class Curve:
     @property
     def num_start(self) -> int:
         """How many points make up the start of the curve."""
-        return num_start_points(len(self.lr))
+        return num_start_points(self.lr)
 
     @property
     def minimum_index(self) -> int:
@@ -131,7 +131,7 @@ def curve_from_steps(steps: Sequence[Step], *, beta: float) -> Curve | None:
         return None
     lr, loss = _thinned(lr, loss)
     causal = ema(loss, beta=beta)
-    num_start = num_start_points(len(loss))
+    num_start = num_start_points(lr)
     level = float(np.median(loss[:num_start]))
     noise = noise_std(loss[: max(num_start, _divergence_index(causal, level))])
     capped = np.minimum(loss, level + 3 * noise)
@@ -160,9 +160,13 @@ def noise_std(losses: FloatArray) -> float:
     return float(MAD_TO_STD * np.median(np.abs(np.diff(losses))) / np.sqrt(2))
 
 
-def num_start_points(num_points: int) -> int:
-    """The first tenth of a curve, where the learning rate is still too small to matter, at least three points."""
-    return max(3, num_points // 10)
+def num_start_points(lr: FloatArray) -> int:
+    """How many points lie in the first tenth of the log LR range, where the learning rate is too small to matter.
+
+    A linear ladder has its first point alone there.
+    """
+    x = np.log(lr)
+    return max(1, int(np.searchsorted(x, x[0] + (x[-1] - x[0]) / 10, side="right")))
 
 
 def _divergence_index(causal: FloatArray, level: float) -> int:

@@ -201,8 +201,7 @@ def _examine(curve: Curve | None, stops: Sequence[Stop]) -> _Finding:
         reason = f"the loss was not finite at step {first_bad}; check the data and the loss, or lower sweep.start_lr"
         return _Finding(Verdict.NON_FINITE_AT_START, False, reason)
     if curve is None or len(curve.lr) < MIN_POINTS:
-        count = 0 if curve is None else len(curve.lr)
-        reason = f"{count} finite points, {MIN_POINTS} are needed; lower sweep.start_lr or raise sweep.num_steps"
+        reason = f"fewer than {MIN_POINTS} finite points; lower sweep.start_lr or raise sweep.num_steps"
         return _Finding(Verdict.TOO_FEW_POINTS, False, reason)
     blew_up = any(stop.reason in (StopReason.DIVERGED, StopReason.NON_FINITE) for stop in stops)
     lowest = curve.minimum_index
@@ -237,7 +236,7 @@ def _without_descent(curve: Curve, rises: bool) -> _Finding:
 
 
 def _falls(curve: Curve, lowest: int) -> bool:
-    """Whether the loss falls, behind its first tenth, by more than noise and rounding."""
+    """Whether the loss falls, behind its start, by more than noise and rounding."""
     error = np.hypot(curve.error[lowest], 1.25 * curve.noise / np.sqrt(curve.num_start))
     return lowest >= curve.num_start and curve.fall > max(SIGNIFICANCE * error, 1e-6 * abs(curve.level))
 

@@ -36,12 +36,10 @@ def sigmoid_fall(
     return np.asarray(level - depth / (1 + np.exp(-(np.log10(lrs) - at) / width)))
 
 
-def fall_and_blow_up(
-    lrs: FloatArray, *, at: float = -3.0, width: float = 0.4, diverges_at: float = -0.5
-) -> FloatArray:
+def fall_and_blow_up(lrs: FloatArray, *, at: float = -3.0, width: float = 0.4, diverges_at: float = -0.5) -> FloatArray:
     """The usual curve: level 2.3, a fall to 0.5 that is steepest at 10**at, exponential growth from 10**diverges_at."""
     beyond = np.maximum(np.log10(lrs) - diverges_at, 0.0)
-    return sigmoid_fall(lrs, at=at, width=width) + np.expm1(6 * beyond)
+    return np.asarray(sigmoid_fall(lrs, at=at, width=width) + np.expm1(6 * beyond))
 
 
 def cosine_valley(lrs: FloatArray) -> FloatArray:

@@ -148,7 +148,7 @@ def test_resuming_needs_only_a_step_number(first_step: int, seed: int) -> None:
 
 
 def test_micro_batches_resume_at_an_optimizer_step_not_at_a_micro_batch() -> None:
-    """first_step counts optimizer steps: with accumulation an off-by-k resume would shift the data of every later step."""
+    """first_step counts optimizer steps: counting micro-batches would shift the data of every later step."""
     plan = BatchPlan(dataset_size=24, global_batch_size=6, accumulation_steps=3)
     from_start = list(islice(micro_batches(plan, seed=3, repeat=0, rank=0), 15))
     resumed = list(islice(micro_batches(plan, seed=3, repeat=0, rank=0, first_step=2), 9))

@@ -275,7 +275,8 @@ def test_a_repeat_that_stopped_early_stays_in_the_band() -> None:
 
 def test_only_the_last_pass_is_the_curve() -> None:
     """Auto-range repeats the ladder with other ends; what it tried before is background."""
-    steps = records(lambda lr: 7.0)[:40] + records(u_curve, sweep_pass=1)
+    before = [*records(lambda lr: 7.0)[:40], *records(lambda lr: 7.0, repeat=1)[:40]]
+    steps = before + records(u_curve, sweep_pass=1)
     figure = picture(steps)
     assert len(line(figure, "raw loss").get_xdata()) == 100
     assert len(line(figure, "earlier passes").get_xdata()) == 40
@@ -284,8 +285,9 @@ def test_only_the_last_pass_is_the_curve() -> None:
 
 def test_skipped_steps_are_no_points() -> None:
     """An overflowed fp16 step is tried again on the same rung."""
-    skipped = Step(step=50, lr=1e-3, loss=1e9, skipped=True)
-    assert len(line(picture([*records(u_curve), skipped]), "raw loss").get_xdata()) == 100
+    steps = [*records(u_curve), Step(step=50, lr=1e-3, loss=1e9, skipped=True)]
+    assert len(line(picture(steps), "raw loss").get_xdata()) == 100
+    assert repeat_range(steps)[2].max() < 1e9
 
 
 def test_a_capped_divergence_is_named_in_the_legend() -> None:
@@ -308,7 +310,7 @@ DEGENERATE: dict[str, list[Step]] = {
     "linear ladder": [Step(step=i, lr=1e-7 + i / 100, loss=1 / (1 + i)) for i in range(100)],
     "long ladder": records(u_curve, num_steps=1000),
     "half a decade": records(u_curve)[40:46],
-    "down to the floor": [Step(step=i, lr=10.0 ** (i - 9), loss=-1e30 * (i > 7)) for i in range(9)],
+    "down to the floor": [Step(step=i, lr=10.0 ** (i - 9), loss=-1e38 * (i > 7)) for i in range(9)],
 }
 
 

@@ -43,7 +43,7 @@ def test_two_rungs_are_the_two_ends() -> None:
 def test_ends_are_met_to_the_last_bit_with_exactly_n_rungs(
     ladder: Ladder, start: float, growth: float, num_steps: int
 ) -> None:
-    """Catalogue rows 20 and 22: fastai never reaches end_lr, ignite overshoots it; the record must be what was asked."""
+    """Catalogue rows 20 and 22: fastai never reaches end_lr, ignite overshoots it; what is asked must be used."""
     lrs = ladder(start_lr=start, end_lr=start * growth, num_steps=num_steps)
     assert lrs.shape == (num_steps,)
     assert lrs.dtype == np.float64

@@ -1,7 +1,8 @@
 from __future__ import annotations
 
+import dataclasses
 import math
-from itertools import combinations
+from itertools import combinations, pairwise
 
 import numpy as np
 import pytest
@@ -28,12 +29,11 @@ from tests.unit.curves import (
 )
 
 ALL_RULES = ["auto", "steepest", "minimum", "valley", "slide", "largest_drop"]
-ZERO_PHASE_RULES = ["auto", "steepest", "minimum", "valley", "slide"]
 SEEDS = range(20)
 LRS = ladder()
 
 every_rule = pytest.mark.parametrize("name", ALL_RULES)
-many_seeds = pytest.mark.parametrize("seed", SEEDS)
+zero_phase_rule = pytest.mark.parametrize("name", ["auto", "steepest", "minimum", "valley", "slide"])
 a_good_curve = given(
     num_steps=st.sampled_from([40, 81, 100, 161]),
     seed=st.integers(0, 10_000),
@@ -70,6 +70,26 @@ def assert_same_lr(found: float | None, expected: float | None, *, factor: float
         assert found is None
     else:
         assert found == pytest.approx(expected * factor, rel=1e-9)
+
+
+def suggestions(
+    smooth: FloatArray, stops: list[Stop], *, std: float, length: int | None = None
+) -> dict[int, Suggestion]:
+    """What is suggested for a curve of the default ladder (or its first rungs) under the noise of each seed."""
+    seeds = SEEDS if std else range(1)
+    return {seed: suggest(records(LRS, (smooth + noise(seed, len(smooth), std=std))[:length]), stops) for seed in seeds}
+
+
+def assert_all_without_lr(found: dict[int, Suggestion], verdict: Verdict, advice: str = "") -> None:
+    """The verdict, for every seed, with no LR and the advice in its reason; a failure lists the seeds it fails for."""
+    assert {seed: str(s) for seed, s in found.items() if s.verdict != verdict or advice not in s.reason} == {}
+    for suggestion in found.values():
+        assert_no_lr(suggestion)
+
+
+def assert_all_with_lr(found: dict[int, Suggestion], verdict: Verdict, low: float, high: float) -> None:
+    """The verdict, for every seed, with an LR between 10**low and 10**high; a failure lists the seeds it fails for."""
+    assert {seed: str(s) for seed, s in found.items() if s.verdict != verdict or not low < decades(s.lr) < high} == {}
 
 
 def assert_no_lr(suggestion: Suggestion) -> None:
@@ -128,26 +148,30 @@ def test_largest_drop_of_a_rise_is_none() -> None:
     assert RULES["largest_drop"](curve_of(LRS, np.linspace(1.0, 2.0, 100))) is None
 
 
-def test_steepest_at_the_very_first_rung_is_a_suggestion() -> None:
-    """Catalogue row 27: torch-lr-finder took index 0 for "nothing found"."""
-    found = RULES["steepest"](curve_of(LRS, 2.0 * 0.9 ** np.arange(100)))
-    assert found == pytest.approx(1e-7, rel=1e-9)
+def test_steepest_is_not_drawn_to_the_left_end() -> None:
+    """Catalogue row 30: against LR itself, this wide sigmoid is steepest at 1e-7, where it has hardly begun to fall."""
+    found = RULES["steepest"](curve_of(ladder(81), sigmoid_fall(ladder(81), at=-3.0, width=0.5)))
+    assert found == pytest.approx(1e-3, rel=1e-9)
 
 
 def test_steepest_of_a_linear_ladder_is_read_against_log_lr() -> None:
-    """Catalogue row 30: the spacing of the ladder must not move the landmark of the same loss function."""
+    """Catalogue row 30: the spacing of the rungs must not move the landmark; against LR itself it lies at 10**-1.5."""
     lrs = np.linspace(0.001, 1.0, 400)
-    found = RULES["steepest"](curve_of(lrs, sigmoid_fall(lrs, at=-1.0, width=0.15)))
-    assert decades(found) == pytest.approx(-1.0, abs=0.05)
+    found = RULES["steepest"](curve_of(lrs, sigmoid_fall(lrs, at=-1.0, width=0.3)))
+    assert decades(found) == pytest.approx(-1.0, abs=0.15)
+
+
+def test_steepest_at_the_very_first_rung_is_a_suggestion() -> None:
+    """Catalogue row 27: torch-lr-finder took index 0 for "nothing found"."""
+    curve = curve_of(LRS, fall_and_blow_up(LRS))
+    first_is_steepest = dataclasses.replace(curve, slope=np.linspace(-1.0, 0.0, 100))
+    assert RULES["steepest"](first_is_steepest) == pytest.approx(1e-7, rel=1e-9)
 
 
 @pytest.mark.parametrize("std", [0.0, 0.01, 0.05])
-@pytest.mark.parametrize("seed", range(5))
-def test_auto_lies_between_the_steepest_point_and_the_blow_up(std: float, seed: int) -> None:
+def test_auto_lies_between_the_steepest_point_and_the_blow_up(std: float) -> None:
     """What a user asks for: past the fastest descent (1e-3), short of the divergence (10**-0.5)."""
-    suggestion = suggest(records(LRS, fall_and_blow_up(LRS) + noise(seed, std=std)), diverged())
-    assert suggestion.verdict == Verdict.OK
-    assert -3.0 < decades(suggestion.lr) < -0.5
+    assert_all_with_lr(suggestions(fall_and_blow_up(LRS), diverged(), std=std), Verdict.OK, -3.0, -0.5)
 
 
 # Invariance: the unit and the zero of a loss, and the unit of a learning rate, are conventions.
@@ -242,20 +266,26 @@ def test_suggestion_and_interval_share_the_invariances(
 # What a suggestion carries.
 
 
-@many_seeds
-def test_interval_holds_the_lr_and_a_factor_of_two_to_either_side(seed: int) -> None:
-    """An interval narrower than hand tuning would resolve claims what a sweep cannot know."""
-    for name in ALL_RULES:
+@every_rule
+def test_interval_holds_the_lr_and_a_factor_of_two_to_either_side(name: str) -> None:
+    """An interval narrower than hand tuning would resolve claims what a sweep cannot know (10**0.3 = 1.995)."""
+    for seed in SEEDS:
         suggestion = suggest(records(LRS, fall_and_blow_up(LRS) + noise(seed, std=0.05)), diverged(), method=name)
         assert suggestion.lr is not None
         assert suggestion.interval is not None
         low, high = suggestion.interval
-        assert low <= suggestion.lr / 1.99
-        assert high >= suggestion.lr * 1.99
+        assert low <= suggestion.lr / 1.995
+        assert high >= suggestion.lr * 1.995
 
 
-def test_more_noise_never_narrows_the_interval_below_that_of_a_clean_curve() -> None:
-    """"How sure it is" has to grow with the noise: from a factor of 2 to more."""
+def test_clean_curve_has_the_narrowest_interval() -> None:
+    """Without noise nothing moves when it is redrawn: 0.3 decades to either side remain."""
+    suggestion = suggest(records(ladder(81), cosine_valley(ladder(81))), diverged(80))
+    assert suggestion.interval == pytest.approx((10**-2.3, 10**-1.7), rel=0.02)
+
+
+def test_noise_widens_the_interval() -> None:
+    """How sure a suggestion is has to show: with noise of a sixth of the fall it is less sure than without."""
     clean = suggest(records(LRS, fall_and_blow_up(LRS)), diverged()).interval
     noisy = suggest(records(LRS, fall_and_blow_up(LRS) + noise(4, std=0.3)), diverged()).interval
     assert clean is not None
@@ -298,71 +328,49 @@ def test_constant_curve_is_flat(constant: float) -> None:
     assert_no_lr(suggestion)
 
 
-@many_seeds
 @pytest.mark.parametrize("std", [1e-4, 0.002, 0.02])
-def test_flat_curve_with_small_noise_is_flat(std: float, seed: int) -> None:
+def test_flat_curve_with_small_noise_is_flat(std: float) -> None:
     """Catalogue row 28: it neither falls nor rises, and advice to lower start_lr would be wrong."""
-    suggestion = suggest(records(LRS, 2.3 + noise(seed, std=std)), ended())
-    assert suggestion.verdict == Verdict.FLAT
-    assert_no_lr(suggestion)
+    assert_all_without_lr(suggestions(np.full(100, 2.3), ended(), std=std), Verdict.FLAT)
 
 
-@many_seeds
 @pytest.mark.parametrize("std", [1.0, 20.0])
-def test_pure_large_noise_is_too_noisy(std: float, seed: int) -> None:
+def test_pure_large_noise_is_too_noisy(std: float) -> None:
     """Catalogue row 28: noise as large as the loss may hide a descent; the way out is averaging, not another range."""
-    suggestion = suggest(records(LRS, 2.3 + noise(seed, std=std)), ended())
-    assert suggestion.verdict == Verdict.TOO_NOISY
-    assert_no_lr(suggestion)
+    assert_all_without_lr(suggestions(np.full(100, 2.3), ended(), std=std), Verdict.TOO_NOISY, "raise sweep.repeats")
 
 
 RISES = {
     "in a straight line": 2.3 + 0.1 * np.arange(100),
     "flat first, then ever faster": 2.3 + np.maximum(np.log10(LRS) + 3.0, 0.0) ** 2,
     "flat first, then in a line": 2.3 + np.maximum(np.log10(LRS) + 4.0, 0.0),
-    "by a tenth a step": 2.3 * 1.1 ** np.arange(100),
+    "by a tenth a step": np.asarray(2.3 * 1.1 ** np.arange(100)),
     "in one step": with_tail(np.full(100, 2.3), first=50, value=4.0),
 }
 
 
+@pytest.mark.parametrize("std", [0.0, 0.02])
 @pytest.mark.parametrize("shape", RISES)
-def test_rising_curve_has_no_descent(shape: str) -> None:
+def test_rising_curve_has_no_descent(shape: str, std: float) -> None:
     """Catalogue row 28: the optimum, if any, lies below start_lr; torch-lr-finder and fastai still give a number."""
-    suggestion = suggest(records(LRS, RISES[shape]), ended())
-    assert suggestion.verdict == Verdict.NO_DESCENT
-    assert_no_lr(suggestion)
+    found = suggestions(RISES[shape], ended(), std=std)
+    assert_all_without_lr(found, Verdict.NO_DESCENT, "lower sweep.start_lr")
 
 
-@many_seeds
-@pytest.mark.parametrize("shape", RISES)
-def test_rising_curve_with_noise_has_no_descent(shape: str, seed: int) -> None:
-    """Catalogue row 28: one per cent of noise does not change what a rise of many times that is."""
-    suggestion = suggest(records(LRS, RISES[shape] + noise(seed, std=0.02)), ended())
-    assert suggestion.verdict == Verdict.NO_DESCENT
-    assert_no_lr(suggestion)
-
-
-@many_seeds
 @pytest.mark.parametrize("std", [0.0, 0.02, 0.1])
-def test_curve_cut_short_while_falling_has_no_divergence_and_no_lr(std: float, seed: int) -> None:
+def test_curve_cut_short_while_falling_has_no_divergence_and_no_lr(std: float) -> None:
     """Catalogue row 28: the last LR wins every argmin there, only because the ladder ended (at 10**-2.7)."""
-    losses = (fall_and_blow_up(LRS) + noise(seed, std=std))[:54]
-    suggestion = suggest(records(LRS, losses), ended(53))
-    assert suggestion.verdict == Verdict.NO_DIVERGENCE
-    assert "still falls" in suggestion.reason
-    assert "raise sweep.end_lr" in suggestion.reason
-    assert_no_lr(suggestion)
+    found = suggestions(fall_and_blow_up(LRS), ended(53), std=std, length=54)
+    assert_all_without_lr(
+        found, Verdict.NO_DIVERGENCE, "still falls at the last learning rate 1.9e-03; raise sweep.end_lr"
+    )
 
 
-@many_seeds
 @pytest.mark.parametrize("std", [0.0, 0.01, 0.05])
-def test_fall_to_a_plateau_without_divergence_keeps_its_lr(std: float, seed: int) -> None:
-    """Catalogue row 28: four flat decades behind the fall are not "still falls": the fall is seen whole."""
-    losses = sigmoid_fall(LRS, at=-3.0, width=0.3) + noise(seed, std=std)
-    suggestion = suggest(records(LRS, losses), ended())
-    assert suggestion.verdict == Verdict.NO_DIVERGENCE
-    assert "stops falling" in suggestion.reason
-    assert -4.0 < decades(suggestion.lr) < 1.0
+def test_fall_to_a_plateau_without_divergence_keeps_its_lr(std: float) -> None:
+    """Catalogue row 28: with three flat decades behind it the fall is seen whole: it does not "still fall"."""
+    found = suggestions(sigmoid_fall(LRS, at=-3.0, width=0.3), ended(), std=std)
+    assert_all_with_lr(found, Verdict.NO_DIVERGENCE, -3.1, 1.0)
 
 
 @pytest.mark.parametrize("num_steps", [11, 30, 100])
@@ -394,43 +402,61 @@ def test_one_repeat_that_starts_non_finite_is_enough(bad_step: int) -> None:
     assert_no_lr(suggestion)
 
 
-@many_seeds
 @pytest.mark.parametrize("std", [0.0, 0.02, 0.1])
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_nan_after_a_good_fall_is_a_divergence(bad: float, std: float, seed: int) -> None:
-    """Catalogue rows 2 and 3: trim the point, then suggest below it; NaN is how many sweeps diverge."""
-    losses = (fall_and_blow_up(LRS) + noise(seed, std=std))[:60]
-    suggestion = suggest(records(LRS, [*losses, bad]), non_finite(60))
-    assert suggestion.verdict == Verdict.OK
-    assert -4.0 < decades(suggestion.lr) < math.log10(LRS[60])
+def test_nan_after_a_good_fall_is_a_divergence(bad: float, std: float) -> None:
+    """Catalogue rows 2 and 3: trim the point, then suggest below it (10**-2.15); NaN is how many sweeps diverge."""
+    found = suggestions(with_tail(fall_and_blow_up(LRS), first=60, value=bad), non_finite(60), std=std, length=61)
+    assert_all_with_lr(found, Verdict.OK, -4.0, -2.15)
 
 
 @every_rule
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_non_finite_record_does_not_change_any_rule(name: str, bad: float) -> None:
     """Catalogue rows 2 and 3: torch-lr-finder returns the NaN's own LR, fastai's steepest the infinity's."""
-    losses = (fall_and_blow_up(LRS) + noise(1, std=0.02))[:60]
-    with_bad = suggest(records(LRS, [*losses, bad]), non_finite(60), method=name)
-    without = suggest(records(LRS, losses), non_finite(60), method=name)
+    losses = (fall_and_blow_up(LRS) + noise(1, std=0.02))[:75]
+    with_bad = suggest(records(LRS, [*losses, bad]), non_finite(75), method=name)
+    without = suggest(records(LRS, losses), non_finite(75), method=name)
     assert with_bad == without
     assert with_bad.lr is not None
 
 
+def test_rule_that_finds_nothing_does_not_call_a_good_curve_flat() -> None:
+    """The verdict is on the curve: this one falls by 1.6 and then diverges; only `slide` sees no window in it."""
+    steps = records(LRS, fall_and_blow_up(LRS)[:60] + noise(0, 60, std=0.02))
+    suggestion = suggest(steps, non_finite(60), method="slide")
+    assert suggestion.lr is None
+    assert suggestion.interval is None
+    assert "slide" in suggestion.reason
+    assert suggestion.verdict == Verdict.OK
+
+
 @every_rule
-@pytest.mark.parametrize("num_points", range(10))
+@pytest.mark.parametrize("num_points", [0, 1, 2, 3, 9])
 def test_too_few_points_are_a_verdict_not_an_index_error(num_points: int, name: str) -> None:
-    """Catalogue row 27: fastai raises IndexError, Lightning applies lr=None; the reason counts the points."""
-    suggestion = suggest(records(LRS, fall_and_blow_up(LRS)[:num_points]), diverged(num_points), method=name)
+    """Catalogue row 27: fastai raises IndexError, Lightning applies lr=None."""
+    suggestion = suggest(records(LRS, fall_and_blow_up(LRS)[:num_points]), diverged(9), method=name)
     assert suggestion.verdict == Verdict.TOO_FEW_POINTS
-    assert suggestion.reason.startswith(f"{num_points} finite point")
     assert_no_lr(suggestion)
+
+
+@pytest.mark.parametrize("num_points", [0, 1, 9])
+def test_reason_names_the_points_that_are_needed(num_points: int) -> None:
+    """Catalogue row 27: a typed reason is only of use if it says what to change."""
+    suggestion = suggest(records(LRS, fall_and_blow_up(LRS)[:num_points]), diverged(9))
+    assert suggestion.reason == "fewer than 10 finite points; lower sweep.start_lr or raise sweep.num_steps"
 
 
 @pytest.mark.parametrize("num_points", range(10, 30))
 def test_short_ladders_never_raise(num_points: int) -> None:
     """Catalogue row 27: from ten points on every rule has to find its window, or say that it found none."""
     lrs = ladder(num_points)
-    for losses in (fall_and_blow_up(lrs), np.ones(num_points), np.arange(float(num_points)), -np.arange(float(num_points))):
+    for losses in (
+        fall_and_blow_up(lrs),
+        np.ones(num_points),
+        np.arange(float(num_points)),
+        -np.arange(float(num_points)),
+    ):
         for name in ALL_RULES:
             suggestion = suggest(records(lrs, losses), diverged(num_points - 1), method=name)
             assert (suggestion.lr is None) == (suggestion.interval is None)
@@ -460,7 +486,7 @@ def test_huge_losses_neither_raise_nor_warn() -> None:
 # Robustness: what happens elsewhere on the ladder must not move the landmark.
 
 
-@every_rule
+@zero_phase_rule
 @pytest.mark.parametrize("spike", [50.0, 1e6])
 def test_early_spike_does_not_win(name: str, spike: float) -> None:
     """Catalogue row 29: one bad batch at the start gives the steepest fall of the whole sweep (Lightning#1767)."""
@@ -468,35 +494,43 @@ def test_early_spike_does_not_win(name: str, spike: float) -> None:
     spiked = smooth.copy()
     spiked[3] = spike
     plain, found = RULES[name](curve_of(LRS, smooth)), RULES[name](curve_of(LRS, spiked))
-    if name == "largest_drop":
-        assert decades(found) == pytest.approx(decades(LRS[4]), abs=1e-9)
-    else:
-        assert decades(found) == pytest.approx(decades(plain), abs=1.5 * RUNG_DECADES)
+    assert decades(found) == pytest.approx(decades(plain), abs=1.5 * RUNG_DECADES)
 
 
-@many_seeds
-def test_warm_up_noise_does_not_win(seed: int) -> None:
+@zero_phase_rule
+@pytest.mark.parametrize("num_steps", [20, 30, 50])
+def test_first_loss_alone_does_not_set_the_level_of_a_short_ladder(num_steps: int, name: str) -> None:
+    """Catalogue row 29: one bad first batch must not raise the cap of the divergence to its own height."""
+    lrs = ladder(num_steps)
+    smooth = with_tail(fall_and_blow_up(lrs, diverges_at=9.0), first=num_steps * 3 // 4, value=400.0)
+    spiked = smooth.copy()
+    spiked[0] = 50.0
+    plain, found = RULES[name](curve_of(lrs, smooth)), RULES[name](curve_of(lrs, spiked))
+    assert decades(found) == pytest.approx(decades(plain), abs=1.5 * 8 / (num_steps - 1))
+
+
+def test_warm_up_noise_does_not_win() -> None:
     """Catalogue row 29: ten noisy first steps, calm afterwards; auto stays within a factor of two of the calm curve."""
     losses = fall_and_blow_up(LRS)
-    warm_up = noise(seed, 10, std=0.3)
-    noisy = np.concatenate([losses[:10] + warm_up, losses[10:]])
-    calm = suggest(records(LRS, losses), diverged())
-    assert decades(suggest(records(LRS, noisy), diverged()).lr) == pytest.approx(decades(calm.lr), abs=0.3)
+    calm = decades(suggest(records(LRS, losses), diverged()).lr)
+    for seed in SEEDS:
+        noisy = np.concatenate([losses[:10] + noise(seed, 10, std=0.3), losses[10:]])
+        assert decades(suggest(records(LRS, noisy), diverged()).lr) == pytest.approx(calm, abs=0.3)
 
 
-@many_seeds
 @pytest.mark.parametrize("first", [81, 87, 93])
 @pytest.mark.parametrize("length", [3, 19])
-def test_height_of_the_tail_does_not_move_auto(length: int, first: int, seed: int) -> None:
+@pytest.mark.parametrize("height", [3.0, 20.0, 400.0, 1e9])
+def test_height_of_the_tail_does_not_move_auto(height: float, length: int, first: int) -> None:
     """Law 6: smoothing a tail of 3, 20, 400 backwards moves a minimum at 1e-1 to 1e-6; against a mild 2.5, a rung."""
-    losses = (fall_and_blow_up(LRS, diverges_at=9.0) + noise(seed, std=0.02))[: first + length]
-    mild = decades(suggest(records(LRS, with_tail(losses, first=first, value=2.5)), diverged()).lr)
-    for value in (3.0, 20.0, 400.0, 1e9):
-        found = suggest(records(LRS, with_tail(losses, first=first, value=value)), diverged())
-        assert decades(found.lr) == pytest.approx(mild, abs=1.01 * RUNG_DECADES)
+    for seed in range(10):
+        losses = (fall_and_blow_up(LRS, diverges_at=9.0) + noise(seed, std=0.02))[: first + length]
+        mild = suggest(records(LRS, with_tail(losses, first=first, value=2.5)), diverged())
+        found = suggest(records(LRS, with_tail(losses, first=first, value=height)), diverged())
+        assert decades(found.lr) == pytest.approx(decades(mild.lr), abs=1.01 * RUNG_DECADES)
 
 
-@pytest.mark.parametrize("name", ZERO_PHASE_RULES)
+@zero_phase_rule
 @pytest.mark.parametrize("height", [3.0, 20.0, 400.0])
 def test_rough_tail_never_draws_a_rule_into_the_blow_up(name: str, height: float) -> None:
     """Law 6: behind 10**-0.5 the loss jumps about far above the level; an LR from there would destroy a training."""
@@ -504,27 +538,28 @@ def test_rough_tail_never_draws_a_rule_into_the_blow_up(name: str, height: float
         rng = np.random.default_rng(seed)
         tail = height * rng.lognormal(0.0, 0.5, 20)
         losses = with_tail(fall_and_blow_up(LRS, diverges_at=9.0) + noise(seed, std=0.02), first=80, value=tail)
-        assert decades(RULES[name](curve_of(LRS, losses))) < decades(LRS[80])
+        found = RULES[name](curve_of(LRS, losses))
+        assert found is None or found < LRS[80]
 
 
-def test_scheduler_history_plays_no_part() -> None:
-    """Catalogue row 31: the suggestion is the base LR of the records, whatever a scheduler would make of it."""
+def test_suggestion_is_in_the_unit_of_the_recorded_base_lr() -> None:
+    """Catalogue row 31: ten times the LRs, ten times the answer; no scheduler's or group's factor comes in."""
     steps = records(10 * LRS, cosine_valley(LRS))
     assert decades(suggest(steps, diverged(), method="minimum").lr) == pytest.approx(-1.0, abs=RUNG_DECADES)
 
 
-@many_seeds
-def test_repeats_narrow_what_noise_blurs(seed: int) -> None:
-    """Repeats exist for this: sixteen of them leave a quarter of the noise, and auto within a factor of two."""
-    steps = [
-        step
-        for repeat in range(16)
-        for step in records(LRS, fall_and_blow_up(LRS) + noise(100 * seed + repeat, std=0.3), repeat=repeat)
-    ]
-    suggestion = suggest(steps, diverged() * 16)
-    clean = suggest(records(LRS, fall_and_blow_up(LRS)), diverged())
-    assert suggestion.verdict == Verdict.OK
-    assert decades(suggestion.lr) == pytest.approx(decades(clean.lr), abs=0.3)
+def test_repeats_average_noise_away() -> None:
+    """Repeats exist for this: noise of a sixth of the fall leaves auto within half a decade once sixteen are pooled."""
+    clean = decades(suggest(records(LRS, fall_and_blow_up(LRS)), diverged()).lr)
+    for seed in SEEDS:
+        steps = [
+            step
+            for repeat in range(16)
+            for step in records(LRS, fall_and_blow_up(LRS) + noise(100 * seed + repeat, std=0.3), repeat=repeat)
+        ]
+        suggestion = suggest(steps, diverged() * 16)
+        assert suggestion.verdict == Verdict.OK
+        assert decades(suggestion.lr) == pytest.approx(clean, abs=0.5)
 
 
 def test_repeat_that_diverged_early_moves_the_lowest_point_to_its_left() -> None:
@@ -558,7 +593,7 @@ def brute_force_length(values: list[float]) -> int:
     """Length of the longest strictly decreasing subsequence, by trying all of them."""
     for length in range(len(values), 0, -1):
         for chosen in combinations(values, length):
-            if all(a > b for a, b in zip(chosen, chosen[1:], strict=False)):
+            if all(a > b for a, b in pairwise(chosen)):
                 return length
     return 0
 
@@ -570,13 +605,13 @@ def test_decreasing_subsequence_is_a_longest_one(values: list[float]) -> None:
     indices = longest_decreasing_subsequence(np.array(values))
     chosen = [values[i] for i in indices]
     assert indices == sorted(set(indices))
-    assert all(a > b for a, b in zip(chosen, chosen[1:], strict=False))
+    assert all(a > b for a, b in pairwise(chosen))
     assert len(indices) == brute_force_length(values)
 
 
 @pytest.mark.parametrize(
     ("values", "expected"),
-    [([1.0], [0]), ([1.0, 1.0, 1.0], 1), ([3.0, 2.0, 1.0], [0, 1, 2]), ([5.0, 9.0, 4.0, 8.0, 3.0], [0, 2, 4])],
+    [([1.0], [0]), ([1.0, 1.0, 1.0], 1), ([3.0, 2.0, 1.0], [0, 1, 2]), ([9.0, 1.0, 8.0, 2.0, 7.0], [0, 2, 4])],
 )
 def test_decreasing_subsequence_of_literal_values(values: list[float], expected: list[int] | int) -> None:
     """Unique answers are known as indices; among equal values any single one will do."""

@@ -1,0 +1,234 @@
+"""Mistakes, signals, dead ranks and dead servers: a clear word, no hang, nothing lost."""
+
+from __future__ import annotations
+
+import csv
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from mlflow import MlflowClient
+
+from tests.integration.launching import NO_TRACKING, Finished, environment, launch, start
+
+
+def wait_for_rows(folder: Path, count: int, process: subprocess.Popen[str], timeout_s: float = 60) -> None:
+    """Until ``count`` steps are recorded."""
+    deadline = time.monotonic() + timeout_s
+    path = folder / "run" / "records.csv"
+    while not path.exists() or len(path.read_text().splitlines()) <= count:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline, "no records"
+        time.sleep(0.05)
+
+
+def ranks_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    """The ranks that a launcher started, by rank."""
+    children = psutil.Process(process.pid).children()
+    return sorted(children, key=lambda child: int(child.environ()["RANK"]))
+
+
+def run_status(folder: Path) -> str:
+    client = MlflowClient(tracking_uri=f"sqlite:///{folder}/mlflow.db")
+    (run,) = client.search_runs([e.experiment_id for e in client.search_experiments()])
+    return str(run.info.status)
+
+
+def finish(process: subprocess.Popen[str], folder: Path, timeout_s: float = 60) -> Finished:
+    out, err = process.communicate(timeout=timeout_s)
+    return Finished(process.returncode, out, err, folder)
+
+
+def test_mistakes_of_both_stages_are_printed_once_by_two_ranks(tmp_path: Path) -> None:
+    """Stage B: all ranks agree, one speaks, nobody waits; nothing is left behind."""
+    done = launch(
+        tmp_path, "model._target_=parts.Missing", "loss._target_=torch.nn.Nope", "data.global_batch_size=2048",
+        num_processes=2, timeout_s=60,
+    )  # fmt: skip
+    assert done.code != 0
+    assert done.err.count("lrrunner: the configuration is wrong (3 errors)") == 1
+    ours = done.err.partition("E1")[0] if "\nE1" in done.err else done.err
+    assert "model._target_ must be importable, got parts.Missing" in ours
+    assert "must hold at least one global batch of 2048 samples, got 1437" in ours
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_mistake_of_stage_a_is_printed_once_by_two_ranks(tmp_path: Path) -> None:
+    """The launcher ends the other rank; it does not repeat the message."""
+    done = launch(tmp_path, "sweep.start_lr=20", num_processes=2, timeout_s=60)
+    assert done.err.count("sweep.end_lr must exceed sweep.start_lr=20") == 1
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (("run.dir=/dev/null/x",), "run.dir must be a writable directory, got /dev/null/x (Not a directory)"),
+        (("tracking.uri=sqlite:////nowhere/mlflow.db",), "tracking.uri must lie in an existing directory, got /nowhere"),
+        (("model._target_=parts.Nope",), "model._target_ must be importable, got parts.Nope"),
+    ],
+)
+def test_a_mistake_of_stage_b_exits_with_2(tmp_path: Path, overrides: tuple[str, ...], message: str) -> None:
+    """One process: the code itself arrives."""
+    done = launch(tmp_path, *overrides)
+    assert done.code == 2
+    assert message in done.err
+    assert "Traceback" not in done.err
+    assert done.out == ""
+
+
+def test_a_used_run_directory_is_refused(tmp_path: Path) -> None:
+    """Nothing recorded is overwritten."""
+    short = (*NO_TRACKING, "sweep.num_steps=12")
+    assert launch(tmp_path, *short).code == 0
+    before = (tmp_path / "run" / "records.csv").read_bytes()
+    again = launch(tmp_path, *short)
+    assert again.code == 2
+    assert "run.dir must not hold a run yet" in again.err
+    assert (tmp_path / "run" / "records.csv").read_bytes() == before
+
+
+def test_a_grid_inside_ranks_is_refused_with_the_right_command(tmp_path: Path) -> None:
+    """Hydra's -m in ranks averages job 0 of one rank with job 1 of another when one fails."""
+    done = launch(tmp_path, "-m", "model=mlp,cnn", num_processes=2)
+    assert done.code != 0
+    assert done.err.count("-m must not be given inside 2 ranks, got run.dir=run model=mlp,cnn;") == 1
+
+
+def test_worlds_of_one_are_noticed(tmp_path: Path) -> None:
+    """`accelerate launch --cpu --num_processes 2` silently starts one rank; a claim says so."""
+    done = launch(tmp_path, "launch.num_processes=2")
+    assert done.code == 2
+    assert "launch.num_processes must equal the 1 rank(s) that were started, got 2" in done.err
+
+
+def test_sigterm_saves_and_ends_with_143(tmp_path: Path) -> None:
+    """Law: a signal ends the sweep after the current step; records, suggestion and status are there."""
+    process = start(tmp_path, "model=custom", "model._target_=parts.SlowMlp")
+    wait_for_rows(tmp_path, 5, process)
+    process.send_signal(signal.SIGTERM)
+    done = finish(process, tmp_path)
+    assert done.code == 143, done.err
+    assert done.read("status.json")["state"] == "killed"
+    assert done.read("suggestion.json")["stop_reason"] == "interrupted"
+    assert run_status(tmp_path) == "KILLED"
+    with (done.run / "records.csv").open() as file:
+        assert len(list(csv.DictReader(file))) == done.read("status.json")["last_step"] + 1
+
+
+def test_sigterm_to_the_launcher_ends_all_ranks_at_one_step(tmp_path: Path) -> None:
+    """Accelerate forwards it to every rank, not at the same moment."""
+    process = start(tmp_path, "model=custom", "model._target_=parts.SlowMlp", num_processes=2)
+    wait_for_rows(tmp_path, 5, process)
+    ranks = ranks_of(process)
+    process.send_signal(signal.SIGTERM)
+    done = finish(process, tmp_path)
+    assert done.read("status.json")["state"] == "killed"
+    assert run_status(tmp_path) == "KILLED"
+    assert not any(rank.is_running() for rank in ranks)
+
+
+def test_a_rank_stuck_in_a_collective_still_ends(tmp_path: Path) -> None:
+    """Python runs no handler there: rank 1 stands still, rank 0 waits for it, and SIGTERM must still close the run."""
+    process = start(tmp_path, "model=custom", "model._target_=parts.SlowMlp", num_processes=2)
+    wait_for_rows(tmp_path, 3, process)
+    first, second = ranks_of(process)
+    second.suspend()
+    time.sleep(1)
+    first.send_signal(signal.SIGTERM)
+    first.wait(timeout=30)
+    second.kill()
+    done = finish(process, tmp_path)
+    assert done.read("status.json")["state"] == "killed"
+    assert run_status(tmp_path) == "KILLED"
+
+
+def test_an_error_on_one_rank_names_that_rank(tmp_path: Path) -> None:
+    """Rank 0 sees only a broken connection; the cause it records is rank 1's."""
+    done = launch(
+        tmp_path, "model=custom", "model._target_=parts.Failing", "+model.at=4", "+model.rank=1", num_processes=2
+    )
+    assert done.code == 1
+    assert done.err.count("lrrunner: the sweep failed on rank 1: RuntimeError: the culprit's own words") == 1
+    status = done.read("status.json")
+    assert status["state"] == "failed"
+    assert status["cause"].startswith("rank 1: RuntimeError: the culprit's own words")
+    assert status["last_step"] == 2
+    assert run_status(tmp_path) == "FAILED"
+    assert "Traceback" in (done.run / "ranks" / "1.log").read_text()
+    for path in done.run.rglob("*"):
+        assert not path.is_file() or b"canary-in-an-exception" not in path.read_bytes()
+
+
+def test_a_killed_rank_fails_the_run(tmp_path: Path) -> None:
+    """SIGKILL leaves no words; the survivor closes the run."""
+    done = launch(
+        tmp_path, "model=custom", "model._target_=parts.Failing", "+model.at=4", "+model.rank=1", "+model.how=kill",
+        num_processes=2,
+    )  # fmt: skip
+    assert done.code == 1
+    assert done.read("status.json")["state"] == "failed"
+    assert run_status(tmp_path) == "FAILED"
+
+
+def test_ranks_do_not_outlive_a_killed_launcher(tmp_path: Path) -> None:
+    """SIGKILL of the launcher orphans ranks; they notice and end."""
+    process = start(tmp_path, "model=custom", "model._target_=parts.SlowMlp", "+model.seconds=0.3", num_processes=2)
+    wait_for_rows(tmp_path, 2, process)
+    ranks = ranks_of(process)
+    process.kill()
+    _, alive = psutil.wait_procs(ranks, timeout=30)
+    process.communicate(timeout=10)
+    for rank in alive:
+        rank.kill()
+    assert not alive
+    assert run_status(tmp_path) == "KILLED"
+
+
+def test_a_run_left_by_a_killed_process_is_closed_at_the_next_start(tmp_path: Path) -> None:
+    """Only the machine's death leaves RUNNING, until the next start repairs it."""
+    process = start(tmp_path, "model=custom", "model._target_=parts.SlowMlp", "+model.seconds=0.3")
+    wait_for_rows(tmp_path, 2, process)
+    process.kill()
+    process.communicate()
+    assert run_status(tmp_path) == "RUNNING"
+    done = launch(tmp_path, "run.dir=second", "sweep.num_steps=12")
+    assert done.code == 0, done.err
+    client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path}/mlflow.db")
+    runs = client.search_runs([e.experiment_id for e in client.search_experiments()])
+    assert sorted(run.info.status for run in runs) == ["FINISHED", "KILLED"]
+
+
+def test_an_unreachable_server_costs_no_record(tmp_path: Path) -> None:
+    """The run directory is the truth; MLflow is a view of it."""
+    done = launch(
+        tmp_path, "tracking.uri=http://127.0.0.1:9", "tracking.timeout_s=1", "sweep.num_steps=12", timeout_s=60
+    )
+    assert done.code == 0, done.err
+    assert "MLflow does not answer" in done.err
+    assert "Traceback" not in done.err
+    assert done.read("status.json")["mlflow_run_id"] is None
+    assert (done.run / "suggestion.json").exists()
+
+
+@pytest.mark.soak
+def test_sixty_launches_all_return_0(tmp_path: Path) -> None:
+    """DDP outliving its process group aborts up to half of gloo runs at exit."""
+    codes = []
+    for i in range(60):
+        folder = tmp_path / str(i)
+        folder.mkdir()
+        codes.append(launch(folder, *NO_TRACKING, "sweep.num_steps=12", num_processes=2).code)
+    assert codes == [0] * 60
+
+
+def test_environment_helper_keeps_tests_apart() -> None:
+    """A launcher around the tests must not leak into the ones they start."""
+    os.environ["ACCELERATE_TEST_LEAK"] = "1"
+    try:
+        assert "ACCELERATE_TEST_LEAK" not in environment()
+    finally:
+        del os.environ["ACCELERATE_TEST_LEAK"]

@@ -1,0 +1,190 @@
+"""Stage A: every mistake gets its field, rule, value and next move, all at once, without torch."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from lrrunner.compose import compose_job
+from lrrunner.config import batch_summary, job_from
+from lrrunner.errors import ConfigError
+
+ROOT = Path(__file__).resolve().parents[2]
+
+MISTAKES = {
+    "sweep.start_lr=20": "sweep.end_lr must exceed sweep.start_lr=20, got 10; raise sweep.end_lr",
+    "sweep.start_lr=0": "sweep.start_lr must be above 0, got 0; try 1e-7",
+    "sweep.start_lr=-1": "sweep.start_lr must be above 0, got -1; try 1e-7",
+    "sweep.end_lr=inf": "sweep.end_lr must be finite, got inf; the defaults are 1e-7 and 10",
+    "sweep.start_lr=nan": "sweep.start_lr must be finite, got nan; the defaults are 1e-7 and 10",
+    "sweep.num_steps=1": "sweep.num_steps must be at least 2, got 1; try 100",
+    "sweep.smoothing=1": "sweep.smoothing must lie in [0, 1), got 1; try 0.9",
+    "sweep.smoothing=-0.1": "sweep.smoothing must lie in [0, 1), got -0.1; try 0.9",
+    "sweep.repeats=0": "sweep.repeats must be at least 1, got 0; try 1",
+    "sweep.diverge_factor=0": "sweep.diverge_factor must be above 0 for stop_rule=range, got 0; try 2",
+    "suggestion.method=best": (
+        "suggestion.method must be one of auto, steepest, minimum, valley, slide, largest_drop; got best"
+    ),
+    "sweep.mode=log": "sweep.mode must be one of exponential, linear; got log",
+    "model=resnet": "model must be one of cnn, custom, gpt, lenet, mlp; got resnet",
+    "data=imagenet": "data must be one of custom, digits, mnist, text; got imagenet",
+    "sweep.strat_lr=1e-6": "sweep.strat_lr is not a configuration key; did you mean sweep.start_lr?",
+    "+sweep.strat_lr=1e-6": "sweep.strat_lr is not a configuration key; did you mean sweep.start_lr?",
+    "+tracker=x": "tracker is not a configuration key; see lrrunner --cfg job for all keys",
+    "sweep.num_steps=many": "sweep.num_steps must be a whole number, got many; correct the value",
+    "sweep.num_steps=1.5": "sweep.num_steps must be a whole number, got 1.5; correct the value",
+    "sweep.end_lr=big": "sweep.end_lr must be a number, got big; correct the value",
+    "tracking.enabled=maybe": "tracking.enabled must be true or false, got maybe; correct the value",
+    "train.mixed_precision=no": "train.mixed_precision must be one of fp32, bf16, fp16; got no",
+    "train.accumulation_steps=0": "train.accumulation_steps must be at least 1, got 0; try 1",
+    "train.max_grad_norm=0": "train.max_grad_norm must be above 0, got 0; null turns clipping off",
+    "data.global_batch_size=63": (
+        "data.global_batch_size must be divisible by 2 ranks x 1 accumulation steps = 2, got 63; use 62 or 64"
+    ),
+    "data.global_batch_size=1": (
+        "data.global_batch_size must be divisible by 2 ranks x 1 accumulation steps = 2, got 1; use 2"
+    ),
+    "data.global_batch_size=0": "data.global_batch_size must be at least 1, got 0; try 64",
+    "optimizer.lr=0": "optimizer.lr must be a number above 0, got 0; the sweep keeps group ratios to it",
+    "optimizer.lr=fast": "optimizer.lr must be a number above 0, got 'fast'; the sweep keeps group ratios to it",
+    "model=custom": "model._target_ is missing; give it as model._target_=...",
+    "tracking.uri=ftp://host/x": (
+        "tracking.uri must start with one of sqlite, http, https, postgresql, mysql, mssql, databricks; "
+        "got ftp://host/x; the default is sqlite:///mlflow.db"
+    ),
+    "tracking.uri=mlruns": (
+        "tracking.uri must start with one of sqlite, http, https, postgresql, mysql, mssql, databricks; "
+        "got mlruns; the default is sqlite:///mlflow.db"
+    ),
+    "sweep": "'sweep' is not an override; write key=value, and quote values with special characters",
+}
+
+
+def errors_of(*overrides: str, world_size: int = 2) -> tuple[str, ...]:
+    with pytest.raises(ConfigError) as caught:
+        compose_job(overrides, world_size=world_size)
+    return caught.value.errors
+
+
+@pytest.mark.parametrize("override", MISTAKES)
+def test_a_mistake_is_named_with_its_way_out(override: str) -> None:
+    """One message: field, rule, value, next move."""
+    assert errors_of(override) == (MISTAKES[override],)
+
+
+def test_all_mistakes_are_shown_at_once() -> None:
+    """Nobody should have to run five times to find five mistakes, of composition and of values alike."""
+    overrides = ["sweep.strat_lr=1", "model=resnet", "sweep.num_steps=many", "+x=1", "sweep.smoothing=2"]
+    errors = errors_of(*overrides)
+    assert len(errors) == 5
+    for word in ("strat_lr", "resnet", "many", "x is not", "smoothing"):
+        assert sum(word in error for error in errors) == 1
+
+
+def test_a_claimed_world_must_be_the_world() -> None:
+    """`accelerate launch --cpu --num_processes 2` silently starts one rank; the claim makes that visible."""
+    (error,) = errors_of("launch.num_processes=2", world_size=1)
+    assert error.startswith("launch.num_processes must equal the 1 rank(s) that were started, got 2;")
+    assert "ACCELERATE_USE_CPU=1 accelerate launch --multi_gpu --num_processes 2 -m lrrunner" in error
+    assert compose_job(["launch.num_processes=2"], world_size=2)["launch"] == {"num_processes": 2}
+
+
+def test_an_unset_variable_is_named() -> None:
+    """An interpolation that fails is the user's typo or a missing export."""
+    (error,) = errors_of("tracking.run_name=${oc.env:LRRUNNER_NOT_SET}")
+    assert error.startswith("tracking.run_name cannot be resolved")
+    assert "LRRUNNER_NOT_SET" in error
+
+
+def test_a_missing_config_directory_is_named(tmp_path: Path) -> None:
+    """Hydra only warns about it."""
+    with pytest.raises(ConfigError, match="--config-dir must be a directory"):
+        compose_job([], config_dir=str(tmp_path / "nowhere"))
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "conf" / "experiment").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_packaged_experiment_composes(path: Path) -> None:
+    """An experiment that does not compose is found by a test, not by a user."""
+    assert compose_job([f"experiment={path.stem}"], world_size=2)["model"]["_target_"].startswith("lrrunner.tasks.")
+
+
+@pytest.mark.parametrize("group", ["model", "data", "loss", "objective", "optimizer"])
+def test_every_part_group_has_a_custom_option(group: str) -> None:
+    """A user's own part must not inherit the arguments of a packaged one."""
+    content = yaml.safe_load((ROOT / "conf" / group / "custom.yaml").read_text())
+    free = content["train"] if group == "data" else content
+    assert {key: value for key, value in free.items() if key != "_partial_"} == {"_target_": "???"}
+
+
+def test_command_line_beats_experiment_beats_default() -> None:
+    """`_self_` at the wrong place silently undoes experiments."""
+    job = compose_job(["experiment=mnist_lenet_luz", "sweep.end_lr=0.5"])
+    assert job["sweep"]["start_lr"] == 1e-6
+    assert job["sweep"]["end_lr"] == 0.5
+    assert job["suggestion"]["method"] == "minimum"
+    assert job["optimizer"]["_target_"] == "torch.optim.Adam"
+    assert compose_job(["experiment=mnist_lenet_luz", "optimizer=sgd"])["optimizer"]["_target_"] == "torch.optim.SGD"
+
+
+def test_a_users_own_experiment_needs_no_change_of_the_package(tmp_path: Path) -> None:
+    """The example of the contract, from a directory of the user's."""
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text(
+        """# @package _global_
+defaults: [override /model: custom, override /data: custom, override /loss: custom, override /optimizer: custom]
+model: {_target_: mine.Net, width: 64}
+data: {train: {_target_: mine.dataset, split: train}, val: {_target_: mine.dataset, split: val}, global_batch_size: 256}
+loss: {_target_: torch.nn.CrossEntropyLoss}
+optimizer: {_target_: torch.optim.AdamW, _partial_: true, lr: 1.0e-3, weight_decay: 0.05}
+"""
+    )
+    job = compose_job(["experiment=mine", "model.width=32"], config_dir=str(tmp_path), world_size=2)
+    assert job["model"] == {"_target_": "mine.Net", "width": 32}
+    assert job["data"]["train"] == {"_target_": "mine.dataset", "split": "train"}
+    assert job["optimizer"]["weight_decay"] == 0.05
+
+
+def test_the_batch_is_told_in_one_sentence() -> None:
+    """An LR means nothing without it."""
+    job = job_from(compose_job(["train.accumulation_steps=2"], world_size=4))
+    assert batch_summary(job, world_size=4) == "4 ranks, global batch 64 = 4 ranks x 8 x 2 accumulation steps"
+    one = job_from(compose_job([]))
+    assert batch_summary(one, world_size=1) == "1 rank, global batch 64 = 1 rank x 64 x 1 accumulation step"
+
+
+@pytest.mark.parametrize("module", ["lrrunner.core.suggestion", "lrrunner.cli", "lrrunner.launch", "lrrunner.records"])
+def test_the_light_modules_load_no_torch(module: str) -> None:
+    """Help, completion and configuration errors must not cost the three seconds of torch, accelerate and MLflow."""
+    code = f"import sys, {module}; print([m for m in ('torch', 'accelerate', 'mlflow', 'matplotlib') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_stage_a_speaks_without_torch_and_exits_with_2(tmp_path: Path) -> None:
+    """The whole path of a mistyped command: code 2, one message on stderr, no traceback, no torch, nothing written."""
+    code = (
+        "import sys\nfrom lrrunner.cli import run\n"
+        "code = run(['sweep.start_lr=20', 'model=resnet'])\n"
+        "print(code, 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=True)
+    assert done.stdout.strip() == "2 False"
+    assert done.stderr.startswith("lrrunner: the configuration is wrong (2 errors)\n")
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("flag", ["--help", "--info", "--cfg"])
+def test_hydras_own_flags_work(tmp_path: Path, flag: str) -> None:
+    """People who know Hydra expect them."""
+    arguments = [flag, {"--cfg": "job", "--info": "defaults"}[flag]] if flag != "--help" else [flag]
+    done = subprocess.run(
+        [sys.executable, "-m", "lrrunner", *arguments, "model=cnn"], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    assert "lrrunner.tasks.models.Cnn" in done.stdout or flag == "--info"
+    assert list(tmp_path.iterdir()) == []
