@@ -125,7 +125,9 @@ def _explained(error: Exception, word: str, known: list[str]) -> str:
         names = ", ".join(name for name in options if not name.startswith("base_"))
         return f"{key} must be one of {names}; got {value or 'nothing'}"
     if isinstance(error, yaml.YAMLError):
-        return f"{word or 'the configuration'} reads a file that is not valid YAML: {' '.join(text.split())}; correct it"
+        return (
+            f"{word or 'the configuration'} reads a file that is not valid YAML: {' '.join(text.split())}; correct it"
+        )
     if missing := re.search(r"Could not (?:find|load) '([^']*)'", text):
         return f"{word or missing[1]} names a configuration that does not exist: {missing[1]}; see lrrunner --help"
     if "is not in struct" in text or re.search(r"Key '.*' not in", text):

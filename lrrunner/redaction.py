@@ -20,10 +20,20 @@ MIN_LITERAL_LENGTH = 5
 """Shorter secret values are masked at their key only: masked everywhere, a value like `1` would eat every number."""
 
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[0-9]+")
-_USER_INFO = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*://)(?P<info>[^/\s@'\"]+)@")
-_ASSIGNMENT = re.compile(
-    r"(?P<key>[\w.+~/@-]*\w)(?P<sign>\s*[=:]\s*)(?P<value>'[^']*'|\"[^\"]*\"|[^\s,;{}\[\]()'\"][^\s,;}\])]*)"
+_USER_INFO = re.compile(
+    r"""(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*://)
+    (?P<info>
+        [^/\s'"]+                                                           # user, or user:password
+      | [^\s:/@'"]* : (?!\d+/) (?:[^\s@'"] | ['"](?![\s,;)\]}]))+           # a password with / ' " in it, no port
+    )@""",
+    re.VERBOSE,
 )
+_ASSIGNMENT = re.compile(r"(?P<quote>['\"]?)(?P<key>[\w.+~/@-]*\w)(?P=quote)\s*[=:]\s*")
+_VALUE = re.compile(
+    r"""'(?:\\.|[^'\\])*' | "(?:\\.|[^"\\])*" | \[[^\]]*\] | \{[^}]*\} | [^\s,;{}\[\]()'"][^\s,;}\])]*""",
+    re.VERBOSE,
+)
+_ITEM = re.compile(r"[^\s,\[\]{}:'\"]+")
 
 
 def is_secret_key(key: str) -> bool:
@@ -61,7 +71,9 @@ class Redactor:
                 password = match["info"].partition(":")[2]
                 secrets += [password, unquote(password)]
         for override in overrides:
-            secrets += [m["value"].strip("'\"") for m in _ASSIGNMENT.finditer(override) if is_secret_key(m["key"])]
+            for start, end in _secret_spans(override):
+                value = override[start:end]
+                secrets += _ITEM.findall(value) if value[0] in "[{" else [value.strip("'\"")]
         return cls(secrets)
 
     def text(self, text: str) -> str:
@@ -73,10 +85,9 @@ class Redactor:
         for literal in self._literals:
             text = text.replace(literal, MASK)
         text = _USER_INFO.sub(lambda m: f"{m['scheme']}{MASK}@", text)
-        return _ASSIGNMENT.sub(
-            lambda m: f"{m['key']}{m['sign']}{MASK}" if is_secret_key(m["key"]) else m[0],
-            text,
-        )
+        for start, end in reversed(list(_secret_spans(text))):
+            text = text[:start] + MASK + text[end:]
+        return text
 
     def tree(self, node: Any, *, secret: bool = False) -> Any:
         """A copy of nested dicts and lists with every secret masked.
@@ -96,6 +107,16 @@ class Redactor:
         if secret and node is not None and not isinstance(node, bool):
             return MASK
         return self.text(node) if isinstance(node, str) else node
+
+
+def _secret_spans(text: str) -> Iterator[tuple[int, int]]:
+    """Where the values of secret keys stand in a text, in the forms key=value and key: value."""
+    position = 0
+    while match := _ASSIGNMENT.search(text, position):
+        value = _VALUE.match(text, match.end()) if is_secret_key(match["key"]) else None
+        position = value.end() if value else match.end()
+        if value:
+            yield value.span()
 
 
 class RedactingFormatter(logging.Formatter):

@@ -29,8 +29,14 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Metric
 
-FLUSH_INTERVAL_S = 2.0
-MAX_METRICS_PER_BATCH = 1000
+FLUSH_INTERVAL_S = 5.0
+
+MAX_DUTY = 0.01
+"""Share of the time that sending may take while the sweep runs: the thread and the loop share one interpreter lock."""
+
+MAX_STEPS_PER_BATCH = 200
+"""Five metrics a step, and MLflow takes a thousand a call."""
+
 MAX_PARAMS_PER_BATCH = 100
 MAX_PARAM_LENGTH = 6000
 MAX_NOTE_LENGTH = 8000
@@ -44,7 +50,7 @@ def configure_mlflow(timeout_s: float) -> None:
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", str(max(1, round(timeout_s))))
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "1")
-    logging.getLogger("mlflow").setLevel(logging.WARNING)
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
 
 
 def flattened(node: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
@@ -100,7 +106,7 @@ class MlflowRun:
         self.run_id = ""
         self.error: str | None = None
         self._redactor = redactor
-        self._queue: queue.SimpleQueue[Metric] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[tuple[Step, str]] = queue.SimpleQueue()
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._send_until_closed, name="mlflow", daemon=True)
         try:
@@ -150,8 +156,7 @@ class MlflowRun:
 
     def log(self, step: Step) -> None:
         """Hand a step over to the sending thread."""
-        for metric in _step_metrics(step, self._live_prefix.format(repeat=step.repeat)):
-            self._queue.put(metric)
+        self._queue.put((step, self._live_prefix))
 
     def finish(
         self,
@@ -210,8 +215,7 @@ class MlflowRun:
     def _send_result(self, test: RangeTest, pooled: Sequence[Step]) -> None:
         """Pooled curve, suggested LR and verdict."""
         for step in pooled:
-            for metric in _step_metrics(step, ""):
-                self._queue.put(metric)
+            self._queue.put((step, ""))
         self._send_pending()
         for key, value in _result_metrics(test).items():
             self._client.log_metric(self.run_id, key, value, synchronous=True)
@@ -225,22 +229,25 @@ class MlflowRun:
             self._client.log_image(self.run_id, image, key="lr_sweep", step=0, synchronous=True)
 
     def _send_until_closed(self) -> None:
-        while not self._closing.wait(FLUSH_INTERVAL_S):
+        pause = FLUSH_INTERVAL_S
+        while not self._closing.wait(pause):
+            started = time.perf_counter()
             try:
                 self._send_pending()
             except Exception as error:  # noqa: BLE001 - a server's bad moment must not touch the sweep
                 self._note_error(error)
+            pause = max(FLUSH_INTERVAL_S, (time.perf_counter() - started) / MAX_DUTY)
 
     def _send_pending(self) -> None:
         """Send what is queued; a batch that fails goes back to the end of the queue."""
-        for _ in range(self._queue.qsize() // MAX_METRICS_PER_BATCH + 1):
-            batch = list(_taken(self._queue, MAX_METRICS_PER_BATCH))
+        for _ in range(self._queue.qsize() // MAX_STEPS_PER_BATCH + 1):
+            batch = list(_taken(self._queue, MAX_STEPS_PER_BATCH))
             try:
-                if batch:
-                    self._client.log_batch(self.run_id, metrics=batch)
+                if metrics := [metric for step, prefix in batch for metric in _step_metrics(step, prefix)]:
+                    self._client.log_batch(self.run_id, metrics=metrics)
             except Exception:
-                for metric in batch:
-                    self._queue.put(metric)
+                for item in batch:
+                    self._queue.put(item)
                 raise
 
     def _note_error(self, error: Exception) -> None:
@@ -249,7 +256,7 @@ class MlflowRun:
 
 
 def _step_metrics(step: Step, prefix: str) -> Iterator[Metric]:
-    """A step's finite figures; a skipped or non-finite step is no point of the curve."""
+    """A step's finite figures, each name behind the prefix, in which ``{repeat}`` stands for the repeat; a skipped or non-finite step is no point of the curve."""
     from mlflow.entities import Metric
 
     if step.skipped or not math.isfinite(step.loss):
@@ -263,7 +270,7 @@ def _step_metrics(step: Step, prefix: str) -> Iterator[Metric]:
     }
     for key, value in figures.items():
         if math.isfinite(value):
-            yield Metric(f"{prefix}{key}", value, step.timestamp_ms, step.step)
+            yield Metric(prefix.format(repeat=step.repeat) + key, value, step.timestamp_ms, step.step)
 
 
 def _result_metrics(test: RangeTest) -> dict[str, float]:
@@ -345,7 +352,7 @@ def _chunks(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
         yield items[start : start + size]
 
 
-def _taken(source: queue.SimpleQueue[Metric], limit: int) -> Iterator[Metric]:
+def _taken(source: queue.SimpleQueue[tuple[Step, str]], limit: int) -> Iterator[tuple[Step, str]]:
     for _ in range(limit):
         try:
             yield source.get_nowait()

@@ -63,8 +63,9 @@ class Reporter:
         self.directory.record(step)
         if self.mlflow is not None:
             self.mlflow.log(step)
-        self.bar.set_postfix_str(f"lr {step.lr:.1e}, loss {step.smoothed_loss:.4g}", refresh=False)
-        self.bar.update(not step.skipped)
+        if not self.bar.disable:
+            self.bar.set_postfix_str(f"lr {step.lr:.1e}, loss {step.smoothed_loss:.4g}", refresh=False)
+            self.bar.update(not step.skipped)
 
     def end_with(self, status: str, cause: str) -> None:
         """Record an end that came before the report."""

@@ -66,10 +66,15 @@ class Curve:
 
 
 def usable_points(steps: Iterable[Step]) -> list[Step]:
-    """Steps of the last pass that are points of the curve: applied, and with a finite loss."""
-    steps = list(steps)
+    """Steps of the last pass that are points of the curve: applied, and below the first rung of a non-finite loss.
+
+    A repeat that goes non-finite ends the curve for all: what the others still reach is beyond a proven limit.
+    """
+    steps = [step for step in steps if not step.skipped]
     last_pass = max((step.sweep_pass for step in steps), default=0)
-    return [step for step in steps if step.sweep_pass == last_pass and not step.skipped and np.isfinite(step.loss)]
+    steps = [step for step in steps if step.sweep_pass == last_pass]
+    limit = min((step.step for step in steps if not np.isfinite(step.loss)), default=None)
+    return [step for step in steps if limit is None or step.step < limit]
 
 
 def pooled(steps: Iterable[Step]) -> tuple[FloatArray, FloatArray]:
@@ -133,7 +138,7 @@ def curve_from_steps(steps: Sequence[Step], *, beta: float) -> Curve | None:
     causal = ema(loss, beta=beta)
     num_start = num_start_points(lr)
     level = float(np.median(loss[:num_start]))
-    noise = noise_std(loss[: max(num_start, _divergence_index(causal, level))])
+    noise = noise_std(loss[: max(num_start, _divergence_index(causal, level + 3 * noise_std(loss)))])
     capped = np.minimum(loss, level + 3 * noise)
     smoother = local_linear(np.log10(lr), bandwidth=BANDWIDTH_DECADES)
     return Curve(
@@ -163,10 +168,17 @@ def noise_std(losses: FloatArray) -> float:
 def num_start_points(lr: FloatArray) -> int:
     """How many points lie in the first tenth of the log LR range, where the learning rate is too small to matter.
 
-    A linear ladder has its first point alone there.
+    A short ladder has at least three points there, as long as they lie in the first third of the range: one bad batch
+    must not set the level of the curve. A linear ladder has its first point alone.
     """
     x = np.log(lr)
-    return max(1, int(np.searchsorted(x, x[0] + (x[-1] - x[0]) / 10, side="right")))
+    within_tenth, within_third = (_num_within(x, (x[-1] - x[0]) / part) for part in (10, 3))
+    return max(1, within_tenth, min(3, within_third))
+
+
+def _num_within(x: FloatArray, distance: float) -> int:
+    """Points up to ``distance`` behind the first one; on the boundary counts, whatever the unit of the LR rounds to."""
+    return int(np.searchsorted(x, x[0] + distance + 1e-9, side="right"))
 
 
 def _divergence_index(causal: FloatArray, level: float) -> int:

@@ -10,6 +10,9 @@ from typing import Protocol
 NOISE_FLOORS = 4.0
 """How many standard deviations of the raw loss count as a fall when nothing has fallen yet (law 5's c)."""
 
+MIN_REFERENCE_STEPS = 10
+"""Fewer give no usable estimate of the noise, with two differences every hundredth flat sweep would stop."""
+
 FLOAT32_RESOLUTION = 1e-6
 """Relative step below which float32 losses differ by rounding alone (8 ulp)."""
 
@@ -27,8 +30,8 @@ class RangeStop:
     """Diverged when the smoothed loss climbs out of its lowest point by ``factor`` times the fall so far.
 
     s_i - best > factor * max(s_ref - best, c * noise), with best the lowest smoothed loss so far, s_ref the median of
-    the first ``reference_steps`` smoothed losses, and noise the standard deviation of the raw loss, from the first
-    differences of these steps. Differences only: negative and near-zero losses are safe, and neither a shift nor a
+    the first ``reference_steps`` smoothed losses, and noise an upper estimate (three standard errors) of the standard
+    deviation of the raw loss, from the first differences of these n steps: 1 + 3 / sqrt(n - 1) times it. Differences only: negative and near-zero losses are safe, and neither a shift nor a
     change of unit moves the stop.
 
     Args:
@@ -52,7 +55,8 @@ class RangeStop:
             self._smoothed.append(smoothed_loss)
             if len(self._raw) == self.reference_steps:
                 self._reference = sorted(self._smoothed)[(self.reference_steps - 1) // 2]
-                self._noise = max(_noise(self._raw), FLOAT32_RESOLUTION * abs(self._reference))
+                margin = 1 + 3 / math.sqrt(self.reference_steps - 1)
+                self._noise = max(margin * _noise(self._raw), FLOAT32_RESOLUTION * abs(self._reference))
             return False
         scale = max(self._reference - self._best, NOISE_FLOORS * self._noise)
         return smoothed_loss - self._best > self.factor * scale
@@ -85,7 +89,7 @@ def stop_rule(name: str, *, factor: float, num_steps: int) -> StopRule:
         ValueError: unknown name.
     """
     if name == "range":
-        return RangeStop(factor=factor, reference_steps=max(3, num_steps // 10))
+        return RangeStop(factor=factor, reference_steps=max(MIN_REFERENCE_STEPS, num_steps // 10))
     if name == "ratio":
         return RatioStop(factor=factor)
     raise ValueError(f"stop_rule must be one of range, ratio; got {name}")

@@ -102,7 +102,7 @@ def slide(curve: Curve) -> float | None:
     x = np.log10(curve.lr)
     slope_error = curve.noise * np.linalg.norm(curve.smoother.slope, axis=1)
     threshold = np.maximum(curve.fall / 30, 2 * slope_error)
-    left_of = np.searchsorted(x, x - 1.2, side="right") - 1
+    left_of = np.searchsorted(x, x - 1.2 + 1e-9, side="right") - 1
     recovered = np.flatnonzero(curve.smoothed[curve.minimum_index :] >= curve.level)
     last = curve.minimum_index + int(recovered[0]) if len(recovered) else len(x) - 1
     suggestion = None
@@ -118,7 +118,8 @@ def slide(curve: Curve) -> float | None:
 def largest_drop(curve: Curve) -> float | None:
     """The LR of the largest decrease of the causal EMA between two consecutive steps.
 
-    Defined on the causal EMA, with its lag, as in the TF2 article "How to Find a Descent Learning Rate".
+    Defined on the causal EMA, with its lag, as in the TF2 article "How to Find a Descent Learning Rate". The first
+    steps, whose average is over few losses, and a rough tail can win: kept for comparison.
     """
     drops = np.diff(curve.causal)
     index = int(np.argmin(drops))
@@ -128,7 +129,7 @@ def largest_drop(curve: Curve) -> float | None:
 def longest_decreasing_subsequence(values: FloatArray) -> list[int]:
     """Indices of a longest strictly decreasing subsequence (patience sorting, O(T log T)).
 
-    >>> longest_decreasing_subsequence(np.array([3.0, 5.0, 2.0, 4.0, 1.0]))
+    >>> longest_decreasing_subsequence(np.array([9.0, 1.0, 8.0, 2.0, 7.0]))
     [0, 2, 4]
     """
     tail_values: list[float] = []
@@ -176,7 +177,7 @@ def suggest(steps: Sequence[Step], stops: Sequence[Stop], *, method: str = "auto
     lr = candidates[method]
     if lr is None:
         reason = f"the rule {method} found no point; use suggestion.method=auto"
-        return Suggestion(lr=None, method=method, verdict=Verdict.FLAT, reason=reason, candidates=candidates)
+        return Suggestion(lr=None, method=method, verdict=finding.verdict, reason=reason, candidates=candidates)
     return Suggestion(
         lr=lr,
         method=method,
@@ -215,7 +216,7 @@ def _examine(curve: Curve | None, stops: Sequence[Stop]) -> _Finding:
     if rises:
         return _Finding(Verdict.OK, True, "the loss falls, and diverges at a larger learning rate")
     end = curve.lr[-1]
-    if lowest >= len(curve.lr) - 1 - len(curve.lr) // 20:
+    if _still_falls(curve):
         reason = f"the loss still falls at the last learning rate {end:.1e}; raise sweep.end_lr"
         return _Finding(Verdict.NO_DIVERGENCE, False, reason)
     reason = f"the loss stops falling but does not diverge up to {end:.1e}; raise sweep.end_lr to see where it does"
@@ -223,12 +224,12 @@ def _examine(curve: Curve | None, stops: Sequence[Stop]) -> _Finding:
 
 
 def _without_descent(curve: Curve, rises: bool) -> _Finding:
-    if curve.noise > NOISY_SHARE * abs(curve.level):
-        reason = "no fall stands out of the noise; raise sweep.repeats, sweep.num_steps or data.global_batch_size"
-        return _Finding(Verdict.TOO_NOISY, False, reason)
     if rises:
         reason = "the loss only rises; lower sweep.start_lr, or check that the loss is one to minimise"
         return _Finding(Verdict.NO_DESCENT, False, reason)
+    if curve.noise > NOISY_SHARE * abs(curve.level):
+        reason = "no fall stands out of the noise; raise sweep.repeats, sweep.num_steps or data.global_batch_size"
+        return _Finding(Verdict.TOO_NOISY, False, reason)
     reason = (
         "the loss does not respond to the learning rate; raise sweep.end_lr, or check that gradients reach the model"
     )
@@ -241,8 +242,22 @@ def _falls(curve: Curve, lowest: int) -> bool:
     return lowest >= curve.num_start and curve.fall > max(SIGNIFICANCE * error, 1e-6 * abs(curve.level))
 
 
+def _still_falls(curve: Curve) -> bool:
+    """Whether the smoothed loss falls over the last half decade by more than noise and a fiftieth of the whole fall."""
+    half_decade_back = min(int(np.searchsorted(curve.lr, curve.lr[-1] / 10**0.5)), len(curve.lr) - 2)
+    drop = curve.smoothed[half_decade_back] - curve.smoothed[-1]
+    error = np.hypot(curve.error[half_decade_back], curve.error[-1])
+    return bool(drop > max(SIGNIFICANCE * error, 0.02 * curve.fall))
+
+
 def _rises(curve: Curve, lowest: int) -> bool:
-    """Whether the smoothed loss climbs behind its lowest point by more than noise and a fifth of the fall."""
+    """Whether the loss climbs behind its lowest point by more than noise and a fifth of the fall.
+
+    Or above the initial level: what lies there is capped in the smoothed loss, but not in the causal EMA.
+    """
+    above_level = curve.causal[max(lowest, curve.num_start) :].max(initial=-np.inf) - curve.level
+    if above_level > max(SIGNIFICANCE * curve.noise, 0.2 * curve.fall, 1e-6 * abs(curve.level)):
+        return True
     highest = lowest + int(np.argmax(curve.smoothed[lowest:]))
     error = np.hypot(curve.error[lowest], curve.error[highest])
     rise = curve.smoothed[highest] - curve.smoothed[lowest]

@@ -64,9 +64,7 @@ def start(folder: Path, *overrides: str, num_processes: int = 1, **env: str) -> 
     )
 
 
-def launch(
-    folder: Path, *overrides: str, num_processes: int = 1, timeout_s: float = 120, **env: str
-) -> Finished:
+def launch(folder: Path, *overrides: str, num_processes: int = 1, timeout_s: float = 120, **env: str) -> Finished:
     """Run to the end."""
     process = start(folder, *overrides, num_processes=num_processes, **env)
     try:

@@ -67,7 +67,10 @@ def test_a_mistake_of_stage_a_is_printed_once_by_two_ranks(tmp_path: Path) -> No
     ("overrides", "message"),
     [
         (("run.dir=/dev/null/x",), "run.dir must be a writable directory, got /dev/null/x (Not a directory)"),
-        (("tracking.uri=sqlite:////nowhere/mlflow.db",), "tracking.uri must lie in an existing directory, got /nowhere"),
+        (
+            ("tracking.uri=sqlite:////nowhere/mlflow.db",),
+            "tracking.uri must lie in an existing directory, got /nowhere",
+        ),
         (("model._target_=parts.Nope",), "model._target_ must be importable, got parts.Nope"),
     ],
 )

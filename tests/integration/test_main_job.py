@@ -218,6 +218,8 @@ def test_repeats_are_pooled_in_mlflow(tmp_path: Path) -> None:
 
 def test_char_gpt_sweeps_the_text_that_python_carries(tmp_path: Path) -> None:
     """The default text is always there; any other file by data.root."""
-    done = launch(tmp_path, "experiment=char_gpt", "sweep.num_steps=40", "sweep.start_lr=1e-5", "tracking.enabled=false")
+    done = launch(
+        tmp_path, "experiment=char_gpt", "sweep.num_steps=40", "sweep.start_lr=1e-5", "tracking.enabled=false"
+    )
     assert done.code == 0, done.err
     assert 1e-4 < done.read("suggestion.json")["lr"] < 1e-1

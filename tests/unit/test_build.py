@@ -60,7 +60,9 @@ CUSTOM = {part: [f"{part}=custom", f"{part}._target_={HERE}."] for part in ("mod
 MISTAKES = {
     ("model=custom", "model._target_=mine.Net"): "model._target_ must be importable, got mine.Net (No module named",
     ("loss._target_=torch.nn.Nope",): "loss._target_ must be importable, got torch.nn.Nope (",
-    ("+model.widht=3",): "model must take the arguments it is given: lrrunner.tasks.models.Mlp got an unexpected keyword",
+    (
+        "+model.widht=3",
+    ): "model must take the arguments it is given: lrrunner.tasks.models.Mlp got an unexpected keyword",
     ("~model.num_classes",): "model must take the arguments it is given: lrrunner.tasks.models.Mlp missing a required",
     ("+optimizer.momentun=0.9",): "optimizer must take the arguments it is given: torch.optim.AdamW got an unexpected",
     ("+data.val.foo=1",): "data.val must take the arguments it is given: lrrunner.tasks.data.digits got an unexpected",

@@ -159,7 +159,9 @@ def test_the_batch_is_told_in_one_sentence() -> None:
 @pytest.mark.parametrize("module", ["lrrunner.core.suggestion", "lrrunner.cli", "lrrunner.launch", "lrrunner.records"])
 def test_the_light_modules_load_no_torch(module: str) -> None:
     """Help, completion and configuration errors must not cost the three seconds of torch, accelerate and MLflow."""
-    code = f"import sys, {module}; print([m for m in ('torch', 'accelerate', 'mlflow', 'matplotlib') if m in sys.modules])"
+    code = (
+        f"import sys, {module}; print([m for m in ('torch', 'accelerate', 'mlflow', 'matplotlib') if m in sys.modules])"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

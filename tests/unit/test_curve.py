@@ -210,6 +210,13 @@ def test_start_is_the_first_tenth_of_an_exponential_ladder(num_steps: int, expec
     assert num_start_points(ladder(num_steps)) == expected
 
 
+@pytest.mark.parametrize(("num_steps", "expected"), [(21, 3), (41, 5), (81, 9), (161, 17)])
+def test_start_does_not_depend_on_the_unit_of_the_lr(num_steps: int, expected: int) -> None:
+    """Catalogue row 30: a rung exactly on the boundary must not fall to either side of it by rounding."""
+    found = [num_start_points(ladder(num_steps) * 10.0**shift) for shift in np.linspace(-4.0, 4.0, 101)]
+    assert found == [expected] * 101
+
+
 def test_start_of_a_linear_ladder_is_not_most_of_its_decades() -> None:
     """A tenth of the points of 1e-7 ... 10 reaches up to LR 1, far past the fall that it should be the level of."""
     lrs = np.linspace(1e-7, 10.0, 100)

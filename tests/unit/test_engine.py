@@ -179,9 +179,7 @@ def test_gradient_clipping_bounds_the_step_and_records_the_norm_before_it() -> N
     def on_step(step: Step) -> None:
         ends.append(torch.cat([p.detach().flatten().clone() for p in part.model.parameters()]))
 
-    result = run_sweep(
-        part, ladder(lrs=[1.0]), planned_batches(), collective=SerialCollective(), on_step=on_step
-    )
+    result = run_sweep(part, ladder(lrs=[1.0]), planned_batches(), collective=SerialCollective(), on_step=on_step)
     squared_error(part.model, next(planned_batches()(0))).backward()
     norm = math.sqrt(sum(float(p.grad.square().sum()) for p in part.model.parameters() if p.grad is not None))
     assert result.steps[0].grad_norm == pytest.approx(norm, rel=1e-9)

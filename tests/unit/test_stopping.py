@@ -40,11 +40,11 @@ def test_range_rule_fires_above_factor_times_the_fall() -> None:
 
 
 def test_range_rule_takes_four_standard_deviations_where_nothing_fell() -> None:
-    """Raw 1, 3, 1: sqrt((4 + 4) / 2 / 2) = 1.414 noise, so 4 * 1.414 = 5.657 above the lowest 1 stops at 6.657."""
+    """Raw 1, 3, 1: sqrt((4 + 4) / 2 / 2) = 1.414, times 1 + 3 / sqrt(2) = 4.414 noise; 1 + 4 * 4.414 = 18.657 stops."""
     rule = RangeStop(factor=1.0, reference_steps=3)
     assert [rule.update(raw, 1.0) for raw in (1.0, 3.0, 1.0)] == [False] * 3
-    assert not rule.update(9.0, 6.65)
-    assert rule.update(9.0, 6.66)
+    assert not rule.update(9.0, 18.65)
+    assert rule.update(9.0, 18.66)
 
 
 def test_range_rule_does_not_stop_before_its_reference_is_known() -> None:

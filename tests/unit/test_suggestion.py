@@ -506,7 +506,7 @@ def test_first_loss_alone_does_not_set_the_level_of_a_short_ladder(num_steps: in
     spiked = smooth.copy()
     spiked[0] = 50.0
     plain, found = RULES[name](curve_of(lrs, smooth)), RULES[name](curve_of(lrs, spiked))
-    assert decades(found) == pytest.approx(decades(plain), abs=1.5 * 8 / (num_steps - 1))
+    assert decades(found) == pytest.approx(decades(plain), abs=2.5 * 8 / (num_steps - 1))
 
 
 def test_warm_up_noise_does_not_win() -> None:
