@@ -305,7 +305,8 @@ class _Climb:
         """L2 norm of the averaged gradient; a zero-dimensional tensor on the gradient's device."""
         gradients = [p.grad for p in self._parameters if p.grad is not None]
         if self._on_cpu and gradients:  # half the time of torch's own, which first sorts by device and type
-            return torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in gradients]))
+            norm: torch.Tensor = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in gradients]))
+            return norm
         return torch.nn.utils.get_total_norm(gradients)
 
     def _step_optimizer(self) -> bool:

@@ -14,6 +14,7 @@ import queue
 import socket
 import tempfile
 import threading
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -256,7 +257,10 @@ class MlflowRun:
 
 
 def _step_metrics(step: Step, prefix: str) -> Iterator[Metric]:
-    """A step's finite figures, each name behind the prefix, in which ``{repeat}`` stands for the repeat; a skipped or non-finite step is no point of the curve."""
+    """A step's finite figures, each name behind the prefix, in which ``{repeat}`` stands for the repeat.
+
+    A skipped or non-finite step is no point of the curve.
+    """
     from mlflow.entities import Metric
 
     if step.skipped or not math.isfinite(step.loss):

@@ -33,7 +33,7 @@ def no_leaks() -> Iterator[None]:
     """What one test leaves behind, the next one stumbles over."""
     environment = dict(os.environ)
     threads = set(threading.enumerate())
-    files = set(os.listdir(ROOT))
+    files = {path.name for path in ROOT.iterdir()}
     yield
     changed = {
         key
@@ -44,6 +44,6 @@ def no_leaks() -> Iterator[None]:
     leaked = [t for t in set(threading.enumerate()) - threads if t.is_alive() and not t.daemon]
     assert not leaked, f"threads leaked: {leaked}"
     ignored = {".pytest_cache", ".hypothesis", "__pycache__"}
-    assert set(os.listdir(ROOT)) - files <= ignored, "files leaked into the repository"
+    assert {path.name for path in ROOT.iterdir()} - files <= ignored, "files leaked into the repository"
     dist = sys.modules.get("torch.distributed")
     assert dist is None or not dist.is_initialized(), "a process group leaked"

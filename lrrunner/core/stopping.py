@@ -30,9 +30,9 @@ class RangeStop:
     """Diverged when the smoothed loss climbs out of its lowest point by ``factor`` times the fall so far.
 
     s_i - best > factor * max(s_ref - best, c * noise), with best the lowest smoothed loss so far, s_ref the median of
-    the first ``reference_steps`` smoothed losses, and noise an upper estimate (three standard errors) of the standard
-    deviation of the raw loss, from the first differences of these n steps: 1 + 3 / sqrt(n - 1) times it. Differences only: negative and near-zero losses are safe, and neither a shift nor a
-    change of unit moves the stop.
+    the first n = ``reference_steps`` smoothed losses, and noise an upper estimate (three standard errors) of the
+    standard deviation of the raw loss: 1 + 3 / sqrt(n - 1) times what the first differences of these steps give.
+    Differences only: negative and near-zero losses are safe, and neither a shift nor a change of unit moves the stop.
 
     Args:
         factor: Falls above the lowest point that count as divergence, positive.

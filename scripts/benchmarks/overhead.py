@@ -1,8 +1,9 @@
 """What a sweep costs over the bare training loop, in one run: python scripts/benchmarks/overhead.py [--repeats 5].
 
-The bare loop is the one of Accelerate's own documentation: prepared model, optimizer and loader, forward, backward, step;
-on two ranks with one all-reduce of a small tensor a step, since a loop that watches its loss needs one. The sweep is the
-command line with tracking on (sqlite). Both train the same model on the same data with the same batch size, alternately.
+The bare loop is the one of Accelerate's own documentation: prepared model, optimizer and loader, forward, backward,
+step; on two ranks with one all-reduce of a small tensor a step, since a loop that watches its loss needs one. The sweep
+is the command line with tracking on (sqlite). Both train the same model on the same data with the same batch size,
+alternately.
 """
 
 from __future__ import annotations

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import json
 import math
 import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ import yaml
 from mlflow import MlflowClient
 from PIL import Image
 
-from tests.integration.launching import Finished, launch
+from tests.integration.launching import Finished, launch, start
 
 URI_PASSWORD = "canary-uri-8c1f"
 OVERRIDE_SECRET = "canary-override-77aa"
@@ -99,7 +101,19 @@ def test_records_are_one_row_a_step(finished: Finished) -> None:
     """Columns and ladder of the contract."""
     table = rows(finished)
     assert list(table[0]) == (
-        "sweep_pass repeat step lr loss smoothed_loss grad_norm num_items skipped elapsed_s timestamp_ms".split()
+        [
+            "sweep_pass",
+            "repeat",
+            "step",
+            "lr",
+            "loss",
+            "smoothed_loss",
+            "grad_norm",
+            "num_items",
+            "skipped",
+            "elapsed_s",
+            "timestamp_ms",
+        ]
     )
     assert [int(row["step"]) for row in table] == list(range(len(table)))
     for i, row in enumerate(table):
@@ -223,3 +237,25 @@ def test_char_gpt_sweeps_the_text_that_python_carries(tmp_path: Path) -> None:
     )
     assert done.code == 0, done.err
     assert 1e-4 < done.read("suggestion.json")["lr"] < 1e-1
+
+
+def test_metrics_show_up_while_the_sweep_runs(tmp_path: Path) -> None:
+    """A sweep of an hour is watched while it runs, not afterwards."""
+    process = start(tmp_path, "model=custom", "model._target_=parts.SlowMlp", "+model.seconds=0.15")
+    client = None
+    try:
+        deadline = time.monotonic() + 90
+        seen: list[Any] = []
+        while not seen:
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < deadline
+            time.sleep(0.5)
+            status = tmp_path / "run" / "status.json"
+            if status.exists():
+                client = client or MlflowClient(tracking_uri=f"sqlite:///{tmp_path}/mlflow.db")
+                seen = client.get_metric_history(json.loads(status.read_text())["mlflow_run_id"], "loss")
+        assert process.poll() is None
+        assert [metric.step for metric in seen] == list(range(len(seen)))
+    finally:
+        process.terminate()
+        process.communicate(timeout=60)

@@ -119,8 +119,7 @@ UNEQUAL_ITEMS = ((3, 5), (1, 7))
 
 
 def unequal_objective(model: nn.Module, batch: Any) -> tuple[torch.Tensor, int]:
-    inputs, targets = batch
-    return squared_error(model, batch), len(inputs)
+    return squared_error(model, batch), len(batch[0])
 
 
 def unequal_batches(repeat: int) -> Iterator[Any]:

@@ -93,7 +93,7 @@ def test_tensor_learning_rates_are_filled_in_place_and_restored() -> None:
 
 def test_an_optimizer_without_positive_lr_is_refused() -> None:
     """Row 32: nothing can be multiplied to reach a ladder from 0."""
-    with pytest.raises(ValueError, match="optimizer.lr must be above 0, got 0"):
+    with pytest.raises(ValueError, match=r"optimizer\.lr must be above 0, got 0"):
         LearningRate(torch.optim.SGD(small_model().parameters(), lr=0.0))
 
 

@@ -31,7 +31,7 @@ def test_restoring_writes_into_the_live_tensors() -> None:
 
 
 def test_a_fresh_optimizer_stays_fresh() -> None:
-    """Accelerate's and torch's own state dict calls create Adam's state with step 1, which shifts its bias correction."""
+    """Torch's own state dict calls create Adam's state with step 1, which shifts its bias correction."""
     model = nn.Linear(3, 1)
     optimizer = torch.optim.Adam(model.parameters())
     snapshot = Snapshot(model, optimizer)
