@@ -307,10 +307,14 @@ def _experiment_id(client: MlflowClient, name: str, uri: str) -> str:
     found = client.get_experiment_by_name(name)
     if found is None:
         local = uri.partition(":")[0].partition("+")[0] in LOCAL_SCHEMES
+        # the tag makes the UI show metrics and charts first, not traces and prompts
+        tags = {"mlflow.experimentKind": "custom_model_development"}
         try:
             return str(
                 client.create_experiment(
-                    name, artifact_location=Path("mlartifacts").resolve().as_uri() if local else None
+                    name,
+                    artifact_location=Path("mlartifacts").resolve().as_uri() if local else None,
+                    tags=tags,
                 )
             )
         except MlflowException:
