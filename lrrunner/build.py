@@ -80,13 +80,12 @@ def regime(job: Config, *, device: torch.device, errors: list[str]) -> Regime:
     return Regime(mixed_precision=precision, dynamo_backend=_dynamo_backend(job, errors))
 
 
-def build(job: Config, *, device: torch.device, world_size: int, errors: list[str]) -> Parts | None:
+def build(job: Config, *, device: torch.device, errors: list[str]) -> Parts | None:
     """Instantiate every part under the common seed; None after an error.
 
     Args:
         job: Typed job.
         device: Where the model goes.
-        world_size: Number of ranks.
         errors: Takes one message per error.
     """
     before = len(errors)

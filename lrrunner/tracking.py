@@ -181,7 +181,8 @@ class MlflowRun:
             root: The folder that artifact paths are relative to.
             picture: The PNG to pin.
         """
-        assert self.run_id
+        if not self.run_id:
+            return
         self._closing.set()
         self._thread.join()
         try:
@@ -200,7 +201,9 @@ class MlflowRun:
             self.set_status(status)
 
     def set_status(self, status: str) -> None:
-        """End the run with an explicit status."""
+        """End the run, if it was started, with an explicit status."""
+        if not self.run_id:
+            return
         try:
             self._client.set_terminated(self.run_id, status)
         except Exception as error:  # noqa: BLE001 - as in finish

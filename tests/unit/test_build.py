@@ -50,7 +50,7 @@ def stage_b(*overrides: str) -> list[str]:
     errors: list[str] = []
     device = torch.device("cpu")
     regime(job, device=device, errors=errors)
-    parts = build(job, device=device, world_size=1, errors=errors)
+    parts = build(job, device=device, errors=errors)
     assert (parts is None) == bool([e for e in errors if not e.startswith(("train.", "the launcher"))])
     return errors
 
@@ -138,7 +138,7 @@ def test_parameter_groups_come_from_a_target() -> None:
     """No decay on norms and biases, say."""
     errors: list[str] = []
     job = job_from(compose_job([f"optimizer_groups={{_target_: {HERE}.groups}}"]))
-    parts = build(job, device=torch.device("cpu"), world_size=1, errors=errors)
+    parts = build(job, device=torch.device("cpu"), errors=errors)
     assert errors == []
     assert parts is not None
     assert [group["weight_decay"] for group in parts.optimizer.param_groups] == [0.01, 0.0]
@@ -150,7 +150,7 @@ def test_every_build_gives_the_same_weights() -> None:
     job = job_from(compose_job([]))
     weights = []
     for _ in range(2):
-        parts = build(job, device=torch.device("cpu"), world_size=1, errors=[])
+        parts = build(job, device=torch.device("cpu"), errors=[])
         assert parts is not None
         weights.append([p.detach().clone() for p in parts.model.parameters()])
         torch.rand(3)

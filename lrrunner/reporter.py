@@ -1,0 +1,215 @@
+"""Rank 0's side of a run: run directory, MLflow, progress bar and closing lines."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+import lrrunner
+from lrrunner import report
+from lrrunner.config import Config, batch_summary
+from lrrunner.core.curve import pooled_steps
+from lrrunner.core.suggestion import suggest
+from lrrunner.engine import SweepResult
+from lrrunner.errors import ConfigError
+from lrrunner.records import RangeTest, Step
+from lrrunner.redaction import Redactor
+from lrrunner.run_directory import RunDirectory, new_run_path
+from lrrunner.tracking import MlflowRun, configure_mlflow
+
+logger = logging.getLogger(__name__)
+
+
+class Reporter:
+    """Records a run while it lasts and reports it when it is over.
+
+    Made in stage B, where its troubles are errors of the configuration; an MLflow that merely does not answer is not.
+
+    Args:
+        job: Typed job.
+        config: Its resolved configuration, for the record.
+        command: What repeats the run.
+        world_size: Number of ranks.
+        redactor: Masks secrets in everything shown and written.
+
+    Raises:
+        ConfigError: run directory or tracking store cannot be used; all reasons at once.
+    """
+
+    def __init__(
+        self, *, job: Config, config: dict[str, Any], command: str, world_size: int, redactor: Redactor
+    ) -> None:
+        self._job, self._config, self._redactor, self._world_size = job, config, redactor, world_size
+        self._command = redactor.text(command)
+        self._last_step: int | None = None
+        errors: list[str] = []
+        directory: RunDirectory | None = None
+        self._mlflow: MlflowRun | None = None
+        try:
+            directory = RunDirectory(Path(job.run.dir) if job.run.dir else new_run_path(), redactor)
+        except ConfigError as error:
+            errors += error.errors
+        try:
+            self._mlflow = self._connected() if job.tracking.enabled else None
+        except ConfigError as error:
+            errors += error.errors
+        if directory is None or errors:
+            if directory is not None:
+                directory.discard()
+            raise ConfigError(errors)
+        self.directory = directory
+        self._bar = tqdm(
+            total=job.sweep.num_steps * job.sweep.repeats,
+            desc="LR sweep",
+            unit="step",
+            disable=None,  # quiet when not a terminal
+            dynamic_ncols=True,
+        )
+
+    def discard(self) -> None:
+        """The run does not start: leave nothing behind."""
+        self._bar.close()
+        self.directory.discard()
+
+    def start(self, *, overrides: list[str], device: str) -> None:
+        """Open the MLflow run, now that the world is proven to be up, and say what will be done."""
+        self.directory.write_inputs(self._config, overrides)
+        self._start_mlflow()
+        self.directory.update_status(
+            state="running",
+            mlflow_run_id=self._mlflow.run_id if self._mlflow is not None else None,
+            last_step=None,
+            cause=None,
+            version=lrrunner.__version__,
+        )
+        summary = batch_summary(self._job, world_size=self._world_size)
+        logger.info("%s, on %s", summary, device)
+        print(summary, flush=True)
+
+    def on_step(self, step: Step) -> None:
+        """Take in one record; no network and no drawing here."""
+        self._last_step = step.step
+        self.directory.record(step)
+        if self._mlflow is not None:
+            self._mlflow.log(step)
+        if not self._bar.disable:
+            self._bar.set_postfix_str(f"lr {step.lr:.1e}, loss {step.smoothed_loss:.4g}", refresh=False)
+            self._bar.update(not step.skipped)
+
+    def finish(self, result: SweepResult, *, interrupted: bool) -> None:
+        """After the last collective: suggestion, picture, MLflow, closing lines."""
+        self._bar.close()
+        test = self._range_test(result)
+        logger.info("%s; %s", test.stop, test.suggestion)
+        self.directory.write_suggestion(test)
+        picture = self._draw(test)
+        self.directory.update_status(
+            state="killed" if interrupted else "finished",
+            last_step=self._last_step,
+            cause=str(test.stop) if interrupted else None,
+        )
+        if self._mlflow is not None:
+            self._finish_mlflow(test, picture, status="KILLED" if interrupted else "FINISHED")
+        location = self._mlflow.location() if self._mlflow is not None else None
+        for line in report.closing_lines(test, self._job, directory=shown_path(self.directory.path), mlflow=location):
+            print(self._redactor.text(line), flush=True)
+
+    def fail(self, cause: str) -> None:
+        """The sweep broke: keep what there is and say why."""
+        self._bar.close()
+        self.directory.update_status(state="failed", last_step=self._last_step, cause=cause)
+        if self._mlflow is not None:
+            self._mlflow.finish(
+                status="FAILED",
+                note=f"**Failed** on {cause}",
+                files=self.directory.files(),
+                root=self.directory.path,
+            )
+
+    def cut_off(self, cause: str) -> None:
+        """The process ends within moments, from another thread: record only that."""
+        self.directory.update_status(state="killed", cause=cause)
+        if self._mlflow is not None:
+            self._mlflow.set_status("KILLED")
+
+    def _connected(self) -> MlflowRun | None:
+        tracking = self._job.tracking
+        configure_mlflow(tracking.timeout_s)
+        try:
+            return MlflowRun(uri=tracking.uri, experiment=tracking.experiment, redactor=self._redactor)
+        except ConnectionError as error:
+            logger.warning("MLflow does not answer (%s); the run directory keeps everything", error)
+            return None
+
+    def _start_mlflow(self) -> None:
+        if self._mlflow is None:
+            return
+        tags = {
+            "lrrunner.world_size": str(self._world_size),
+            "lrrunner.version": lrrunner.__version__,
+            "lrrunner.run_dir": str(self.directory.path),
+        }
+        tracking = self._job.tracking
+        try:
+            self._mlflow.start(
+                run_name=tracking.run_name or self.directory.path.name,
+                params=self._config,
+                tags=tags | {key: str(value) for key, value in tracking.tags.items()},
+                live_prefix="" if self._job.sweep.repeats == 1 else "repeat_{repeat}/",
+            )
+        except Exception as error:  # noqa: BLE001 - a server that fails now must not cost the sweep
+            logger.warning("MLflow failed (%s); the run directory keeps everything", error)
+            self._mlflow = None
+
+    def _finish_mlflow(self, test: RangeTest, picture: Path, *, status: str) -> None:
+        assert self._mlflow is not None
+        directory = self.directory
+        several = self._job.sweep.repeats > 1
+        self._mlflow.finish(
+            status=status,
+            test=test,
+            pooled=pooled_steps(test.steps, beta=self._job.sweep.smoothing) if several else (),
+            note=report.note(
+                test, self._job, run_id=self._mlflow.run_id, command=self._command, directory=str(directory.path)
+            ),
+            files=directory.files(),
+            root=directory.path,
+            picture=picture,
+        )
+        if self._mlflow.error:
+            logger.warning("MLflow is missing something (%s); the run directory has it all", self._mlflow.error)
+
+    def _range_test(self, result: SweepResult) -> RangeTest:
+        job = self._job
+        return RangeTest(
+            steps=result.steps,
+            stops=result.stops,
+            suggestion=suggest(result.steps, result.stops, method=job.suggestion.method, beta=job.sweep.smoothing),
+            world_size=self._world_size,
+            global_batch_size=job.data.global_batch_size,
+        )
+
+    def _draw(self, test: RangeTest) -> Path:
+        from lrrunner.plotting import lr_sweep_figure, save_png
+
+        path = self.directory.path / "lr_sweep.png"
+        names = [str(part["_target_"]).rpartition(".")[2] for part in (self._job.model, self._job.optimizer)]
+        figure = lr_sweep_figure(
+            test,
+            beta=self._job.sweep.smoothing,
+            title=" with ".join(names),
+            subtitle=batch_summary(self._job, world_size=self._world_size),
+        )
+        save_png(figure, path)
+        return path
+
+
+def shown_path(path: Path) -> str:
+    """Relative to the current directory where it lies below it."""
+    with contextlib.suppress(ValueError):
+        return str(path.relative_to(Path.cwd()))
+    return str(path)
