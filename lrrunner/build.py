@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 import os
+import signal
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -137,7 +138,15 @@ def planned_loader(parts: Parts, job: Config, plan: BatchPlan, *, repeat: int, r
         pin_memory=loader.pin_memory,
         persistent_workers=loader.persistent_workers,
         prefetch_factor=loader.prefetch_factor,
+        worker_init_fn=_leave_signals_to_the_rank,
     )
+
+
+def _leave_signals_to_the_rank(worker_id: int) -> None:
+    """A Ctrl-C reaches the whole process group; forked workers would report theirs on the rank's wake-up descriptor."""
+    signal.set_wakeup_fd(-1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _dynamo_backend(job: Config, errors: list[str]) -> str:

@@ -156,6 +156,14 @@ def run_sweep(
     return SweepResult(tuple(steps), tuple(stops))
 
 
+def reads_late(device: torch.device, scaler: torch.amp.GradScaler | None, *, sync_every_step: bool) -> bool:
+    """Whether a step is read while the next one runs: where the host would wait for the device, and may be late.
+
+    A gradient scaler waits by itself, to know whether it skipped.
+    """
+    return device.type == "cuda" and scaler is None and not sync_every_step
+
+
 class _InFlight(NamedTuple):
     """A step that the host has issued and not read yet."""
 
@@ -195,7 +203,7 @@ class _Climb:
         self._parameters = [p for group in trainable.optimizer.param_groups for p in group["params"]]
         self._device = trainable.device
         self._on_cpu = self._device.type == "cpu"
-        self._reads_late = self._device.type == "cuda" and trainable.scaler is None and not ladder.sync_every_step
+        self._reads_late = reads_late(self._device, trainable.scaler, sync_every_step=ladder.sync_every_step)
         self._ema = Ema(ladder.beta)
         self._stop_rule = ladder.new_stop_rule()
         self._skips_in_a_row = 0
@@ -221,7 +229,7 @@ class _Climb:
                 return stop
             rung += not issued.skipped
         stop = self._settle(unread) if unread is not None else None
-        return stop or Stop(reason=StopReason.END_OF_LADDER, step=len(self._ladder.lrs) - 1)
+        return stop or self._stop(StopReason.END_OF_LADDER, len(self._ladder.lrs) - 1)
 
     def _train_step(self, rung: int, batches: Iterator[Any]) -> _InFlight:
         """Forward, backward, one reduction, one optimizer step."""
@@ -253,6 +261,8 @@ class _Climb:
                     result = t.objective(t.model, batch)
                 weighted = isinstance(result, tuple)
                 loss, count = result if weighted else (result, t.micro_batch_size)
+                if weighted:  # the mean over no items is NaN; it takes part in the reduction and counts nothing
+                    loss = torch.where(torch.as_tensor(count, device=loss.device) > 0, loss, 0.0)
                 share = self._weight(count) if weighted else 1.0
                 scaled = loss * (share / t.accumulation_steps) if weighted or t.accumulation_steps > 1 else loss
                 (scaled if t.scaler is None else t.scaler.scale(scaled)).backward()
@@ -267,7 +277,7 @@ class _Climb:
     def _weight(self, count: torch.Tensor | float) -> torch.Tensor:
         """n over a reference count that all ranks share, so that a loss keeps its order of magnitude.
 
-        The reference is agreed once a sweep, from each rank's first micro-batch; what it leaves is corrected exactly in
+        The reference is agreed once a repeat, from each rank's first micro-batch; what it leaves is corrected exactly in
         ``_rescale_gradients``.
         """
         number = torch.as_tensor(count, dtype=torch.float64, device=self._device)
@@ -367,10 +377,13 @@ class _Climb:
     ) -> Stop | None:
         self._skips_in_a_row = self._skips_in_a_row + 1 if step.skipped else 0
         if not finite or self._skips_in_a_row >= MAX_SKIPS_IN_A_ROW:
-            return Stop(reason=StopReason.NON_FINITE, step=step.rung, ranks=bad_ranks)
+            return self._stop(StopReason.NON_FINITE, step.rung, bad_ranks)
         requesting = tuple(rank for rank, row in enumerate(rows) if row[Column.STOP_REQUEST])
         if requesting:
-            return Stop(reason=StopReason.INTERRUPTED, step=step.rung, ranks=requesting)
+            return self._stop(StopReason.INTERRUPTED, step.rung, requesting)
         if not step.skipped and self._stop_rule.update(loss, self._ema.value):
-            return Stop(reason=StopReason.DIVERGED, step=step.rung)
+            return self._stop(StopReason.DIVERGED, step.rung)
         return None
+
+    def _stop(self, reason: StopReason, rung: int, ranks: tuple[int, ...] = ()) -> Stop:
+        return Stop(reason=reason, step=rung, ranks=ranks, repeat=self._repeat, sweep_pass=self._ladder.sweep_pass)

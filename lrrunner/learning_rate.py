@@ -20,7 +20,8 @@ class LearningRate:
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
         self._optimizer = optimizer
-        group_lrs = [float(group["lr"]) for group in optimizer.param_groups]
+        # a scheduler that has moved the LRs keeps what they were before in initial_lr
+        group_lrs = [float(group.get("initial_lr", group["lr"])) for group in optimizer.param_groups]
         self.base_lr = float(optimizer.defaults.get("lr", group_lrs[0]))
         if not self.base_lr > 0:
             raise ValueError(f"optimizer.lr must be above 0, got {self.base_lr}; the sweep keeps group ratios to it")

@@ -9,18 +9,31 @@ _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 def process_identity(pid: int | None = None) -> str:
-    """Boot, process id and start time: unlike a process id alone, never used twice on a machine."""
+    """Boot, process id, start time and PID namespace: unlike a process id alone, never used twice on a machine."""
     pid = os.getpid() if pid is None else pid
-    boot = _BOOT_ID.read_text().strip() if _BOOT_ID.exists() else "?"
-    return f"{boot}:{pid}:{_start_ticks(pid)}"
+    return f"{_boot()}:{pid}:{_start_ticks(pid)}:{_pid_namespace()}"
 
 
 def is_alive(identity: str) -> bool:
-    """Whether the process of an identity, taken on this machine, still runs; True where /proc is missing."""
-    if not _BOOT_ID.exists():
+    """Whether the process of an identity, taken on this machine, still runs; True where that cannot be seen.
+
+    It cannot without /proc, and not from another container, where the same number is another process.
+    """
+    boot, pid, _, namespace = identity.split(":", 3)
+    if not _BOOT_ID.exists() or (boot == _boot() and namespace != _pid_namespace()):
         return True
-    pid = identity.split(":")[1]
     return pid.isdigit() and process_identity(int(pid)) == identity and _start_ticks(int(pid)) != "?"
+
+
+def _boot() -> str:
+    return _BOOT_ID.read_text().strip() if _BOOT_ID.exists() else "?"
+
+
+def _pid_namespace() -> str:
+    try:
+        return Path("/proc/self/ns/pid").readlink().name
+    except OSError:
+        return "?"
 
 
 def _start_ticks(pid: int) -> str:

@@ -73,11 +73,15 @@ class Stop:
         reason: One of the enumerated reasons.
         step: Rung at which it was decided (the last recorded one).
         ranks: The ranks that caused it, where ranks differ (non-finite loss, signal).
+        repeat: The repeat that it ended.
+        sweep_pass: The pass that it ended.
     """
 
     reason: StopReason
     step: int
     ranks: tuple[int, ...] = ()
+    repeat: int = 0
+    sweep_pass: int = 0
 
     def __str__(self) -> str:
         where = f" on rank {', '.join(map(str, self.ranks))}" if self.ranks else ""
@@ -123,5 +127,5 @@ class RangeTest:
 
     @property
     def stop(self) -> Stop:
-        """The earliest stop among the repeats."""
-        return min(self.stops, key=lambda stop: stop.step)
+        """The stop that speaks for all repeats: an interruption if there was one, else the earliest."""
+        return min(self.stops, key=lambda stop: (stop.reason != StopReason.INTERRUPTED, stop.step))

@@ -144,11 +144,11 @@ class MlflowRun:
         }
         run = self._client.create_run(
             self.experiment_id,
-            run_name=run_name,
+            run_name=self._redactor.text(run_name),
             tags={key: self._redactor.text(str(value)) for key, value in all_tags.items()},
         )
         self.run_id = run.info.run_id
-        self.run_name = run_name
+        self.run_name = self._redactor.text(run_name)
         flat = flattened(self._redactor.tree(params))
         entities = [Param(key, value[:MAX_PARAM_LENGTH]) for key, value in flat.items()]
         for chunk in _chunks(entities, MAX_PARAMS_PER_BATCH):

@@ -95,7 +95,8 @@ def _joined(container: Mapping[str, Any], overrides: Sequence[str], options: Seq
     collective = collectives.collective_for_world()
     claimed = int(os.environ.get("WORLD_SIZE", "1"))
     if claimed != collective.world_size:
-        print(_world_message(claimed, collective.world_size), file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":
+            print(_world_message(claimed, collective.world_size), file=sys.stderr)
         _leave(EXIT_CONFIG)
     config: dict[str, Any] = collective.broadcast(dict(container))
     redactor = Redactor.for_run(config, os.environ, overrides)

@@ -165,6 +165,8 @@ def suggest(steps: Sequence[Step], stops: Sequence[Stop], *, method: str = "auto
         raise ValueError(f"suggestion.method must be one of {', '.join(RULES)}; got {method}")
     curve = curve_from_steps(steps, beta=beta)
     finding = _examine(curve, stops)
+    if not finding.has_lr and any(stop.reason == StopReason.INTERRUPTED for stop in stops):
+        finding = finding._replace(reason="the sweep was interrupted before the curve was complete; run it again")
     if curve is None or not finding.has_lr:
         return Suggestion(
             lr=None,
@@ -225,7 +227,10 @@ def _examine(curve: Curve | None, stops: Sequence[Stop]) -> _Finding:
 
 def _without_descent(curve: Curve, rises: bool) -> _Finding:
     if rises:
-        reason = "the loss only rises; lower sweep.start_lr, or check that the loss is one to minimise"
+        reason = (
+            "the loss only rises; lower sweep.start_lr (sweep.end_lr on a linear ladder), or check that the loss is "
+            "one to minimise"
+        )
         return _Finding(Verdict.NO_DESCENT, False, reason)
     if curve.noise > NOISY_SHARE * abs(curve.level):
         reason = "no fall stands out of the noise; raise sweep.repeats, sweep.num_steps or data.global_batch_size"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -11,6 +13,7 @@ import pytest
 import torch
 from torch import nn
 
+from lrrunner import engine
 from lrrunner.collectives import SerialCollective
 from lrrunner.core.schedule import exponential_lr
 from lrrunner.engine import MAX_SKIPS_IN_A_ROW, SweepResult, Trainable, run_sweep
@@ -121,11 +124,213 @@ def test_a_sweep_in_mid_training_starts_from_its_own_counters() -> None:
         assert {step.smoothed_loss for step in result.steps} == {1.0}
 
 
+def dropout_model() -> nn.Module:
+    torch.manual_seed(3)
+    return nn.Sequential(nn.Linear(10, 16), nn.Dropout(0.3), nn.Linear(16, 1)).double()
+
+
 def test_a_second_sweep_gives_the_same_records() -> None:
     """Rows 15, 16: nothing of the first sweep is left, data order and random numbers included."""
-    part = trainable()
-    first, second = sweep(part), sweep(part)
+    part = trainable(model=dropout_model())
+    first, _, second = sweep(part), torch.rand(5), sweep(part)
     assert [step.loss for step in first.steps] == [step.loss for step in second.steps]
+
+
+def test_each_repeat_begins_with_the_weights_and_the_optimizer_of_the_first() -> None:
+    """Law 1: without a restore in between, the second repeat would start from a diverged model."""
+    seen: list[tuple[float, int]] = []
+    part = trainable(optimizer=lambda p: torch.optim.Adam(p, lr=1e-3))
+    steps = iter(range(1000))
+
+    def objective(model: nn.Module, batch: Any) -> torch.Tensor:
+        if next(steps) % 20 == 0:
+            weights = sum(float(p.detach().square().sum()) for p in model.parameters())
+            seen.append((weights, len(part.optimizer.state)))
+        return squared_error(model, batch)
+
+    run_sweep(
+        dataclasses.replace(part, objective=objective),
+        ladder(num_steps=20, repeats=3, new_stop_rule=Never),
+        planned_batches(),
+        collective=SerialCollective(),
+    )
+    assert len(seen) == 3
+    assert seen[0] == seen[1] == seen[2]
+    assert seen[0][1] == 0
+
+
+class Never:
+    """A stop rule that never fires, and remembers what it was asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[float, float]] = []
+
+    def update(self, raw_loss: float, smoothed_loss: float) -> bool:
+        self.asked.append((raw_loss, smoothed_loss))
+        return False
+
+
+def test_the_stop_rule_sees_the_raw_loss_and_its_causal_average() -> None:
+    """Losses 1, 3, 5 under beta 0.5: 1, (0.5 + 1.5 * 1) / 0.75 = 7/3, (0.25 + 0.75 * 2 + 2.5) / 0.875 = 27/7."""
+    values = iter([1.0, 3.0, 5.0])
+    rule = Never()
+    part = trainable(objective=lambda model, batch: squared_error(model, batch) * 0 + next(values))
+    result = sweep(part, num_steps=3, beta=0.5, new_stop_rule=lambda: rule)
+    expected = [1.0, 7 / 3, 27 / 7]
+    assert [raw for raw, _ in rule.asked] == [1.0, 3.0, 5.0]
+    assert [smoothed for _, smoothed in rule.asked] == pytest.approx(expected)
+    assert [step.smoothed_loss for step in result.steps] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("factor", [0.1, 0.0])
+def test_a_scheduler_that_has_already_acted_does_not_shift_the_ladder(factor: float) -> None:
+    """Rows 20, 31: in mid-training, or in a warm-up from 0, the groups' LRs are not the base LRs."""
+    part = trainable(optimizer=lambda p: SpySGD(p, lr=0.5))
+    torch.optim.lr_scheduler.LambdaLR(part.optimizer, lambda step: factor)
+    assert part.optimizer.param_groups[0]["lr"] == 0.5 * factor
+    result = sweep(part, num_steps=3, start_lr=1e-3, end_lr=1e-1)
+    assert part.optimizer.used == [[step.lr] for step in result.steps]
+    assert part.optimizer.param_groups[0]["lr"] == 0.5 * factor
+
+
+def test_gradients_stay_local_until_the_last_micro_batch() -> None:
+    """Accumulation over k micro-batches communicates once: no_sync is entered k - 1 times a step."""
+    entered: list[int] = []
+
+    @contextlib.contextmanager
+    def no_sync() -> Iterator[None]:
+        entered.append(1)
+        yield
+
+    part = dataclasses.replace(trainable(accumulation_steps=3), no_sync=no_sync)
+    sweep(part, planned_batches(accumulation_steps=3), num_steps=4)
+    assert len(entered) == 4 * 2
+
+
+def test_the_forward_pass_runs_under_autocast() -> None:
+    """Mixed precision that only stands in the configuration would give the curve of another training."""
+    dtypes: list[torch.dtype] = []
+
+    def objective(model: nn.Module, batch: Any) -> torch.Tensor:
+        output = model(batch[0])
+        dtypes.append(output.dtype)
+        return nn.functional.mse_loss(output.float(), batch[1])
+
+    part = trainable(
+        dtype=torch.float32, objective=objective, autocast=lambda: torch.autocast("cpu", dtype=torch.bfloat16)
+    )
+    sweep(part, planned_batches(dtype=torch.float32), num_steps=2)
+    assert dtypes == [torch.bfloat16] * 2
+
+
+def test_scaled_gradients_are_unscaled_before_clipping_and_recording() -> None:
+    """Otherwise max_grad_norm would clip the loss scale's 65536 instead of the gradient."""
+    part = trainable(
+        dtype=torch.float32,
+        optimizer=lambda p: torch.optim.SGD(p, lr=1.0),
+        scaler=torch.amp.GradScaler("cpu", init_scale=2.0**16),
+        max_grad_norm=1e6,
+    )
+    plain = trainable(dtype=torch.float32, optimizer=lambda p: torch.optim.SGD(p, lr=1.0))
+    scaled, expected = (sweep(p, planned_batches(dtype=torch.float32), num_steps=3) for p in (part, plain))
+    assert [s.grad_norm for s in scaled.steps] == pytest.approx([s.grad_norm for s in expected.steps], rel=1e-5)
+    assert [s.loss for s in scaled.steps] == pytest.approx([s.loss for s in expected.steps], rel=1e-5)
+
+
+def test_a_micro_batch_without_items_counts_nothing() -> None:
+    """A fully masked batch has a mean of 0 / 0; the step is that of the others alone."""
+    calls = iter(range(100))
+
+    def objective(model: nn.Module, batch: Any) -> tuple[torch.Tensor, int]:
+        masked = next(calls) % 2 == 1
+        loss = squared_error(model, batch)
+        return (loss * math.nan, 0) if masked else (loss, len(batch[0]))
+
+    alone = sweep(trainable(global_batch_size=24), planned_batches(global_batch_size=24), lrs=[0.1])
+    half = trainable(global_batch_size=48, accumulation_steps=2, objective=objective)
+
+    def batches(repeat: int) -> Iterator[Any]:
+        for batch in planned_batches(global_batch_size=24)(repeat):
+            yield batch
+            yield batch
+
+    result = sweep(half, batches, lrs=[0.1])
+    assert result.stops[0].reason == StopReason.END_OF_LADDER
+    assert result.steps[0].loss == pytest.approx(alone.steps[0].loss, rel=1e-12)
+    assert result.steps[0].num_items == 24
+
+
+@pytest.fixture
+def late_reading(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Read each step while the next one runs, as on a GPU."""
+    monkeypatch.setattr(engine, "reads_late", lambda *args, **kwargs: True)
+
+
+def test_reading_late_changes_no_record(late_reading: None) -> None:
+    """Law 11: every step of a full ladder is recorded, in order, with the same values."""
+    late = sweep(trainable(), num_steps=20, end_lr=1e-3)
+    assert [step.step for step in late.steps] == list(range(20))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine, "reads_late", lambda *args, **kwargs: False)
+        prompt = sweep(trainable(), num_steps=20, end_lr=1e-3)
+    assert [step.loss for step in late.steps] == [step.loss for step in prompt.steps]
+
+
+def test_reading_late_drops_the_step_behind_the_stop(late_reading: None) -> None:
+    """Law 11: the stop trails by a step; what was trained in between is no record."""
+    calls = iter(range(100))
+    part = trainable(
+        objective=lambda m, b: squared_error(m, b) * (math.nan if next(calls) == 4 else 1.0),
+    )
+    result = sweep(part)
+    assert [step.step for step in result.steps] == [0, 1, 2, 3, 4]
+    assert (result.stops[0].reason, result.stops[0].step) == (StopReason.NON_FINITE, 4)
+    assert next(calls) == 6
+
+
+def test_an_error_behind_a_bad_step_is_its_consequence(late_reading: None) -> None:
+    """Law 11: step 5 raises because step 4 went NaN; NaN at step 4 is the reason, and nothing is raised."""
+    calls = iter(range(100))
+
+    def objective(model: nn.Module, batch: Any) -> torch.Tensor:
+        call = next(calls)
+        if call == 5:
+            raise RuntimeError("device-side assert")
+        return squared_error(model, batch) * (math.nan if call == 4 else 1.0)
+
+    result = sweep(trainable(objective=objective))
+    assert (result.stops[0].reason, result.stops[0].step) == (StopReason.NON_FINITE, 4)
+
+
+def test_an_error_behind_a_good_step_is_raised_and_the_good_step_recorded(late_reading: None) -> None:
+    """Law 11: then the error is the reason."""
+    calls = iter(range(100))
+
+    def objective(model: nn.Module, batch: Any) -> torch.Tensor:
+        if next(calls) == 5:
+            raise RuntimeError("out of memory")
+        return squared_error(model, batch)
+
+    seen: list[int] = []
+    with pytest.raises(RuntimeError, match="out of memory"):
+        run_sweep(
+            trainable(objective=objective),
+            ladder(),
+            planned_batches(),
+            collective=SerialCollective(),
+            on_step=lambda step: seen.append(step.step),
+        )
+    assert seen == [0, 1, 2, 3, 4]
+
+
+def test_only_a_gpu_without_scaler_is_read_late() -> None:
+    """fp16 waits by itself, and sync_every_step is the user's way out."""
+    gpu, cpu = torch.device("cuda"), torch.device("cpu")
+    scaler = torch.amp.GradScaler("cpu")
+    assert engine.reads_late(gpu, None, sync_every_step=False)
+    assert not engine.reads_late(gpu, None, sync_every_step=True)
+    assert not engine.reads_late(gpu, scaler, sync_every_step=False)
+    assert not engine.reads_late(cpu, None, sync_every_step=False)
 
 
 def test_repeats_start_from_the_same_weights_with_another_data_order() -> None:
@@ -226,6 +431,7 @@ def test_a_skipped_step_keeps_its_rung_and_is_tried_again() -> None:
     ]
     assert part.scaler is not None
     assert part.scaler.get_scale() == 2.0**16
+    assert result.steps[3].smoothed_loss == result.steps[3].loss
 
 
 def test_ten_skipped_steps_in_a_row_stop_the_sweep() -> None:

@@ -1,0 +1,32 @@
+"""The vocabulary says what a reader needs."""
+
+from __future__ import annotations
+
+from lrrunner.records import RangeTest, Stop, StopReason, Suggestion, Verdict
+
+NONE = Suggestion(lr=None, method="auto", verdict=Verdict.FLAT, reason="raise sweep.end_lr")
+
+
+def range_test(*stops: Stop) -> RangeTest:
+    return RangeTest(steps=(), stops=stops, suggestion=NONE, world_size=1, global_batch_size=8)
+
+
+def test_an_interruption_speaks_for_all_repeats() -> None:
+    """A killed run must not give an earlier repeat's divergence as its cause."""
+    diverged = Stop(reason=StopReason.DIVERGED, step=80)
+    interrupted = Stop(reason=StopReason.INTERRUPTED, step=85, ranks=(0, 1), repeat=1)
+    assert range_test(diverged, interrupted).stop is interrupted
+    assert str(interrupted) == "interrupted at step 85 on rank 0, 1"
+
+
+def test_otherwise_the_earliest_stop_does() -> None:
+    """The curve of all repeats ends where the first of them did."""
+    late, early = Stop(reason=StopReason.END_OF_LADDER, step=99), Stop(reason=StopReason.DIVERGED, step=80, repeat=1)
+    assert range_test(late, early).stop is early
+
+
+def test_the_closing_line_has_the_contracts_form() -> None:
+    """People paste it, scripts parse it."""
+    assert str(NONE) == "suggested lr: none   verdict: flat   (raise sweep.end_lr)"
+    found = Suggestion(lr=1.234e-3, method="auto", verdict=Verdict.OK, reason="", interval=(6.1e-4, 2.4e-3))
+    assert str(found) == "suggested lr: 1.2e-03   [6.1e-04, 2.4e-03]   verdict: ok"

@@ -1,0 +1,131 @@
+"""Packaged data and objectives."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from lrrunner.tasks import data
+from lrrunner.tasks.models import CharGpt, Cnn, LeNet, Mlp
+from lrrunner.tasks.objectives import ModelLoss, Supervised
+
+
+def idx(array: np.ndarray) -> bytes:
+    """An IDX file of bytes, compressed."""
+    header = bytes([0, 0, 8, array.ndim]) + b"".join(int(n).to_bytes(4, "big") for n in array.shape)
+    return gzip.compress(header + array.astype(np.uint8).tobytes())
+
+
+@pytest.fixture
+def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A tiny MNIST in a folder, with the package's checksums set to its own."""
+    images = np.arange(3 * 28 * 28).reshape(3, 28, 28) % 256
+    contents = [idx(images), idx(np.array([7, 0, 3]))]
+    named = []
+    for old, content in zip(data.MNIST_FILES["train"], contents, strict=True):
+        (tmp_path / old.name).write_bytes(content)
+        named.append(data.MnistFile(old.name, hashlib.sha256(content).hexdigest()))
+    monkeypatch.setitem(data.MNIST_FILES, "train", tuple(named))
+    return tmp_path
+
+
+def test_mnist_reads_the_original_files(files: Path) -> None:
+    """Big-endian headers, bytes to [0, 1], one channel."""
+    dataset = data.mnist(root=str(files), split="train")
+    image, label = dataset[1]
+    assert len(dataset) == 3
+    assert image.shape == (1, 28, 28)
+    assert image[0, 0, 0].item() == pytest.approx((28 * 28 % 256) / 255)
+    assert label.item() == 0
+
+
+def test_a_damaged_mnist_file_is_refused(files: Path) -> None:
+    """A truncated download trains on garbage otherwise."""
+    path = files / "train-labels-idx1-ubyte.gz"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(ValueError, match=r"must have the SHA-256 checksum .* delete it and fetch it again"):
+        data.mnist(root=str(files), split="train")
+
+
+def test_missing_mnist_files_are_downloaded_once_and_verified(files: Path, tmp_path: Path) -> None:
+    """From any URL; the finished file appears as a whole."""
+    target = tmp_path / "fresh" / "folder"
+    dataset = data.mnist(root=str(target), split="train", url=f"file://{files}/")
+    assert len(dataset) == 3
+    names = {path.name for path in target.iterdir() if path.suffix == ".gz"}
+    assert names == {"train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz"}
+    again = data.mnist(root=str(target), split="train", url="file:///nowhere/")
+    assert torch.equal(again.tensors[0], dataset.tensors[0])
+
+
+def test_missing_mnist_files_are_named_where_there_is_no_network(tmp_path: Path) -> None:
+    """Which files, and where to put them."""
+    with pytest.raises(FileNotFoundError) as caught:
+        data.mnist(root=str(tmp_path / "mnist"), split="val", url="file:///nowhere/")
+    for name in ("t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz", str(tmp_path / "mnist"), "data.root"):
+        assert name in str(caught.value)
+
+
+@pytest.mark.parametrize("load", [data.digits, lambda split: data.text(root=None, split=split, context_length=8)])
+def test_an_unknown_split_is_refused(load: object) -> None:
+    """The valid ones are listed."""
+    with pytest.raises(ValueError, match="split must be one of train, val; got test"):
+        load(split="test")  # type: ignore[operator]
+
+
+def test_digits_are_split_without_overlap() -> None:
+    """All 1,797 images are in one of the two splits."""
+    train, val = (data.digits(split=split).tensors[0] for split in ("train", "val"))
+    assert (len(train), len(val)) == (1437, 360)
+    assert len({tuple(row.tolist()) for row in torch.cat([train, val])}) == 1797
+    assert float(train.max()) == 1.0
+
+
+def test_text_targets_are_the_inputs_one_character_later(tmp_path: Path) -> None:
+    """Windows do not overlap; what is not ASCII becomes a question mark."""
+    path = tmp_path / "text.txt"
+    path.write_text("abcdefghij" * 2 + "é", encoding="utf-8")
+    windows = data.text(root=str(path), split="train", context_length=4)
+    inputs, targets = windows[1]
+    assert len(windows) == 4
+    assert bytes(inputs.tolist()) == b"efgh"
+    assert bytes(targets.tolist()) == b"fghi"
+
+
+def test_models_have_the_shapes_they_say() -> None:
+    """LeNet is the luz article's: 1600 features behind two convolutions and poolings."""
+    assert Mlp(in_features=64, hidden_features=8, num_hidden=2, num_classes=10)(torch.zeros(3, 64)).shape == (3, 10)
+    assert Cnn(in_channels=1, width=4, num_classes=10)(torch.zeros(3, 1, 8, 8)).shape == (3, 10)
+    lenet = LeNet(dropout=0.1, num_classes=10)
+    assert lenet(torch.zeros(3, 1, 28, 28)).shape == (3, 10)
+    assert sum(p.numel() for p in lenet.parameters()) == 320 + 18_496 + 204_928 + 1_290
+    gpt = CharGpt(vocab_size=11, context_length=6, width=8, num_layers=1, num_heads=2)
+    assert gpt(torch.zeros(3, 6, dtype=torch.int64)).shape == (3, 11, 6)
+
+
+def test_the_gpt_does_not_see_the_future() -> None:
+    """A changed last character changes the scores of the last position only."""
+    gpt = CharGpt(vocab_size=11, context_length=6, width=8, num_layers=1, num_heads=2)
+    first = torch.tensor([[1, 2, 3, 4, 5, 6]])
+    second = torch.tensor([[1, 2, 3, 4, 5, 7]])
+    same = torch.isclose(gpt(first), gpt(second)).all(dim=1)[0]
+    assert same.tolist() == [True] * 5 + [False]
+
+
+def test_objectives_read_their_batches() -> None:
+    """(inputs, target) with a criterion; keyword arguments for models that return their own loss."""
+
+    class OwnLoss(nn.Module):
+        def forward(self, x: torch.Tensor, y: torch.Tensor) -> dict[str, torch.Tensor]:
+            return {"loss": (x - y).square().mean()}
+
+    batch = {"x": torch.tensor([1.0, 2.0]), "y": torch.tensor([3.0, 2.0])}
+    assert ModelLoss()(OwnLoss(), batch).item() == 2.0
+    supervised = Supervised(nn.MSELoss())
+    assert supervised(nn.Identity(), (batch["x"], batch["y"])).item() == 2.0
