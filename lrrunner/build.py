@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import logging
 import os
-import signal
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -103,6 +102,10 @@ def build(job: Config, *, device: torch.device, errors: list[str]) -> Parts | No
         if job.train.sync_batchnorm and device.type != "cpu":
             model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
         optimizer = _optimizer(job, model, errors)
+    else:  # what does not depend on the model is still checked, so that all mistakes come at once
+        for name, part in (("optimizer", job.optimizer), ("optimizer_groups", job.optimizer_groups)):
+            if part is not None:
+                _target(name, {**part, "_partial_": True}, errors)
     num_samples = _num_samples(dataset, job, errors) if dataset is not None else 0
     if len(errors) > before or model is None or optimizer is None or objective is None or dataset is None:
         return None
@@ -135,18 +138,10 @@ def planned_loader(parts: Parts, job: Config, plan: BatchPlan, *, repeat: int, r
         batch_sampler=sampler,
         collate_fn=parts.collate_fn,
         num_workers=loader.num_workers,
-        pin_memory=loader.pin_memory,
+        pin_memory=torch.cuda.is_available() if loader.pin_memory is None else loader.pin_memory,
         persistent_workers=loader.persistent_workers,
         prefetch_factor=loader.prefetch_factor,
-        worker_init_fn=_leave_signals_to_the_rank,
     )
-
-
-def _leave_signals_to_the_rank(worker_id: int) -> None:
-    """A Ctrl-C reaches the whole process group; forked workers would report theirs on the rank's wake-up descriptor."""
-    signal.set_wakeup_fd(-1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _dynamo_backend(job: Config, errors: list[str]) -> str:
@@ -164,7 +159,7 @@ def _made(name: str, part: Mapping[str, Any] | None, errors: list[str], *argumen
         return None
     try:
         return hydra.utils.instantiate(dict(part), *arguments, _convert_="all")
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         cause = error.__cause__ if isinstance(error, InstantiationException) and error.__cause__ else error
         logger.info("%s could not be built", name, exc_info=cause)
         reason = str(cause).strip().splitlines()[0] if str(cause).strip() else "no message"
@@ -177,7 +172,7 @@ def _target(name: str, part: Mapping[str, Any], errors: list[str], *arguments: A
     path = part["_target_"]
     try:
         target = hydra.utils.get_object(path)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         cause = error.__cause__ or error
         logger.info("%s could not be imported", path, exc_info=cause)
         reason = str(cause).strip().splitlines()[0] if str(cause).strip() else type(cause).__name__
@@ -190,7 +185,10 @@ def _target(name: str, part: Mapping[str, Any], errors: list[str], *arguments: A
         return False
     refused = _refused_arguments(target, part, *arguments)
     if refused:
-        errors.append(f"{name} must take the arguments it is given: {path} {refused}; correct the keys of {name}")
+        hint = f"correct the keys of {name}"
+        if name in ("objective", "data.collate_fn") and "missing a required" in refused:
+            hint += f", or add {name}._partial_=true to name the function itself"
+        errors.append(f"{name} must take the arguments it is given: {path} {refused}; {hint}")
     return not refused
 
 
@@ -219,6 +217,9 @@ def _objective(job: Config, errors: list[str]) -> Objective | None:
 def _is_model(model: Any, errors: list[str]) -> bool:
     if not isinstance(model, nn.Module):
         errors.append(f"model must be a torch.nn.Module, got {type(model).__name__}; correct model._target_")
+        return False
+    if any(torch.nn.parameter.is_lazy(parameter) for parameter in model.parameters()):
+        errors.append(f"model must have its parameters, got lazy ones in {type(model).__name__}; give their sizes")
         return False
     if not any(parameter.requires_grad for parameter in model.parameters()):
         errors.append(f"model must have trainable parameters, got none in {type(model).__name__}; unfreeze some")
@@ -257,7 +258,9 @@ def _num_samples(dataset: Any, job: Config, errors: list[str]) -> int:
         )
         return 0
     num_samples = len(dataset)
-    if num_samples < job.data.global_batch_size:
+    if num_samples == 0:
+        errors.append("data.train must hold samples, got none; check its folder and arguments")
+    elif num_samples < job.data.global_batch_size:
         errors.append(
             f"data.train must hold at least one global batch of {job.data.global_batch_size} samples, "
             f"got {num_samples}; lower data.global_batch_size"

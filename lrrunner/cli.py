@@ -26,6 +26,8 @@ RANK_0_FIRST_S = 5.0
 
 OPTIONS_WITH_VALUE = ("--config-dir", "-cd", "--config-name", "-cn")
 MULTIRUN = ("--multirun", "-m")
+PLAIN_RUN = ("--run", "-r")
+UNSUPPORTED = ("--config-path", "-cp", "--package", "-p", "--experimental-rerun")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +40,7 @@ class CommandLine:
         config_name: Value of ``--config-name``.
         multirun: Whether a grid was asked for.
         hydra_flags: Flags that Hydra answers itself (help, info, the configuration, completion).
+        unsupported: Flags of Hydra that have no meaning here.
     """
 
     overrides: tuple[str, ...]
@@ -45,6 +48,7 @@ class CommandLine:
     config_name: str
     multirun: bool
     hydra_flags: tuple[str, ...]
+    unsupported: tuple[str, ...] = ()
 
     @property
     def options(self) -> list[str]:
@@ -61,14 +65,18 @@ def command_line(arguments: Sequence[str]) -> CommandLine:
     """
     overrides: list[str] = []
     values: dict[str, str] = {}
-    multirun, flags = False, []
+    multirun, flags, unsupported = False, [], []
     words = iter(arguments)
     for word in words:
         name, sign, value = word.partition("=")
+        if word in PLAIN_RUN:
+            continue
         if name in OPTIONS_WITH_VALUE:
             values[name] = value if sign else next(words, "")
         elif word in MULTIRUN:
             multirun = True
+        elif name in UNSUPPORTED:
+            unsupported.append(name)
         elif word.startswith("-"):
             flags.append(word)
         else:
@@ -79,6 +87,7 @@ def command_line(arguments: Sequence[str]) -> CommandLine:
         config_name=values.get("--config-name", values.get("-cn", "config")),
         multirun=multirun,
         hydra_flags=tuple(flags),
+        unsupported=tuple(unsupported),
     )
 
 
@@ -95,7 +104,7 @@ def run(arguments: Sequence[str]) -> int:
     """
     words = command_line(arguments)
     rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    if words.hydra_flags:
+    if words.hydra_flags and not words.unsupported:
         if rank == 0:
             _let_hydra_answer()
         return 0
@@ -113,6 +122,10 @@ def run(arguments: Sequence[str]) -> int:
 
 def _checked_job(words: CommandLine, world_size: int) -> dict[str, object]:
     """Stage A."""
+    if words.unsupported:
+        raise ConfigError(
+            f"{flag} is not supported; name your own directory with --config-dir" for flag in words.unsupported
+        )
     if words.multirun:
         where = f"inside {world_size} ranks" if world_size > 1 else "yet"
         command = launch_command(["model=mlp"], num_processes=max(2, world_size), on_cpu=True)

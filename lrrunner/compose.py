@@ -120,9 +120,8 @@ def _explained(error: Exception, word: str, known: list[str]) -> str:
     key = key.lstrip("+~")
     if not _parses(word):
         return f"{word!r} is not an override; write key=value, and quote values with special characters"
-    if re.search(r"Could not find '.*Available options in", text, re.DOTALL):
-        options = GlobalHydra.instance().config_loader().get_group_options(key.partition("@")[0])
-        names = ", ".join(name for name in options if not name.startswith("base_"))
+    if options := re.search(r"Could not find '.*Available options in '[^']*':\n((?:\t[^\n]*\n?)+)", text, re.DOTALL):
+        names = ", ".join(name for name in options[1].split() if not name.startswith("base_"))
         return f"{key} must be one of {names}; got {value or 'nothing'}"
     if isinstance(error, yaml.YAMLError):
         return (
@@ -130,6 +129,13 @@ def _explained(error: Exception, word: str, known: list[str]) -> str:
         )
     if missing := re.search(r"Could not (?:find|load) '([^']*)'", text):
         return f"{word or missing[1]} names a configuration that does not exist: {missing[1]}; see lrrunner --help"
+    inside = re.search(r"full_key: (\S+)", text)
+    if inside and _is_group(word):
+        if inside[1].partition(".")[0] == key:
+            return f"{word} names a file without a package; begin it with: # @package _global_"
+        return f"{unknown_key_message(inside[1], known)} (in {key}/{value})"
+    if "Multiple values for" in text and word.startswith("+"):
+        return f"{key} has a value already, got {word}; write it without +"
     if "is not in struct" in text or re.search(r"Key '.*' not in", text):
         return unknown_key_message(key, known)
     if not value or value == "null":

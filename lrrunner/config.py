@@ -24,6 +24,9 @@ from lrrunner.core.suggestion import RULES
 from lrrunner.errors import ConfigError
 from lrrunner.launch import launch_command
 
+MAX_TIMEOUT_S = 1e6
+"""Eleven days: what torch and MLflow still take as a number of seconds."""
+
 TRACKING_SCHEMES = ("sqlite", "http", "https", "postgresql", "mysql", "mssql", "databricks")
 
 
@@ -51,10 +54,10 @@ class StopRuleName(Enum):
 
 @dataclass(kw_only=True)
 class DataLoaderConfig:
-    """Arguments of ``torch.utils.data.DataLoader``."""
+    """Arguments of ``torch.utils.data.DataLoader``; null pins memory where there is a GPU to copy it to."""
 
     num_workers: int = 0
-    pin_memory: bool = False
+    pin_memory: bool | None = None
     persistent_workers: bool = False
     prefetch_factor: int | None = None
 
@@ -212,8 +215,8 @@ def check(container: Mapping[str, Any], *, world_size: int) -> None:
     ]
     if job.suggestion.method not in RULES:
         errors.append(f"suggestion.method must be one of {', '.join(RULES)}; got {job.suggestion.method}")
-    if job.run.timeout_s <= 0:
-        errors.append(f"run.timeout_s must be above 0, got {job.run.timeout_s}; try 300")
+    if not 0 < job.run.timeout_s < MAX_TIMEOUT_S:
+        errors.append(f"run.timeout_s must lie between 0 and {MAX_TIMEOUT_S:g}, got {job.run.timeout_s:g}; try 300")
     if errors:
         raise ConfigError(errors)
 
@@ -238,6 +241,7 @@ FREE_SECTIONS = (
     "optimizer_groups",
     "data.train",
     "data.val",
+    "data.collate_fn",
     "tracking.tags",
 )
 """Mappings whose keys are the user's."""
@@ -318,6 +322,8 @@ def _sweep_errors(sweep: SweepConfig) -> Iterator[str]:
         yield f"sweep.start_lr must be above 0, got {sweep.start_lr:g}; try 1e-7"
     if math.isfinite(sweep.end_lr) and sweep.end_lr <= sweep.start_lr:
         yield f"sweep.end_lr must exceed sweep.start_lr={sweep.start_lr:g}, got {sweep.end_lr:g}; raise sweep.end_lr"
+    if sweep.end_lr > sweep.start_lr > 0 and math.isinf(sweep.end_lr / sweep.start_lr) and math.isfinite(sweep.end_lr):
+        yield f"sweep.end_lr / sweep.start_lr must be finite, got {sweep.end_lr:g} / {sweep.start_lr:g}; narrow it"
     if sweep.num_steps < 2:
         yield f"sweep.num_steps must be at least 2, got {sweep.num_steps}; try 100"
     if not 0 <= sweep.smoothing < 1:
@@ -355,6 +361,8 @@ def _train_errors(job: Config, world_size: int) -> Iterator[str]:
             f"accumulation steps = {parts}, got {batch}; use {nearest}"
         )
     loader = job.data.dataloader
+    if loader.prefetch_factor is not None and loader.prefetch_factor < 1:
+        yield f"data.dataloader.prefetch_factor must be at least 1, got {loader.prefetch_factor}; null is torch's own"
     if loader.num_workers < 0:
         yield f"data.dataloader.num_workers must be 0 or above, got {loader.num_workers}; try 0"
     if loader.num_workers == 0 and (loader.persistent_workers or loader.prefetch_factor is not None):
@@ -365,11 +373,22 @@ def _train_errors(job: Config, world_size: int) -> Iterator[str]:
 
 
 def _tracking_errors(tracking: TrackingConfig) -> Iterator[str]:
-    scheme = tracking.uri.partition(":")[0].partition("+")[0]
-    if tracking.enabled and scheme not in TRACKING_SCHEMES:
+    scheme, _, rest = tracking.uri.partition(":")
+    start = "///" if scheme == "sqlite" else "//"
+    complete = rest.startswith(start) and len(rest) > len(start)
+    if (
+        tracking.enabled
+        and scheme.partition("+")[0] in TRACKING_SCHEMES
+        and not complete
+        and tracking.uri != "databricks"
+    ):
+        yield f"tracking.uri must have the form {scheme}:{start}..., got {tracking.uri}; the default is sqlite:///mlflow.db"
+    if tracking.enabled and scheme.partition("+")[0] not in TRACKING_SCHEMES:
         yield (
             f"tracking.uri must start with one of {', '.join(TRACKING_SCHEMES)}; got {tracking.uri}; "
             "the default is sqlite:///mlflow.db"
         )
-    if not tracking.timeout_s > 0:
-        yield f"tracking.timeout_s must be above 0, got {tracking.timeout_s:g}; try 10"
+    if not 0 < tracking.timeout_s < MAX_TIMEOUT_S:
+        yield f"tracking.timeout_s must lie between 0 and {MAX_TIMEOUT_S:g}, got {tracking.timeout_s:g}; try 10"
+    if tracking.enabled and not tracking.experiment.strip():
+        yield "tracking.experiment must have a name, got nothing; the default is lrrunner"

@@ -261,9 +261,11 @@ class _Climb:
                     result = t.objective(t.model, batch)
                 weighted = isinstance(result, tuple)
                 loss, count = result if weighted else (result, t.micro_batch_size)
+                if self._on_cpu and isinstance(count, torch.Tensor):
+                    count = count.item()
                 if weighted:  # the mean over no items is NaN; it takes part in the reduction and counts nothing
-                    loss = torch.where(torch.as_tensor(count, device=loss.device) > 0, loss, 0.0)
-                share = self._weight(count) if weighted else 1.0
+                    loss = torch.where(self._number(count) > 0, loss, 0.0)
+                share = self._weight(count).to(loss.dtype) if weighted else 1.0
                 scaled = loss * (share / t.accumulation_steps) if weighted or t.accumulation_steps > 1 else loss
                 (scaled if t.scaler is None else t.scaler.scale(scaled)).backward()
             loss_sum = loss_sum + self._value(loss) * count
@@ -277,14 +279,20 @@ class _Climb:
     def _weight(self, count: torch.Tensor | float) -> torch.Tensor:
         """n over a reference count that all ranks share, so that a loss keeps its order of magnitude.
 
-        The reference is agreed once a repeat, from each rank's first micro-batch; what it leaves is corrected exactly in
-        ``_rescale_gradients``.
+        The reference is agreed once a repeat, from each rank's first micro-batch; what it leaves is corrected exactly
+        in ``_rescale_gradients``.
         """
-        number = torch.as_tensor(count, dtype=torch.float64, device=self._device)
+        number = self._number(count)
         if self._reference_items is None:
             total = self._collective.sum_(number.clone().reshape(1))
             self._reference_items = total.clamp(min=1.0)[0] / self._collective.world_size
-        return (number / self._reference_items).float()
+        return number / self._reference_items
+
+    def _number(self, count: torch.Tensor | float) -> torch.Tensor:
+        """A count on the device, in float64, without the host waiting for the device."""
+        if isinstance(count, torch.Tensor):
+            return count.to(torch.float64)
+        return torch.full((), count, dtype=torch.float64, device=self._device)
 
     def _rescale_gradients(self, table: torch.Tensor) -> None:
         """From the mean over micro-batches of n / reference * gradient to sum(n * gradient) / sum(n)."""
@@ -314,6 +322,7 @@ class _Climb:
     def _grad_norm(self) -> torch.Tensor:
         """L2 norm of the averaged gradient; a zero-dimensional tensor on the gradient's device."""
         gradients = [p.grad for p in self._parameters if p.grad is not None]
+        gradients = [g.coalesce().values() if g.is_sparse else g for g in gradients]
         if self._on_cpu and gradients:  # half the time of torch's own, which first sorts by device and type
             norm: torch.Tensor = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in gradients]))
             return norm

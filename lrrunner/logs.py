@@ -13,11 +13,11 @@ from lrrunner.redaction import RedactingFormatter, Redactor
 package_logger = logging.getLogger("lrrunner")
 
 
-def speak_on_stderr() -> None:
+def speak_on_stderr(redactor: Redactor) -> None:
     """Warnings reach the terminal as one line each; tracebacks and information go to the rank's log only."""
     handler = logging.StreamHandler()
     handler.setLevel(logging.WARNING)
-    handler.setFormatter(logging.Formatter("lrrunner: %(message)s"))
+    handler.setFormatter(RedactingFormatter("lrrunner: %(message)s", redactor))
     package_logger.addHandler(handler)
     package_logger.setLevel(logging.INFO)
     package_logger.propagate = False

@@ -33,6 +33,7 @@ _VALUE = re.compile(
     r"""'(?:\\.|[^'\\])*' | "(?:\\.|[^"\\])*" | \[[^\]]*\] | \{[^}]*\} | [^\s,;{}\[\]()'"][^\s,;}\])]*""",
     re.VERBOSE,
 )
+_AUTHORIZATION = re.compile(r"\b(?P<scheme>Basic|Bearer) +[A-Za-z0-9+/=._~-]{8,}")
 _ITEM = re.compile(r"[^\s,\[\]{}:'\"]+")
 
 
@@ -84,6 +85,7 @@ class Redactor:
         """
         for literal in self._literals:
             text = text.replace(literal, MASK)
+        text = _AUTHORIZATION.sub(lambda m: f"{m['scheme']} {MASK}", text)
         text = _USER_INFO.sub(lambda m: f"{m['scheme']}{MASK}@", text)
         for start, end in reversed(list(_secret_spans(text))):
             text = text[:start] + MASK + text[end:]

@@ -57,6 +57,10 @@ class Reporter:
             self._mlflow = self._connected() if job.tracking.enabled else None
         except ConfigError as error:
             errors += error.errors
+        except BaseException:
+            if directory is not None:
+                directory.discard()
+            raise
         if directory is None or errors:
             if directory is not None:
                 directory.discard()
@@ -112,27 +116,27 @@ class Reporter:
             last_step=self._last_step,
             cause=str(test.stop) if interrupted else None,
         )
-        if self._mlflow is not None:
-            self._finish_mlflow(test, picture, status="KILLED" if interrupted else "FINISHED")
         location = self._mlflow.location() if self._mlflow is not None else None
         for line in report.closing_lines(test, self._job, directory=shown_path(self.directory.path), mlflow=location):
-            print(self._redactor.text(line), flush=True)
+            print(self._redactor.text(line), flush=True)  # before the upload, which a server may keep waiting
+        if self._mlflow is not None:
+            self._finish_mlflow(test, picture, status="KILLED" if interrupted else "FINISHED")
 
     def fail(self, cause: str) -> None:
         """The sweep broke: keep what there is and say why."""
         self._bar.close()
-        self.directory.update_status(state="failed", last_step=self._last_step, cause=cause)
+        files: list[Path] = []
+        with contextlib.suppress(OSError):  # the directory itself may be what broke
+            self.directory.update_status(state="failed", last_step=self._last_step, cause=cause)
+            files = self.directory.files()
         if self._mlflow is not None:
-            self._mlflow.finish(
-                status="FAILED",
-                note=f"**Failed** on {cause}",
-                files=self.directory.files(),
-                root=self.directory.path,
-            )
+            note = f"**Failed** on {cause}"
+            self._mlflow.finish(status="FAILED", note=note, files=files, root=self.directory.path)
 
     def cut_off(self, cause: str) -> None:
         """The process ends within moments, from another thread: record only that."""
-        self.directory.update_status(state="killed", cause=cause)
+        with contextlib.suppress(OSError):
+            self.directory.update_status(state="killed", last_step=self._last_step, cause=cause)
         if self._mlflow is not None:
             self._mlflow.set_status("KILLED")
 
@@ -163,6 +167,7 @@ class Reporter:
             )
         except Exception as error:  # noqa: BLE001 - a server that fails now must not cost the sweep
             logger.warning("MLflow failed (%s); the run directory keeps everything", error)
+            self._mlflow.set_status("FAILED")
             self._mlflow = None
 
     def _finish_mlflow(self, test: RangeTest, picture: Path, *, status: str) -> None:

@@ -8,6 +8,7 @@ import json
 import math
 import os
 import secrets
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -40,6 +41,16 @@ STATUS_INTERVAL_S = 2.0
 def new_run_path() -> Path:
     """runs/<time>-<short id> below the current directory."""
     return Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
+
+
+def close_abandoned(path: Path) -> None:
+    """Say in the status.json of a run whose process is gone that it is over."""
+    file = path / "status.json"
+    with contextlib.suppress(OSError, ValueError):
+        status = json.loads(file.read_text(encoding="utf-8"))
+        if status["state"] == "running":
+            status |= {"state": "killed", "cause": "its process ended without a word"}
+            file.write_text(json.dumps(status, indent=2) + "\n", encoding="utf-8")
 
 
 class RunDirectory:
@@ -133,7 +144,7 @@ class RunDirectory:
 
     def _write(self, name: str, text: str) -> None:
         """Replace a file as a whole, so that no reader sees half of it."""
-        partial = self.path / f"{name}.tmp"
+        partial = self.path / f"{name}.{threading.get_ident()}.tmp"
         with partial.open("w", encoding="utf-8") as file:
             file.write(text)
             file.flush()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import select
 import signal
@@ -14,8 +15,24 @@ from typing import Self
 STUCK_AFTER_S = 10.0
 """A rank that has not reached its next step by then hangs in a collective, where Python runs no signal handler."""
 
+SECOND_INTERRUPT_AFTER_S = 1.0
+
 SAVE_WITHIN_S = 25.0
 """Launchers kill 30 seconds after they asked."""
+
+
+_open = False
+
+
+def _forget_in_child() -> None:
+    """Forked workers of a DataLoader would report their own Ctrl-C on the rank's wake-up descriptor."""
+    if _open:
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+os.register_at_fork(after_in_child=_forget_in_child)
 
 
 class StopSignal:
@@ -35,10 +52,13 @@ class StopSignal:
         self._signal: int | None = None
         self._requested_at: float | None = None
         self._interrupts = 0
+        self._last_interrupt = -math.inf
         self._loop_ended = threading.Event()
         self._closed = threading.Event()
 
     def __enter__(self) -> Self:
+        global _open
+        _open = True
         self._read_fd, self._write_fd = os.pipe()
         os.set_blocking(self._write_fd, False)
         self._old_fd = signal.set_wakeup_fd(self._write_fd, warn_on_full_buffer=False)
@@ -50,6 +70,8 @@ class StopSignal:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        global _open
+        _open = False
         self._closed.set()
         for number, handler in self._old_handlers.items():
             signal.signal(number, handler)
@@ -86,12 +108,21 @@ class StopSignal:
             for number in os.read(self._read_fd, 64) if ready else b"":
                 if number in (signal.SIGTERM, signal.SIGINT):
                     self._request(number)
-                    self._interrupts += number == signal.SIGINT
+                    self._count_interrupt(number)
             if self._parent is not None and os.getppid() != self._parent:
                 self._request(signal.SIGTERM)
             if not self._closed.is_set() and self._is_overdue():
-                self._on_stuck(f"stopped by {signal.Signals(self._signal or signal.SIGTERM).name}")
-                os._exit(self.exit_code)
+                try:
+                    self._on_stuck(f"stopped by {signal.Signals(self._signal or signal.SIGTERM).name}")
+                finally:  # a disk that is full must not keep a stuck rank alive
+                    os._exit(self.exit_code)
+
+    def _count_interrupt(self, number: int) -> None:
+        """A launcher forwards the Ctrl-C that the terminal has sent already: that is not the user's second one."""
+        now = time.monotonic()
+        if number == signal.SIGINT and now - self._last_interrupt > SECOND_INTERRUPT_AFTER_S:
+            self._interrupts += 1
+            self._last_interrupt = now
 
     def _is_overdue(self) -> bool:
         if self._requested_at is None:

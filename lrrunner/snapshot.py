@@ -81,7 +81,10 @@ class Snapshot:
         self._model, self._optimizer, self._scaler = model, optimizer, scaler
         self._parameters = [_SavedTensor.of(p) for p in model.parameters()]
         self._gradients = [None if p.grad is None else _SavedTensor.of(p.grad) for p in model.parameters()]
-        self._buffers = {name: _SavedTensor.of(buffer) for name, buffer in model.named_buffers()}
+        self._buffers = [
+            (module, {name: (buffer, _saved(buffer)) for name, buffer in module._buffers.items()})
+            for module in model.modules()
+        ]
         self._training = [module.training for module in model.modules()]
         self._optimizer_state = {param: _saved(state) for param, state in optimizer.state.items()}
         self._groups = [
@@ -97,8 +100,8 @@ class Snapshot:
         ):
             parameter.copy_(values.values)
             parameter.grad = None if gradient is None else gradient.tensor()
-        for name, buffer in self._model.named_buffers():
-            buffer.copy_(self._buffers[name].values)
+        for module, buffers in self._buffers:
+            _restore_buffers(module, buffers)
         for module, training in zip(self._model.modules(), self._training, strict=True):
             module.training = training
         self._restore_optimizer()
@@ -118,6 +121,16 @@ class Snapshot:
                     group[key].copy_(value.values)  # compiled and capturable optimizers hold this very tensor
                 else:
                     group[key] = _restored(value)
+
+
+def _restore_buffers(module: nn.Module, buffers: dict[str, tuple[torch.Tensor | None, Any]]) -> None:
+    """Forward may have replaced, resized, set or removed a buffer: the original object comes back, with its values."""
+    for name in module._buffers.keys() - buffers.keys():
+        del module._buffers[name]
+    for name, (original, saved) in buffers.items():
+        if original is not None and not torch.equal(original, saved.values.to(original.device)):
+            original.copy_(saved.values)
+        module._buffers[name] = original
 
 
 def _saved(value: Any) -> Any:

@@ -11,6 +11,7 @@ import logging
 import math
 import os
 import queue
+import re
 import socket
 import tempfile
 import threading
@@ -25,6 +26,7 @@ from lrrunner.errors import ConfigError
 from lrrunner.process import is_alive, process_identity
 from lrrunner.records import RangeTest, Step
 from lrrunner.redaction import Redactor
+from lrrunner.run_directory import close_abandoned
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -41,6 +43,7 @@ MAX_STEPS_PER_BATCH = 200
 MAX_PARAMS_PER_BATCH = 100
 MAX_PARAM_LENGTH = 6000
 MAX_NOTE_LENGTH = 8000
+UNREACHABLE = ("Max retries exceeded", "database is locked", "Connection refused", "could not connect", "timed out")
 LOCAL_SCHEMES = ("sqlite", "postgresql", "mysql", "mssql")
 
 logger = logging.getLogger(__name__)
@@ -99,7 +102,6 @@ class MlflowRun:
 
     def __init__(self, *, uri: str, experiment: str, redactor: Redactor) -> None:
         from mlflow import MlflowClient
-        from mlflow.exceptions import MlflowException
 
         # run_id stays empty until the run is started
         self.uri = absolute_uri(uri)
@@ -115,12 +117,16 @@ class MlflowRun:
                 self._client: MlflowClient = MlflowClient(tracking_uri=self.uri)
                 self.experiment_id = _experiment_id(self._client, experiment, self.uri)
             _end_abandoned_runs(self._client, self.experiment_id)
-        except MlflowException as error:
-            message = redactor.text(str(error).splitlines()[0])
+        except ConfigError:
+            raise
+        except Exception as error:  # noqa: BLE001 - SQLAlchemy, drivers and MLflow raise whatever they like
+            message = redactor.text((str(error).strip() or type(error).__name__).splitlines()[0])
             shown = redactor.text(self.uri)
             if _is_unreachable(error):
                 raise ConnectionError(message) from None
-            raise ConfigError([f"tracking.uri must name a usable store, got {shown} ({message})"]) from None
+            raise ConfigError(
+                [f"tracking.uri must name a usable store, got {shown} ({message}); or set tracking.enabled=false"]
+            ) from None
 
     def start(
         self, *, run_name: str, params: Mapping[str, Any], tags: Mapping[str, str], live_prefix: str = ""
@@ -150,7 +156,7 @@ class MlflowRun:
         self.run_id = run.info.run_id
         self.run_name = self._redactor.text(run_name)
         flat = flattened(self._redactor.tree(params))
-        entities = [Param(key, value[:MAX_PARAM_LENGTH]) for key, value in flat.items()]
+        entities = [Param(_valid_name(key), value[:MAX_PARAM_LENGTH]) for key, value in flat.items()]
         for chunk in _chunks(entities, MAX_PARAMS_PER_BATCH):
             self._client.log_batch(self.run_id, params=chunk)
         self._thread.start()
@@ -340,6 +346,7 @@ def _end_abandoned_runs(client: MlflowClient, experiment_id: str) -> None:
         identity = run.data.tags.get("lrrunner.process", "")
         if identity and not is_alive(identity):
             client.set_terminated(run.info.run_id, "KILLED")
+            close_abandoned(Path(run.data.tags.get("lrrunner.run_dir", "")))
 
 
 def _is_unreachable(error: Exception) -> bool:
@@ -349,13 +356,19 @@ def _is_unreachable(error: Exception) -> bool:
     while cause is not None:
         causes.append(type(cause).__module__.partition(".")[0])
         cause = cause.__cause__ or cause.__context__
-    return "requests" in causes or "urllib3" in causes or "Max retries exceeded" in str(error)
+    text = str(error)
+    return "requests" in causes or "urllib3" in causes or any(mark in text for mark in UNREACHABLE)
 
 
 def _first_touch_lock(uri: str) -> FileLock:
     """Two processes that create one database's schema at once crash each other."""
     name = hashlib.sha256(uri.encode()).hexdigest()[:16]
     return FileLock(Path(tempfile.gettempdir()) / f"lrrunner-mlflow-{os.getuid()}-{name}.lock")
+
+
+def _valid_name(key: str) -> str:
+    """A key with what MLflow refuses in names replaced."""
+    return re.sub(r"[^\w\-. :/]", "_", key)[:250]
 
 
 def _chunks(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:

@@ -37,6 +37,10 @@ from lrrunner.signals import StopSignal
 BUILD_TIMEOUT = timedelta(hours=1)
 """Limit on collectives until the first step is over: downloads, first reads and compilation come before it."""
 
+MAX_CAUSE_LENGTH = 300
+
+LOST_CONNECTION = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited")
+
 EXIT_OK, EXIT_FAILED, EXIT_CONFIG = 0, 1, 2
 
 logger = logging.getLogger(__name__)
@@ -67,8 +71,8 @@ def work(container: Mapping[str, Any], overrides: Sequence[str], options: Sequen
     Returns:
         Exit code of this process.
     """
-    speak_on_stderr()
     session = _joined(container, overrides, options)
+    speak_on_stderr(session.redactor)
 
     def cut_off(cause: str) -> None:
         if session.reporter is not None:
@@ -81,9 +85,11 @@ def work(container: Mapping[str, Any], overrides: Sequence[str], options: Sequen
             if session.collective.rank == 0:
                 print(session.redactor.text(str(error)), file=sys.stderr)
             code = EXIT_CONFIG
-        except Exception as error:  # noqa: BLE001 - the last stop of whatever a user's code or a peer's death raises
-            _report_failure(error, session)
-            _leave(EXIT_FAILED)
+        except BaseException as error:  # noqa: BLE001 - the last stop of whatever a user's code or a dead peer raises
+            try:
+                _report_failure(error, session)
+            finally:
+                _leave(EXIT_FAILED)
     _end_world()
     return code
 
@@ -107,7 +113,14 @@ def _run(session: Session, stop_signal: StopSignal) -> int:
     """Stage B, the sweep and the report. Holds every reference to the model, so that its return frees them."""
     job = job_from(session.config)
     with early_log() as early:
-        chosen, parts = _stage_b(session, job)
+        try:
+            chosen, parts = _stage_b(session, job)
+        except ConfigError:
+            raise
+        except BaseException:
+            if session.reporter is not None:
+                log_to(session.reporter.directory.path, session.collective.rank, session.redactor, early)
+            raise
     session.directory = session.collective.broadcast(session.reporter and session.reporter.directory.path)
     assert session.directory is not None
     log_to(session.directory, session.collective.rank, session.redactor, early)
@@ -256,11 +269,10 @@ def _to_device(device: torch.device) -> Callable[[Any], Any]:
     return functools.partial(send_to_device, device=device, non_blocking=True)
 
 
-def _report_failure(error: Exception, session: Session) -> None:
+def _report_failure(error: BaseException, session: Session) -> None:
     """Say once what failed, where and why, and leave nothing running in files or MLflow."""
     rank = session.collective.rank
-    text = str(error).strip().splitlines()
-    own_cause = session.redactor.text(f"rank {rank}: {type(error).__name__}: {text[0] if text else ''}")
+    own_cause = session.redactor.text(f"rank {rank}: {_in_one_line(error)}")
     logger.info("the sweep failed", exc_info=error)
     first_cause = collectives.first_failure(own_cause)
     if own_cause == first_cause:
@@ -268,6 +280,13 @@ def _report_failure(error: Exception, session: Session) -> None:
         print(f"lrrunner: the sweep failed on {first_cause}{where}", file=sys.stderr, flush=True)
     if session.reporter is not None:
         session.reporter.fail(first_cause)
+
+
+def _in_one_line(error: BaseException) -> str:
+    text = " ".join(str(error).split())[:MAX_CAUSE_LENGTH]
+    if isinstance(error, RuntimeError) and any(mark in text for mark in LOST_CONNECTION):
+        return f"another rank is gone, its connection was lost ({text})"
+    return f"{type(error).__name__}: {text}"
 
 
 def _leave(code: int) -> NoReturn:
@@ -287,7 +306,7 @@ def _end_world() -> None:
 
 def _must_use_cpu() -> bool:
     asked = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes", "on")
-    return asked or not torch.accelerator.is_available()
+    return asked or not torch.cuda.is_available()
 
 
 def _world_message(claimed: int, found: int) -> str:

@@ -195,9 +195,8 @@ def _mlp(inputs: int, outputs: int, hidden: int = 64, layers: int = 2) -> Callab
 
 
 def _denoiser() -> nn.Module:
-    return nn.Sequential(
-        nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 3, 3, padding=1)
-    )  # fmt: skip
+    first, second, last = (nn.Conv2d(a, b, 3, padding=1) for a, b in ((3, 16), (16, 16), (16, 3)))
+    return nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), last)
 
 
 def _gpt() -> nn.Module:

@@ -51,7 +51,9 @@ def command(num_processes: int, overrides: Sequence[str]) -> list[str]:
     return [*launcher, "--main_process_port", "0", "-m", "lrrunner", *overrides]
 
 
-def start(folder: Path, *overrides: str, num_processes: int = 1, **env: str) -> subprocess.Popen[str]:
+def start(
+    folder: Path, *overrides: str, num_processes: int = 1, new_session: bool = False, **env: str
+) -> subprocess.Popen[str]:
     """Start a run in ``folder``, with the test's parts importable from there and the run directory called ``run``."""
     shutil.copy(PARTS, folder / "parts.py")
     return subprocess.Popen(
@@ -61,6 +63,7 @@ def start(folder: Path, *overrides: str, num_processes: int = 1, **env: str) -> 
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        start_new_session=new_session,
     )
 
 

@@ -35,6 +35,8 @@ class Failing(SlowMlp):
         if self.calls == self.at and int(os.environ.get("RANK", "0")) == self.rank:
             if self.how == "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
+            if self.how == "exit":
+                raise SystemExit(3)
             raise RuntimeError("the culprit's own words, api_key=canary-in-an-exception")
         return super().forward(x)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -215,6 +216,70 @@ def test_an_unreachable_server_costs_no_record(tmp_path: Path) -> None:
     assert "Traceback" not in done.err
     assert done.read("status.json")["mlflow_run_id"] is None
     assert (done.run / "suggestion.json").exists()
+
+
+def test_one_interrupt_saves_also_with_loader_workers(tmp_path: Path) -> None:
+    """Ctrl-C reaches the whole process group; the workers' own must not count as the user's second one."""
+    process = start(
+        tmp_path, *NO_TRACKING, "model=custom", "model._target_=parts.SlowMlp", "data.dataloader.num_workers=2",
+        new_session=True,
+    )  # fmt: skip
+    wait_for_rows(tmp_path, 5, process)
+    os.killpg(process.pid, signal.SIGINT)
+    done = finish(process, tmp_path)
+    assert done.code == 130, done.err
+    assert done.read("status.json")["state"] == "killed"
+    assert done.read("suggestion.json")["stop_reason"] == "interrupted"
+    assert "suggested lr: " in done.out
+    assert "Traceback" not in done.err
+
+
+def test_a_second_interrupt_ends_at_once(tmp_path: Path) -> None:
+    """A user who insists does not wait for a step of a minute."""
+    process = start(tmp_path, "model=custom", "model._target_=parts.SlowMlp", "+model.seconds=30")
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "run" / "status.json").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    time.sleep(1)
+    process.send_signal(signal.SIGINT)
+    time.sleep(1.5)
+    process.send_signal(signal.SIGINT)
+    done = finish(process, tmp_path, timeout_s=15)
+    assert done.code == 130
+    assert done.read("status.json")["state"] == "killed"
+    assert run_status(tmp_path) == "KILLED"
+
+
+def test_a_run_directory_that_vanishes_still_closes_the_run(tmp_path: Path) -> None:
+    """The disk, not the sweep, is what broke; MLflow must not say RUNNING."""
+    process = start(tmp_path, "model=custom", "model._target_=parts.SlowMlp", "+model.seconds=0.1")
+    wait_for_rows(tmp_path, 3, process)
+    shutil.rmtree(tmp_path / "run")
+    done = finish(process, tmp_path)
+    assert done.code == 1
+    assert done.err.count("lrrunner: the sweep failed on rank 0: FileNotFoundError") == 1
+    assert run_status(tmp_path) == "FAILED"
+
+
+def test_sys_exit_in_the_users_code_is_a_failure_with_a_word(tmp_path: Path) -> None:
+    """Scripts that parse arguments call it; it must not leave a run open."""
+    done = launch(
+        tmp_path, "model=custom", "model._target_=parts.Failing", "+model.at=3", "+model.rank=0", "+model.how=exit"
+    )
+    assert done.code == 1
+    assert "lrrunner: the sweep failed on rank 0: SystemExit: 3" in done.err
+    assert done.read("status.json")["state"] == "failed"
+    assert run_status(tmp_path) == "FAILED"
+
+
+def test_a_file_that_is_no_database_is_a_mistake_of_stage_b(tmp_path: Path) -> None:
+    """Exit 2, one message, and nothing left behind."""
+    (tmp_path / "notes.txt").write_text("not a database, but long enough to have a header\n" * 100)
+    done = launch(tmp_path, "tracking.uri=sqlite:///notes.txt")
+    assert done.code == 2
+    assert "tracking.uri must name a usable store" in done.err
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.soak

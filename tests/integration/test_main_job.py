@@ -34,6 +34,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
         f"+tracking.tags.source=https://ann:{URI_PASSWORD}@example.org/data",
         "+tracking.tags.greeting=${oc.env:MY_SERVICE_PASSWORD}",
         "+tracking.tags.num_keys=88",
+        "tracking.run_name=run-${oc.env:MY_SERVICE_PASSWORD}",
         num_processes=2,
         MY_SERVICE_PASSWORD=ENVIRONMENT_SECRET,
     )
@@ -62,7 +63,7 @@ def test_the_closing_lines_are_the_contracts(finished: Finished) -> None:
     number = r"\d\.\de[+-]\d\d"
     assert lines[0] == batch
     assert re.fullmatch(rf"suggested lr: {number}   \[{number}, {number}\]   verdict: ok", lines[-2])
-    assert lines[-1].startswith("run: run   mlflow: run run (")
+    assert lines[-1].startswith("run: run   mlflow: run run-*** (")
     assert lines[-1].endswith(f"({batch})")
     assert len(lines) == 4
 
@@ -196,8 +197,26 @@ def test_hydra_writes_nothing(finished: Finished) -> None:
     } & {path.name for path in finished.folder.iterdir()}
 
 
+def readme_blocks(language: str) -> list[str]:
+    text = (Path(__file__).resolve().parents[2] / "README.md").read_text()
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+
+
+@pytest.mark.parametrize("num_processes", [1, 2])
+def test_the_readmes_own_model_runs_as_written(tmp_path: Path, num_processes: int) -> None:
+    """The first thing a newcomer tries with a model of their own."""
+    (experiment,), (module,) = readme_blocks("yaml"), readme_blocks("python")
+    (tmp_path / "my_conf" / "experiment").mkdir(parents=True)
+    (tmp_path / "my_conf" / "experiment" / "mine.yaml").write_text(experiment)
+    (tmp_path / "mine.py").write_text(module)
+    words = ["--config-dir", "my_conf", "experiment=mine", "model.width=128", "tracking.enabled=false"]
+    done = launch(tmp_path, *words, num_processes=num_processes)
+    assert done.code == 0, done.err
+    assert re.search(r"suggested lr: \d.*verdict: ok", done.out)
+
+
 def test_a_users_own_parts_work_without_a_database(tmp_path: Path) -> None:
-    """The README's example; tracking can be off."""
+    """Repeats, another optimizer, tracking off."""
     (tmp_path / "my_conf" / "experiment").mkdir(parents=True)
     (tmp_path / "my_conf" / "experiment" / "mine.yaml").write_text(
         """# @package _global_

@@ -72,7 +72,7 @@ MISTAKES = {
     ("model=custom", f"model._target_={HERE}.Frozen"): "model must have trainable parameters, got none in Frozen;",
     ("model=custom", f"model._target_={HERE}.not_a_module"): "model must be a torch.nn.Module, got int;",
     ("data=custom", f"data.train._target_={HERE}.samples", "+data.train.size=0", "data.global_batch_size=64"): (
-        "data.train must hold at least one global batch of 64 samples, got 0; lower data.global_batch_size"
+        "data.train must hold samples, got none; check its folder and arguments"
     ),
     ("data=custom", f"data.train._target_={HERE}.samples", "+data.train.size=63", "data.global_batch_size=64"): (
         "data.train must hold at least one global batch of 64 samples, got 63; lower data.global_batch_size"
@@ -102,7 +102,12 @@ def test_a_part_that_cannot_be_built_is_named(overrides: tuple[str, ...]) -> Non
 def test_errors_of_independent_parts_come_together() -> None:
     """One run, all mistakes."""
     errors = stage_b("+model.widht=3", "loss._target_=torch.nn.Nope", "+optimizer.x=1", "train.mixed_precision=fp16")
-    assert [error.split()[0] for error in errors] == ["train.mixed_precision", "model", "loss._target_"]
+    assert [error.split()[0] for error in errors] == [
+        "train.mixed_precision",
+        "model",
+        "loss._target_",
+        "optimizer",
+    ]
 
 
 def test_the_launcher_and_the_configuration_must_not_contradict_each_other(monkeypatch: pytest.MonkeyPatch) -> None:

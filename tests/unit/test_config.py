@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from lrrunner.cli import command_line, run
 from lrrunner.compose import compose_job
 from lrrunner.config import batch_summary, job_from
 from lrrunner.errors import ConfigError
@@ -60,6 +61,17 @@ MISTAKES = {
         "tracking.uri must start with one of sqlite, http, https, postgresql, mysql, mssql, databricks; "
         "got mlruns; the default is sqlite:///mlflow.db"
     ),
+    "tracking.uri=sqlite": (
+        "tracking.uri must have the form sqlite:///..., got sqlite; the default is sqlite:///mlflow.db"
+    ),
+    "tracking.uri=http://": (
+        "tracking.uri must have the form http://..., got http://; the default is sqlite:///mlflow.db"
+    ),
+    "tracking.experiment=''": "tracking.experiment must have a name, got nothing; the default is lrrunner",
+    "run.timeout_s=inf": "run.timeout_s must lie between 0 and 1e+06, got inf; try 300",
+    "run.timeout_s=nan": "run.timeout_s must lie between 0 and 1e+06, got nan; try 300",
+    "tracking.timeout_s=0": "tracking.timeout_s must lie between 0 and 1e+06, got 0; try 10",
+    "+experiment=digits_mlp": "experiment has a value already, got +experiment=digits_mlp; write it without +",
     "sweep": "'sweep' is not an override; write key=value, and quote values with special characters",
 }
 
@@ -148,6 +160,45 @@ optimizer: {_target_: torch.optim.AdamW, _partial_: true, lr: 1.0e-3, weight_dec
     assert job["optimizer"]["weight_decay"] == 0.05
 
 
+def test_a_mistake_inside_an_experiment_file_is_named_with_its_file(tmp_path: Path) -> None:
+    """Hydra speaks of the key `experiment`, which is right."""
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "bad.yaml").write_text("# @package _global_\nsweep: {num_step: 3}\n")
+    (tmp_path / "experiment" / "bare.yaml").write_text("sweep: {num_steps: 3}\n")
+    (tmp_path / "experiment" / "broken.yaml").write_text("sweep: {num_steps: 3}}\n")
+
+    def message(*overrides: str) -> str:
+        with pytest.raises(ConfigError) as caught:
+            compose_job(overrides, config_dir=str(tmp_path))
+        (error,) = caught.value.errors
+        return error
+
+    assert message("experiment=bad") == (
+        "sweep.num_step is not a configuration key; did you mean sweep.num_steps? (in experiment/bad)"
+    )
+    assert message("experiment=bare") == (
+        "experiment=bare names a file without a package; begin it with: # @package _global_"
+    )
+    assert message("experiment=broken").startswith("experiment=broken reads a file that is not valid YAML:")
+    assert "bad, bare, broken, char_gpt" in message("experiment=none_such")
+
+
+@pytest.mark.parametrize("flag", ["--config-path", "--package", "--experimental-rerun"])
+def test_flags_without_a_meaning_here_are_refused(flag: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Hydra would run its own empty task with them, and return 0."""
+    assert run([f"{flag}=x"]) == 2
+    assert f"{flag} is not supported" in capsys.readouterr().err
+
+
+def test_a_secret_in_a_mistyped_override_is_not_repeated(capsys: pytest.CaptureFixture[str]) -> None:
+    """The message names what was typed, and terminals are logged."""
+    assert run(["+x.api_token=canary-4711", "tracking.uri=ftp://ann:canary-4712@host/x"]) == 2
+    shown = capsys.readouterr().err
+    assert "canary" not in shown
+    assert "x is not a configuration key" in shown
+    assert "ftp://***@host/x" in shown
+
+
 def test_the_batch_is_told_in_one_sentence() -> None:
     """An LR means nothing without it."""
     job = job_from(compose_job(["train.accumulation_steps=2"], world_size=4))
@@ -190,3 +241,11 @@ def test_hydras_own_flags_work(tmp_path: Path, flag: str) -> None:
     assert done.returncode == 0, done.stderr
     assert "lrrunner.tasks.models.Cnn" in done.stdout or flag == "--info"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_plain_run_is_no_flag() -> None:
+    """`--run` asks Hydra for what happens anyway; it must not be answered by doing nothing."""
+    words = command_line(["--run", "-r", "model=cnn", "--config-name=mine"])
+    assert words.hydra_flags == ()
+    assert words.overrides == ("model=cnn",)
+    assert words.options == ["--config-name", "mine"]

@@ -474,3 +474,47 @@ def test_losses_are_computed_in_the_loop_not_read_from_a_running_mean() -> None:
     values = iter([5.0, 1.0, 3.0])
     part = trainable(objective=lambda model, batch: squared_error(model, batch) * 0 + next(values))
     assert [step.loss for step in sweep(part, num_steps=3).steps] == [5.0, 1.0, 3.0]
+
+
+def test_sparse_gradients_have_a_norm_too() -> None:
+    """An embedding with sparse gradients is no reason to fail: the norm is only recorded."""
+    torch.manual_seed(0)
+    embedding = nn.Embedding(10, 1, sparse=True).double()
+    part = trainable(
+        model=embedding,
+        objective=lambda model, batch: model(torch.tensor([1, 1, 4])).square().sum(),
+        optimizer=lambda p: torch.optim.SGD(p, lr=0.1),
+    )
+    result = sweep(part, num_steps=2)
+    first, second = (float(embedding.weight[i].detach()) for i in (1, 4))
+    assert result.steps[0].grad_norm == pytest.approx(math.hypot(4 * first, 2 * second))
+
+
+@pytest.mark.parametrize("as_tensor", [False, True])
+def test_counts_keep_float64_exact(as_tensor: bool) -> None:
+    """Law 2 to the last digits: neither an int64 tensor nor a float32 weight may round the mean."""
+    counts = iter([7, 3] * 10)
+
+    def objective(model: nn.Module, batch: Any) -> tuple[torch.Tensor, Any]:
+        count = next(counts)
+        loss = squared_error(model, (batch[0][:count], batch[1][:count]))
+        return loss, torch.tensor(count) if as_tensor else count
+
+    part = trainable(objective=objective, accumulation_steps=2, optimizer=lambda p: torch.optim.SGD(p, lr=1.0))
+    ends: list[torch.Tensor] = []
+    result = run_sweep(
+        part,
+        ladder(lrs=[0.5]),
+        planned_batches(accumulation_steps=2),
+        collective=SerialCollective(),
+        on_step=lambda step: ends.extend(p.detach().clone() for p in part.model.parameters()),
+    )
+    batches = planned_batches(accumulation_steps=2)(0)
+    pieces = [(x[:n], y[:n]) for n, (x, y) in zip((7, 3), batches, strict=False)]
+    model = small_model()
+    loss = squared_error(model, (torch.cat([x for x, _ in pieces]), torch.cat([y for _, y in pieces])))
+    loss.backward()
+    assert result.steps[0].loss == pytest.approx(loss.item(), rel=1e-14)
+    for ours, parameter in zip(ends, model.parameters(), strict=True):
+        assert parameter.grad is not None
+        torch.testing.assert_close(ours, parameter.detach() - 0.5 * parameter.grad, rtol=1e-12, atol=1e-14)

@@ -117,3 +117,33 @@ def test_seeds_differ_by_every_number_of_the_tuple() -> None:
         seed_rngs(*entropy)
         drawn.add(float(torch.rand(())))
     assert len(drawn) == 4
+
+
+class Restless(nn.Module):
+    """Its forward sets, replaces and aliases buffers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1))
+        self.register_buffer("unset", None)
+        self.register_buffer("replaced", torch.zeros(2))
+        self.register_buffer("expanded", torch.ones(1).expand(4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.unset = x.detach()
+        self.replaced = torch.ones(5)
+        self.register_buffer("new", torch.ones(1), persistent=False)
+        return self.weight * x
+
+
+def test_buffers_that_forward_replaces_come_back_as_they_were() -> None:
+    """Caches and running statistics: None again, the original object again, no new ones."""
+    model = Restless()
+    replaced = model.replaced
+    snapshot = Snapshot(model, torch.optim.SGD(model.parameters(), lr=0.1))
+    model(torch.ones(3))
+    snapshot.restore()
+    assert model.unset is None
+    assert model.replaced is replaced
+    assert model.replaced.tolist() == [0.0, 0.0]
+    assert dict(model.named_buffers()).keys() == {"replaced", "expanded"}
