@@ -24,9 +24,17 @@ NOISY_SHARE = 0.1
 MAX_SPREAD_DECADES = 2.0
 """A landmark that moves further than this when the noise is redrawn has not been located."""
 
-MIN_HALF_WIDTH_DECADES = 0.3
-"""Half the width of the narrowest interval: a factor of 2, about a quarter of the decade that a rung of hand tuning
-spans."""
+RULE_ERROR_DECADES = 0.4
+"""Half the width of an interval without noise: with it, 42 of 47 intervals of `auto` on the development jobs contain an
+LR whose regret is within 0.015 of the lowest (scripts/benchmarks/regret.md)."""
+
+FALL_SHARE = 0.3
+SAFETY = 20.0
+UNSEEN_DIVERGENCE = 5.0
+"""A divergence beyond the ladder is taken to lie this far above the minimum; where one is seen, it is 2 to 10 times."""
+
+CLEAR_OF_NOISE = 2.9
+"""Below the three standard deviations at which a curve is capped, so that a capped point is clear of the noise."""
 
 NUM_REDRAWS = 200
 NON_FINITE_START_STEPS = 3
@@ -44,14 +52,15 @@ def rule(function: Rule) -> Rule:
 
 @rule
 def auto(curve: Curve) -> float | None:
-    """The geometric mean of the LR where the loss falls fastest and the LR where it is lowest.
+    """The geometric mean of the LR where the loss has begun to fall and a twentieth of the LR where it blows up.
 
-    Both landmarks are read off the zero-phase smoothed curve, against log LR. The first is safely small, the second
-    is already at the edge of divergence (Gugger 2018), and noise moves them in opposite directions, so their mean on
-    the log axis is steadier than either.
+    The first is where the zero-phase smoothed loss last stood above 30 % of its fall: below it, a hundred steps learn
+    nothing. The second is where the raw loss (median of three) first stands clear of its initial level: a long training
+    must stay well below it, and momentum delays it in a sweep. Both move with the unit of the LR and neither with that
+    of the loss; their mean on the log axis loses less than either landmark, the minimum or the steepest point
+    (scripts/benchmarks/regret.md, where 0.3 and 20 come from a grid on the development jobs).
     """
-    lr_steepest, lr_minimum = steepest(curve), curve.lr[curve.minimum_index]
-    return None if lr_steepest is None else float(np.sqrt(lr_steepest * lr_minimum))
+    return float(10 ** _auto_log_lr(curve, curve.loss[:, None], curve.smoothed[:, None])[0])
 
 
 @rule
@@ -269,12 +278,26 @@ def _rises(curve: Curve, lowest: int) -> bool:
     return bool(rise > max(SIGNIFICANCE * error, 0.2 * curve.fall, 1e-6 * abs(curve.level)))
 
 
+def _auto_log_lr(curve: Curve, loss: FloatArray, smoothed: FloatArray) -> FloatArray:
+    """log10 of `auto` for several draws of the noise, each a column of shape (T,); shape (number of draws,)."""
+    x, rungs = np.log10(curve.lr), np.arange(len(curve.lr))[:, None]
+    lowest = smoothed.argmin(axis=0)
+    fall = curve.level - smoothed.min(axis=0)
+    before_fall = (smoothed > curve.level - FALL_SHARE * fall) & (rungs <= lowest)
+    begins = np.minimum(np.where(before_fall, rungs, -1).max(axis=0) + 1, lowest)
+    padded = np.concatenate([loss[:1], loss, loss[-1:]])
+    medians = np.median(np.stack([padded[:-2], padded[1:-1], padded[2:]]), axis=0)
+    clear = curve.level + max(CLEAR_OF_NOISE * curve.noise, 1e-6 * abs(curve.level))
+    blown_up = (medians > clear) & (rungs >= np.maximum(begins, curve.num_start))
+    limit = np.where(blown_up.any(axis=0), x[blown_up.argmax(axis=0)], x[lowest] + np.log10(UNSEEN_DIVERGENCE))
+    return np.asarray((x[begins] + limit - np.log10(SAFETY)) / 2)
+
+
 def _interval(curve: Curve, lr: float) -> tuple[float, float]:
-    """Where the suggestion lands when the noise is redrawn (10 % to 90 %), at least a factor of 2 to either side."""
-    centre = np.log10(lr)
-    deviations = _interval_logs(curve)
-    low = min(centre + deviations[0], centre - MIN_HALF_WIDTH_DECADES)
-    high = max(centre + deviations[1], centre + MIN_HALF_WIDTH_DECADES)
+    """Two independent errors, added in squares: of any rule on a perfect curve, and of this curve's noise."""
+    below, above = _interval_logs(curve)
+    low = np.log10(lr) - np.hypot(RULE_ERROR_DECADES, below)
+    high = np.log10(lr) + np.hypot(RULE_ERROR_DECADES, above)
     return float(10**low), float(10**high)
 
 
@@ -287,13 +310,8 @@ def _interval_logs(curve: Curve) -> FloatArray:
     References:
         Wu 1986, doi:10.1214/aos/1176350142.
     """
-    x = np.log10(curve.lr)
-    signs = np.random.default_rng(0).choice([-1.0, 1.0], size=(len(x), NUM_REDRAWS))
+    signs = np.random.default_rng(0).choice([-1.0, 1.0], size=(len(curve.lr), NUM_REDRAWS))
     redrawn = curve.smoothed[:, None] + (curve.loss - curve.smoothed)[:, None] * signs
-    smoothed, slope = curve.smoother.value @ redrawn, curve.smoother.slope @ redrawn
-    lowest = smoothed.argmin(axis=0)
-    beyond = np.arange(len(x))[:, None] > lowest[None, :]
-    fastest = np.where(beyond, np.inf, slope).argmin(axis=0)
-    centre = (x[fastest] + x[lowest]) / 2
-    low, middle, high = np.quantile(centre, [0.1, 0.5, 0.9])
+    smoothed = curve.smoother.value @ redrawn
+    low, middle, high = np.quantile(_auto_log_lr(curve, redrawn, smoothed), [0.1, 0.5, 0.9])
     return np.array([low - middle, high - middle])
