@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import shutil
 import signal
@@ -204,6 +205,8 @@ def test_a_run_left_by_a_killed_process_is_closed_at_the_next_start(tmp_path: Pa
     client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path}/mlflow.db")
     runs = client.search_runs([e.experiment_id for e in client.search_experiments()])
     assert sorted(run.info.status for run in runs) == ["FINISHED", "KILLED"]
+    abandoned = json.loads((tmp_path / "run" / "status.json").read_text())
+    assert (abandoned["state"], abandoned["cause"]) == ("killed", "its process ended without a word")
 
 
 def test_an_unreachable_server_costs_no_record(tmp_path: Path) -> None:

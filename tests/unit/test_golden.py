@@ -25,7 +25,7 @@ def recorded(name: str) -> list[Step]:
 def test_char_gpt_is_not_told_to_train_on_its_blow_up() -> None:
     """`experiment=char_gpt`, two ranks: 3.2 up to 1.0e-2, then 4.6 and 6.7, then 3.4 again up to 3e-1.
 
-    Steepest and minimum lie on either side of the blow-up, and their geometric mean, an earlier `auto`, was right on it.
+    Steepest and minimum lie on either side of the blow-up; their geometric mean, an earlier `auto`, was right on it.
     """
     steps = recorded("char_gpt_records.csv")
     assert max(step.loss for step in steps if 1.2e-2 < step.lr < 1.6e-2) > 6
