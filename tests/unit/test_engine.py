@@ -238,26 +238,37 @@ def test_scaled_gradients_are_unscaled_before_clipping_and_recording() -> None:
 
 
 def test_a_micro_batch_without_items_counts_nothing() -> None:
-    """A fully masked batch has a mean of 0 / 0; the step is that of the others alone."""
-    calls = iter(range(100))
+    """A batch whose targets are all ignored has a mean of 0 / 0; the step is that of the other one alone."""
 
-    def objective(model: nn.Module, batch: Any) -> tuple[torch.Tensor, int]:
-        masked = next(calls) % 2 == 1
-        loss = squared_error(model, batch)
-        return (loss * math.nan, 0) if masked else (loss, len(batch[0]))
+    def objective(model: nn.Module, batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        inputs, targets = batch
+        return nn.functional.cross_entropy(model(inputs), targets), (targets != -100).sum()
 
-    alone = sweep(trainable(global_batch_size=24), planned_batches(global_batch_size=24), lrs=[0.1])
-    half = trainable(global_batch_size=48, accumulation_steps=2, objective=objective)
+    def classifier() -> nn.Module:
+        torch.manual_seed(1)
+        return nn.Linear(10, 3).double()
 
-    def batches(repeat: int) -> Iterator[Any]:
-        for batch in planned_batches(global_batch_size=24)(repeat):
-            yield batch
-            yield batch
-
-    result = sweep(half, batches, lrs=[0.1])
-    assert result.stops[0].reason == StopReason.END_OF_LADDER
-    assert result.steps[0].loss == pytest.approx(alone.steps[0].loss, rel=1e-12)
-    assert result.steps[0].num_items == 24
+    inputs = torch.randn(8, 10, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    targets = torch.arange(8) % 3
+    ends: list[list[torch.Tensor]] = []
+    for accumulation_steps in (1, 2):
+        part = trainable(
+            model=classifier(),
+            objective=objective,
+            accumulation_steps=accumulation_steps,
+            optimizer=lambda p: torch.optim.SGD(p, lr=1.0),
+        )
+        result = run_sweep(
+            part,
+            ladder(lrs=[0.5]),
+            lambda repeat: iter([(inputs, targets), (inputs, torch.full_like(targets, -100))]),
+            collective=SerialCollective(),
+            on_step=lambda step, part=part: ends.append([p.detach().clone() for p in part.model.parameters()]),
+        )
+        assert result.stops[0].reason == StopReason.END_OF_LADDER
+        assert result.steps[0].num_items == 8
+    for alone, with_masked in zip(*ends, strict=True):
+        torch.testing.assert_close(with_masked, alone, rtol=1e-12, atol=1e-14)
 
 
 @pytest.fixture
