@@ -29,7 +29,8 @@ class Curve:
 
     Attributes:
         lr: Learning rates, shape (T,), strictly increasing.
-        loss: Pooled raw losses, shape (T,), capped at the initial level plus three standard deviations of the noise.
+        raw: Pooled raw losses, shape (T,).
+        loss: The same, capped at the initial level plus three standard deviations of the noise.
         smoothed: Zero-phase smoothed ``loss``, shape (T,).
         slope: d smoothed / d log10 lr, shape (T,).
         causal: Causal bias-corrected EMA of the uncapped pooled losses, shape (T,).
@@ -40,6 +41,7 @@ class Curve:
     """
 
     lr: FloatArray
+    raw: FloatArray
     loss: FloatArray
     smoothed: FloatArray
     slope: FloatArray
@@ -143,6 +145,7 @@ def curve_from_steps(steps: Sequence[Step], *, beta: float) -> Curve | None:
     smoother = local_linear(np.log10(lr), bandwidth=BANDWIDTH_DECADES)
     return Curve(
         lr=lr,
+        raw=loss,
         loss=capped,
         smoothed=smoother.value @ capped,
         slope=smoother.slope @ capped,

@@ -33,8 +33,8 @@ SAFETY = 20.0
 UNSEEN_DIVERGENCE = 5.0
 """A divergence beyond the ladder is taken to lie this far above the minimum; where one is seen, it is 2 to 10 times."""
 
-CLEAR_OF_NOISE = 2.9
-"""Below the three standard deviations at which a curve is capped, so that a capped point is clear of the noise."""
+CLEAR_OF_NOISE = 3.0
+"""Standard deviations above the initial level at which the median of three losses is no accident."""
 
 NUM_REDRAWS = 200
 NON_FINITE_START_STEPS = 3
@@ -60,7 +60,7 @@ def auto(curve: Curve) -> float | None:
     of the loss; their mean on the log axis loses less than either landmark, the minimum or the steepest point
     (scripts/benchmarks/regret.md, where 0.3 and 20 come from a grid on the development jobs).
     """
-    return float(10 ** _auto_log_lr(curve, curve.loss[:, None], curve.smoothed[:, None])[0])
+    return float(10 ** _auto_log_lr(curve, curve.smoothed[:, None])[0])
 
 
 @rule
@@ -237,8 +237,8 @@ def _examine(curve: Curve | None, stops: Sequence[Stop]) -> _Finding:
 def _without_descent(curve: Curve, rises: bool) -> _Finding:
     if rises:
         reason = (
-            "the loss only rises; lower sweep.start_lr (sweep.end_lr on a linear ladder), or check that the loss is "
-            "one to minimise"
+            "the loss rises without having fallen; if it rises from the start, lower sweep.start_lr (sweep.end_lr on a "
+            "linear ladder), else raise sweep.num_steps, sweep.repeats or data.global_batch_size"
         )
         return _Finding(Verdict.NO_DESCENT, False, reason)
     if curve.noise > NOISY_SHARE * abs(curve.level):
@@ -278,17 +278,17 @@ def _rises(curve: Curve, lowest: int) -> bool:
     return bool(rise > max(SIGNIFICANCE * error, 0.2 * curve.fall, 1e-6 * abs(curve.level)))
 
 
-def _auto_log_lr(curve: Curve, loss: FloatArray, smoothed: FloatArray) -> FloatArray:
-    """log10 of `auto` for several draws of the noise, each a column of shape (T,); shape (number of draws,)."""
+def _auto_log_lr(curve: Curve, smoothed: FloatArray) -> FloatArray:
+    """log10 of `auto` for several draws of the smoothed loss, shape (T, number of draws); shape (number of draws,)."""
     x, rungs = np.log10(curve.lr), np.arange(len(curve.lr))[:, None]
     lowest = smoothed.argmin(axis=0)
     fall = curve.level - smoothed.min(axis=0)
     before_fall = (smoothed > curve.level - FALL_SHARE * fall) & (rungs <= lowest)
     begins = np.minimum(np.where(before_fall, rungs, -1).max(axis=0) + 1, lowest)
-    padded = np.concatenate([loss[:1], loss, loss[-1:]])
+    padded = np.concatenate([curve.raw[:1], curve.raw, curve.raw[-1:]])
     medians = np.median(np.stack([padded[:-2], padded[1:-1], padded[2:]]), axis=0)
     clear = curve.level + max(CLEAR_OF_NOISE * curve.noise, 1e-6 * abs(curve.level))
-    blown_up = (medians > clear) & (rungs >= np.maximum(begins, curve.num_start))
+    blown_up = (medians > clear)[:, None] & (rungs >= np.maximum(begins, curve.num_start))
     limit = np.where(blown_up.any(axis=0), x[blown_up.argmax(axis=0)], x[lowest] + np.log10(UNSEEN_DIVERGENCE))
     return np.asarray((x[begins] + limit - np.log10(SAFETY)) / 2)
 
@@ -313,5 +313,5 @@ def _interval_logs(curve: Curve) -> FloatArray:
     signs = np.random.default_rng(0).choice([-1.0, 1.0], size=(len(curve.lr), NUM_REDRAWS))
     redrawn = curve.smoothed[:, None] + (curve.loss - curve.smoothed)[:, None] * signs
     smoothed = curve.smoother.value @ redrawn
-    low, middle, high = np.quantile(_auto_log_lr(curve, redrawn, smoothed), [0.1, 0.5, 0.9])
+    low, middle, high = np.quantile(_auto_log_lr(curve, smoothed), [0.1, 0.5, 0.9])
     return np.array([low - middle, high - middle])

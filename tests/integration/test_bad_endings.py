@@ -286,6 +286,7 @@ def test_a_file_that_is_no_database_is_a_mistake_of_stage_b(tmp_path: Path) -> N
 
 
 @pytest.mark.soak
+@pytest.mark.timeout(1800)
 def test_sixty_launches_all_return_0(tmp_path: Path) -> None:
     """DDP outliving its process group aborts up to half of gloo runs at exit."""
     codes = []

@@ -113,6 +113,13 @@ def test_minimum_is_a_tenth_of_the_lowest_point() -> None:
     assert RULES["minimum"](curve_of(ladder(81), cosine_valley(ladder(81)))) == pytest.approx(1e-2, rel=1e-9)
 
 
+def test_auto_sees_a_blow_up_without_any_noise() -> None:
+    """A level of exactly 2.3 and a divergence capped at exactly 2.3 must not look alike."""
+    losses = np.where(LRS < 1e-3, 2.3, np.where(LRS < 1e-1, 0.5, 9.0))
+    found = RULES["auto"](curve_of(LRS, losses))
+    assert decades(found) == pytest.approx((-3.0 + -1.0 - np.log10(20)) / 2, abs=0.15)
+
+
 def test_auto_lies_between_the_begin_of_the_fall_and_a_twentieth_of_the_blow_up() -> None:
     """30 % of the fall at -3 - 0.4 ln(7/3) = -3.34, level crossed at -0.5 + ln(2.8)/6 = -0.33; (-3.34 - 1.63) / 2."""
     found = RULES["auto"](curve_of(ladder(801), fall_and_blow_up(ladder(801))))
