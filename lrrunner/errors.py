@@ -16,7 +16,3 @@ class ConfigError(ValueError):
         count = "1 error" if len(self.errors) == 1 else f"{len(self.errors)} errors"
         lines = "\n".join(f"  - {error}" for error in self.errors)
         return f"lrrunner: the configuration is wrong ({count})\n{lines}"
-
-
-class SweepError(RuntimeError):
-    """The sweep itself failed; the message names rank and cause."""

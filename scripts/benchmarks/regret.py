@@ -43,9 +43,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--fast", action="store_true", help="score on the kept results only")
     parser.add_argument("--data-root", type=Path, help="folder with mnist/ and tinyshakespeare/, for two more jobs")
+    parser.add_argument("--grid", action="store_true", help="score `auto` with other constants, without verdicts")
     parser.add_argument("--only", help="measure this job anew")
     arguments = parser.parse_args()
     kept: dict[str, Any] = json.loads(DATA.read_text()) if DATA.exists() else {}
+    if arguments.grid:
+        report_grid(kept)
+        return
     if not arguments.fast:
         kept |= measured(arguments.data_root, set(kept) - {arguments.only})
         DATA.write_text(json.dumps(kept, separators=(",", ":")).replace('},"', '},\n"') + "\n")
@@ -234,6 +238,39 @@ def report(kept: dict[str, Any]) -> None:
         best = [job["lrs"][int(np.argmin(np.mean(job["losses"][s], axis=1)))] for s in SCHEDULES]
         lrs = ", ".join("none" if s["auto"] is None else f"{s['auto']:.1e}" for s in found[name])
         print(f"| {name} | {best[0]:.1e}, {best[1]:.1e} | {lrs} | {', '.join(f'{v:.3f}' for v in values)} |")
+    report_intervals(kept)
+
+
+def report_intervals(kept: dict[str, Any]) -> None:
+    """Print how many intervals of `auto` contain an LR that is nearly the best, and how wide they are."""
+    hits, widths = [], []
+    for job in kept.values():
+        lowest = min(regret(job, lr) for lr in np.geomspace(job["lrs"][0], job["lrs"][-1], 100))
+        for curve in job["sweeps"]:
+            steps, stop = stopped(curve)
+            interval = suggest(steps, [stop], beta=BETA).interval
+            if interval is not None:
+                hits.append(min(regret(job, lr) for lr in np.geomspace(*interval, 40)) <= 0.015 + lowest)
+                widths.append(math.log10(interval[1] / interval[0]))
+    print(f"\n{sum(hits)} of {len(hits)} intervals of auto contain an LR within 0.015 of the lowest regret;")
+    print(f"median width {np.median(widths):.2f} decades")
+
+
+def report_grid(kept: dict[str, Any]) -> None:
+    """Print the mean regret of `auto` for other shares of the fall and other divisors of the blow-up."""
+    from lrrunner.core import suggestion
+    from lrrunner.core.curve import curve_from_steps
+
+    curves = {name: [curve_from_steps(stopped(c)[0], beta=BETA) for c in job["sweeps"]] for name, job in kept.items()}
+    print("| share of the fall | blow-up / 7 | / 10 | / 14 | / 20 | / 28 | / 40 |\n|---|---|---|---|---|---|---|")
+    for share in (0.1, 0.2, 0.3, 0.4, 0.5, 0.6):
+        suggestion.FALL_SHARE = share
+        row = []
+        for safety in (7, 10, 14, 20, 28, 40):
+            suggestion.SAFETY = safety
+            values = [regret(kept[name], suggestion.auto(c)) for name, group in curves.items() for c in group if c]
+            row.append(f"{np.mean(values):.4f}")
+        print(f"| {share} | {' | '.join(row)} |")
 
 
 def _ema_seeded(losses: Any, beta: float) -> Any:
