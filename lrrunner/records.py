@@ -32,6 +32,17 @@ class Verdict(StrEnum):
     TOO_NOISY = "too_noisy"
 
 
+class TrialOutcome(StrEnum):
+    """How a confirmation run ended."""
+
+    FINISHED = "finished"
+    """Its schedule ran to the end."""
+    DIVERGED = "diverged"
+    """The loss went non-finite or the stop rule fired: its loss counts as infinite."""
+    INTERRUPTED = "interrupted"
+    """A rank was asked to stop (a signal): it measured nothing."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Step:
     """One optimizer step of a sweep, as every rank agreed on it.
@@ -86,6 +97,30 @@ class Stop:
     def __str__(self) -> str:
         where = f" on rank {', '.join(map(str, self.ranks))}" if self.ranks else ""
         return f"{self.reason} at step {self.step}{where}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Trial:
+    """One confirmation run: a short training under a complete schedule, from the state the sweep started from.
+
+    Attributes:
+        trial: Number, from 0.
+        lr: Peak base learning rate of its schedule.
+        num_steps: Optimizer steps of its complete schedule.
+        num_steps_run: Steps it was given; fewer when it diverged.
+        loss: Loss on the validation set at the end (on a part of the training set where there is none); infinite when
+            it diverged.
+        outcome: How it ended.
+        elapsed_s: Seconds it took.
+    """
+
+    trial: int
+    lr: float
+    num_steps: int
+    num_steps_run: int
+    loss: float
+    outcome: TrialOutcome = TrialOutcome.FINISHED
+    elapsed_s: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
