@@ -179,13 +179,13 @@ def _draw_losses(axes: Axes, steps: Sequence[Step], curve: Curve | None) -> None
     bottom, top = loss_limits(curve, low=low, high=high)
     axes.set_ylim(bottom, top)
     for number in range(last_pass):
-        early_lr, early_loss = pooled([step for step in steps if step.sweep_pass == number])
+        early_lr, early_loss, _ = pooled([step for step in steps if step.sweep_pass == number])
         axes.plot(early_lr, early_loss, color=EARLIER, lw=1, label="" if number else "earlier passes")
     num_repeats = len({step.repeat for step in final})
     if num_repeats > 1:
         words = f"range over {num_repeats} repeats"
         axes.fill_between(lr, low, high, color=CURVE, alpha=0.15, lw=0, label=words)
-    lr, loss = pooled(final)
+    lr, loss, _ = pooled(final)
     dot = 5.0 if len(lr) < 20 else 2.5 if len(lr) <= 200 else 0.0
     words = "mean raw loss" if num_repeats > 1 else "raw loss"
     axes.plot(lr, loss, color=RAW, lw=1.1, marker="o", markersize=dot, label=words)
