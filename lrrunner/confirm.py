@@ -1,0 +1,200 @@
+"""Confirmation runs: short real trainings around the sweep's suggestion, each from the initial state."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+from lrrunner.collectives import Collective
+from lrrunner.core.confirmation import PlannedTrial, next_trial
+from lrrunner.core.schedule import SCHEDULES
+from lrrunner.core.stopping import trial_stop_rule
+from lrrunner.engine import Ladder, Trainable, preserved, run_sweep
+from lrrunner.evaluation import Evaluation
+from lrrunner.records import Step, Stop, StopReason, Suggestion, Trial, TrialOutcome
+
+DATA_ORDER = 1_000_000
+"""Number of the data order that all trials share: no repeat of a sweep has it."""
+
+MIN_EVALUATED, EVALUATED_BATCHES = 2048, 20
+"""An evaluation takes the larger of so many samples and so many global batches, or all there are: enough for the
+standard error of a mean to be a fiftieth of the samples' own spread, and a fifth of a sweep's steps at most."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialSettings:
+    """What all trials have in common.
+
+    Attributes:
+        schedule: One of ``SCHEDULES``.
+        horizon: Steps of the real training; None when it is not known.
+        budget_steps: Optimizer steps that all trials together may plan.
+        beta: Memory of the causal EMA that serves the stop.
+        seed: Fixes data order and random numbers.
+        sync_every_step: As for the sweep.
+    """
+
+    schedule: str
+    horizon: int | None
+    budget_steps: int
+    beta: float
+    seed: int = 0
+    sync_every_step: bool = False
+
+
+class Trials(NamedTuple):
+    """All trials in order, and what kept them from going on.
+
+    Attributes:
+        trials: Each trial, the interrupted one included.
+        interruption: Where a rank's wish to stop ended them.
+        trouble: Why there are none, in words; empty where there are.
+    """
+
+    trials: tuple[Trial, ...] = ()
+    interruption: Stop | None = None
+    trouble: str = ""
+
+
+class Listener(Protocol):
+    """Follows the trials as they run."""
+
+    def begin_trial(self, number: int, planned: PlannedTrial) -> None:
+        """A trial begins."""
+        ...
+
+    def on_trial_step(self, number: int, step: Step) -> None:
+        """One step of it was read."""
+        ...
+
+    def on_trial(self, trial: Trial) -> None:
+        """It has ended."""
+        ...
+
+
+def run_trials(
+    sweep: Suggestion,
+    settings: TrialSettings,
+    *,
+    trainable: Trainable,
+    batches: Callable[[int], Iterator[Any]],
+    evaluate: Callable[[], Evaluation],
+    collective: Collective,
+    listener: Listener | None = None,
+    stop_requested: Callable[[], bool] = lambda: False,
+) -> Trials:
+    """Train from the initial state under one schedule at several LRs. Every rank must call this.
+
+    Model, optimizer, scaler and random number generators are afterwards as before, on every rank, whatever happens.
+    Rank 0 plans and tells the others, as for the passes of a sweep.
+
+    Args:
+        sweep: What the sweep suggests; it must have an LR.
+        settings: Schedule, horizon, budget.
+        trainable: What to train.
+        batches: Number of a data order -> endless micro-batches of this rank.
+        evaluate: The loss of the model as it stands, the same on every rank.
+        collective: The world this rank belongs to.
+        listener: Follows the trials; may differ by rank.
+        stop_requested: This rank's wish to stop, which all ranks then follow at the same step.
+    """
+    with preserved(trainable):
+        first = evaluate()
+    if first.requesting:
+        return Trials(interruption=Stop(reason=StopReason.INTERRUPTED, step=0, ranks=first.requesting))
+    if not math.isfinite(first.loss):
+        return Trials(
+            trouble=f"the loss of the initial model is {first.loss} where trials are compared; check data.val"
+        )
+    trials: list[Trial] = []
+    while (planned := _next_planned(sweep, trials, settings, collective)) is not None:
+        number = len(trials)
+        if listener is not None:
+            listener.begin_trial(number, planned)
+        trial, stop = _run_trial(
+            number, planned, settings, trainable, batches, evaluate, collective, listener, stop_requested
+        )
+        trials.append(trial)
+        if listener is not None:
+            listener.on_trial(trial)
+        if trial.outcome == TrialOutcome.INTERRUPTED:
+            return Trials(tuple(trials), interruption=stop)
+    trouble = "" if trials else f"confirm.budget_steps={settings.budget_steps} allows no confirmation run; raise it"
+    return Trials(tuple(trials), trouble=trouble)
+
+
+def _next_planned(
+    sweep: Suggestion, trials: list[Trial], settings: TrialSettings, collective: Collective
+) -> PlannedTrial | None:
+    planned = None
+    if collective.rank == 0:
+        planned = next_trial(sweep, trials, budget_steps=settings.budget_steps, horizon=settings.horizon)
+    found: PlannedTrial | None = collective.broadcast(planned)
+    return found
+
+
+def _run_trial(
+    number: int,
+    planned: PlannedTrial,
+    settings: TrialSettings,
+    trainable: Trainable,
+    batches: Callable[[int], Iterator[Any]],
+    evaluate: Callable[[], Evaluation],
+    collective: Collective,
+    listener: Listener | None,
+    stop_requested: Callable[[], bool],
+) -> tuple[Trial, Stop]:
+    """One trial and where it ended."""
+    started = time.perf_counter()
+    measured: list[Evaluation] = []
+
+    def on_step(step: Step) -> None:
+        if listener is not None:
+            listener.on_trial_step(number, step)
+
+    def on_end(stop: Stop) -> None:
+        if stop.reason == StopReason.END_OF_LADDER:
+            measured.append(evaluate())
+
+    ladder = Ladder(
+        lrs=SCHEDULES[settings.schedule](planned.lr, num_steps=planned.num_steps).tolist(),
+        beta=settings.beta,
+        new_stop_rule=lambda: trial_stop_rule(num_steps=planned.num_steps),
+        first_repeat=DATA_ORDER,
+        seed=settings.seed,
+        sync_every_step=settings.sync_every_step,
+    )
+    (stop,) = run_sweep(
+        trainable,
+        ladder,
+        batches,
+        collective=collective,
+        on_step=on_step,
+        on_end=on_end,
+        stop_requested=stop_requested,
+    ).stops
+    if measured and measured[0].requesting:
+        stop = Stop(reason=StopReason.INTERRUPTED, step=stop.step, ranks=measured[0].requesting)
+    outcome, loss = _outcome(stop, measured[0].loss if measured else math.nan)
+    trial = Trial(
+        trial=number,
+        lr=planned.lr,
+        num_steps=planned.num_steps,
+        num_steps_run=stop.step + 1,
+        loss=loss,
+        outcome=outcome,
+        elapsed_s=time.perf_counter() - started,
+    )
+    return trial, stop
+
+
+def _outcome(stop: Stop, loss: float) -> tuple[TrialOutcome, float]:
+    """How a trial ended and the loss that counts for it."""
+    if stop.reason == StopReason.INTERRUPTED:
+        return TrialOutcome.INTERRUPTED, math.nan
+    if stop.reason != StopReason.END_OF_LADDER or not math.isfinite(loss):
+        return TrialOutcome.DIVERGED, math.inf
+    return TrialOutcome.FINISHED, loss
