@@ -221,10 +221,14 @@ class RangeTest:
         return tuple(step for step in self.steps if step.sweep_pass == number)
 
     @property
-    def stop(self) -> Stop:
-        """The stop that speaks for the sweep: an interruption if there was one, else the earliest of that pass."""
+    def curve_stop(self) -> Stop:
+        """The earliest stop of that pass, which is where its curve ends; an interruption goes before."""
         number = max(stop.sweep_pass for stop in self.stops) if self.curve_pass is None else self.curve_pass
+        stops = [stop for stop in self.stops if stop.sweep_pass == number]
+        return min(stops, key=lambda stop: (stop.reason != StopReason.INTERRUPTED, stop.step))
+
+    @property
+    def stop(self) -> Stop:
+        """The stop that speaks for the whole sweep: an interruption if there was one, else that of the curve."""
         interruptions = [stop for stop in self.stops if stop.reason == StopReason.INTERRUPTED]
-        return min(
-            interruptions or [stop for stop in self.stops if stop.sweep_pass == number], key=lambda stop: stop.step
-        )
+        return min(interruptions, key=lambda stop: stop.step) if interruptions else self.curve_stop
