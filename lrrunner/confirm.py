@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 from lrrunner.collectives import Collective
-from lrrunner.core.confirmation import PlannedTrial, next_trial
+from lrrunner.core.confirmation import PlannedTrial
 from lrrunner.core.schedule import SCHEDULES
 from lrrunner.core.stopping import trial_stop_rule
 from lrrunner.engine import Ladder, Trainable, preserved, run_sweep
 from lrrunner.evaluation import Evaluation
-from lrrunner.records import Step, Stop, StopReason, Suggestion, Trial, TrialOutcome
+from lrrunner.records import Step, Stop, StopReason, Trial, TrialOutcome
 
 DATA_ORDER = 1_000_000
 """Number of the data order that all trials share: no repeat of a sweep has it."""
@@ -24,22 +24,22 @@ MIN_EVALUATED, EVALUATED_BATCHES = 2048, 20
 standard error of a mean to be a fiftieth of the samples' own spread, and a fifth of a sweep's steps at most."""
 
 
+Plan = Callable[[Sequence[Trial]], PlannedTrial | None]
+"""The trials so far -> the next one, or None when the budget is spent or nothing is left to learn."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrialSettings:
     """What all trials have in common.
 
     Attributes:
         schedule: One of ``SCHEDULES``.
-        horizon: Steps of the real training; None when it is not known.
-        budget_steps: Optimizer steps that all trials together may plan.
         beta: Memory of the causal EMA that serves the stop.
         seed: Fixes data order and random numbers.
         sync_every_step: As for the sweep.
     """
 
     schedule: str
-    horizon: int | None
-    budget_steps: int
     beta: float
     seed: int = 0
     sync_every_step: bool = False
@@ -76,9 +76,9 @@ class Listener(Protocol):
 
 
 def run_trials(
-    sweep: Suggestion,
     settings: TrialSettings,
     *,
+    plan: Plan,
     trainable: Trainable,
     batches: Callable[[int], Iterator[Any]],
     evaluate: Callable[[], Evaluation],
@@ -92,8 +92,8 @@ def run_trials(
     Rank 0 plans and tells the others, as for the passes of a sweep.
 
     Args:
-        sweep: What the sweep suggests; it must have an LR.
-        settings: Schedule, horizon, budget.
+        settings: Schedule, seed.
+        plan: Says which trial comes next; called on rank 0 alone.
         trainable: What to train.
         batches: Number of a data order -> endless micro-batches of this rank.
         evaluate: The loss of the model as it stands, the same on every rank.
@@ -110,7 +110,7 @@ def run_trials(
             trouble=f"the loss of the initial model is {first.loss} where trials are compared; check data.val"
         )
     trials: list[Trial] = []
-    while (planned := _next_planned(sweep, trials, settings, collective)) is not None:
+    while (planned := collective.broadcast(plan(trials) if collective.rank == 0 else None)) is not None:
         number = len(trials)
         if listener is not None:
             listener.begin_trial(number, planned)
@@ -122,18 +122,8 @@ def run_trials(
             listener.on_trial(trial)
         if trial.outcome == TrialOutcome.INTERRUPTED:
             return Trials(tuple(trials), interruption=stop)
-    trouble = "" if trials else f"confirm.budget_steps={settings.budget_steps} allows no confirmation run; raise it"
+    trouble = "" if trials else "the budget allows no confirmation run; raise confirm.budget_steps"
     return Trials(tuple(trials), trouble=trouble)
-
-
-def _next_planned(
-    sweep: Suggestion, trials: list[Trial], settings: TrialSettings, collective: Collective
-) -> PlannedTrial | None:
-    planned = None
-    if collective.rank == 0:
-        planned = next_trial(sweep, trials, budget_steps=settings.budget_steps, horizon=settings.horizon)
-    found: PlannedTrial | None = collective.broadcast(planned)
-    return found
 
 
 def _run_trial(

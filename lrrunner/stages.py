@@ -13,6 +13,7 @@ from lrrunner.collectives import Collective
 from lrrunner.config import Config, budget_steps
 from lrrunner.confirm import EVALUATED_BATCHES, MIN_EVALUATED, Trials, TrialSettings, run_trials
 from lrrunner.core.batches import EVALUATION, evaluation_batches
+from lrrunner.core.confirmation import next_trial
 from lrrunner.core.schedule import LADDERS
 from lrrunner.core.stopping import stop_rule
 from lrrunner.engine import Ladder, SweepResult, Trainable, run_sweep
@@ -89,8 +90,10 @@ def measure(
     if reporter is not None:
         reporter.on_passes(passes)
     trials = run_trials(
-        passes.suggestion,
         _trial_settings(job),
+        plan=functools.partial(
+            next_trial, passes.suggestion, budget_steps=budget_steps(job), horizon=job.confirm.horizon
+        ),
         trainable=trainable,
         batches=batches,
         evaluate=_evaluator(job, parts, trainable, collective, stop_requested),
@@ -131,8 +134,6 @@ def _ladder(job: Config, number: int, start_lr: float, end_lr: float) -> Ladder:
 def _trial_settings(job: Config) -> TrialSettings:
     return TrialSettings(
         schedule=job.confirm.schedule.value,
-        horizon=job.confirm.horizon,
-        budget_steps=budget_steps(job),
         beta=job.sweep.smoothing,
         seed=job.sweep.seed,
         sync_every_step=job.sweep.sync_every_step,
