@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -167,7 +168,7 @@ def _run_trial(
         stop_requested=stop_requested,
     ).stops
     if measured and measured[0].requesting:
-        stop = Stop(reason=StopReason.INTERRUPTED, step=stop.step, ranks=measured[0].requesting)
+        stop = dataclasses.replace(stop, reason=StopReason.INTERRUPTED, ranks=measured[0].requesting)
     outcome, loss = _outcome(stop, measured[0].loss if measured else math.nan)
     trial = Trial(
         trial=number,
