@@ -14,9 +14,10 @@ from lrrunner.records import Step, Stop, StopReason, Suggestion, Verdict
 MAX_PASSES = 3
 """The first ladder, and at most two extended ones."""
 
-UP, DOWN = 100.0, 1000.0
-"""Two decades up cover most optimizers' gap between a default range and their divergence; three decades down, since a
-ladder that begins too high gives no hint how far."""
+UP, UP_FLAT, DOWN = 1e2, 1e4, 1e3
+"""A loss that falls at the end of the ladder diverges within two decades, one that is still flat within four: a hundred
+steps go from useless to divergent in two to three. Three decades down, since a ladder that begins too high gives no
+hint how far."""
 
 UP_LINEAR = DOWN_LINEAR = 10.0
 """An even ladder has nothing left of its first rungs to see, so that it moves as a whole and not far."""
@@ -29,8 +30,7 @@ START_SHARE = FALL_SHARE / 3
 its landmark little."""
 
 RISES_WITHIN = 100.0
-"""A loss that stays flat over two decades and then rises has no descent to the left of them: a hundred steps go from
-useless to divergent in two to three."""
+"""A loss that stays flat over two decades and then rises has no descent to the left of them, as above."""
 
 
 class Extension(NamedTuple):
@@ -71,8 +71,9 @@ def extension(
         low = max(LOWEST_LR, start_lr / (DOWN_LINEAR if linear else DOWN))
         high = end_lr / DOWN_LINEAR if linear else end_lr
     if suggestion.verdict in (Verdict.FLAT, Verdict.NO_DIVERGENCE) and end_lr < HIGHEST_LR:
-        reasons.append(f"the loss does not diverge up to {end_lr:.1e}")
-        high = min(HIGHEST_LR, end_lr * (UP_LINEAR if linear else UP))
+        flat = suggestion.verdict == Verdict.FLAT
+        reasons.append(f"the loss {'is flat' if flat else 'does not diverge'} up to {end_lr:.1e}")
+        high = min(HIGHEST_LR, end_lr * (UP_LINEAR if linear else UP_FLAT if flat else UP))
     return Extension(low, high, " and ".join(reasons)) if reasons else None
 
 
@@ -108,11 +109,22 @@ def _begins_too_high(
     curve = curve_from_steps(steps, beta=beta)
     if curve is None:
         return ""
-    if suggestion.verdict == Verdict.NO_DESCENT:
-        return "the loss rises from the start" if _rises_from_the_start(curve) else ""
+    if suggestion.verdict == Verdict.NO_DESCENT and _rises_from_the_start(curve):
+        return "the loss rises from the start"
+    if not linear and _never_below_its_first(curve):
+        return "no loss is below the first one"
     if suggestion.verdict in (Verdict.OK, Verdict.NO_DIVERGENCE) and not linear and _falls_from_the_start(curve):
         return f"the loss falls from the first learning rate {curve.lr[0]:.1e} on"
     return ""
+
+
+def _never_below_its_first(curve: Curve) -> bool:
+    """Whether the loss of the initial weights is the lowest of all, whatever the verdict.
+
+    A first update that explodes, and settles far above it, makes the level, the noise and even the fall of the curve.
+    A flat and noisy curve has its lowest loss there once in a hundred times.
+    """
+    return bool(curve.raw[1:].min() > curve.raw[0] + 1e-6 * abs(curve.raw[0]))
 
 
 def _rises_from_the_start(curve: Curve) -> bool:

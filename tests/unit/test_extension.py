@@ -50,11 +50,12 @@ def test_a_curve_that_still_falls_gets_a_larger_end(high: float) -> None:
 
 
 def test_a_flat_curve_gets_a_larger_end() -> None:
-    """The learning rates may all have been too small."""
+    """The learning rates may all have been too small: four decades, for fall and divergence."""
     lrs = ladder(high=-4.0)
     found = decided(records(lrs, noisy(np.full(100, 2.3))), ended())
     assert found is not None
-    assert (found.start_lr, found.end_lr) == pytest.approx((1e-7, 1e-2))
+    assert (found.start_lr, found.end_lr) == pytest.approx((1e-7, 1.0))
+    assert found.reason == "the loss is flat up to 1.0e-04"
 
 
 def test_no_ladder_goes_beyond_1e4() -> None:
@@ -74,6 +75,16 @@ def test_a_curve_that_rises_from_the_start_gets_a_smaller_start() -> None:
     assert found is not None
     assert found.start_lr == pytest.approx(1e-4)
     assert found.reason == "the loss rises from the start"
+
+
+def test_a_curve_that_explodes_at_once_and_settles_gets_a_smaller_start() -> None:
+    """Adam at 1: 2.3, then 1800, then about 4: level and noise of the curve are those of the explosion."""
+    losses = np.concatenate([[2.31], 4 + 1800 * np.exp(-np.arange(99.0))])
+    steps = records(ladder(low=0.0, high=4.0), losses + np.abs(noise(2, std=0.5)))
+    found = decided(steps, diverged())
+    assert found is not None
+    assert found.start_lr == pytest.approx(1e-3)
+    assert found.reason == "no loss is below the first one"
 
 
 def test_a_curve_that_is_flat_for_decades_before_it_rises_is_left() -> None:
