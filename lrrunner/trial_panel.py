@@ -28,7 +28,7 @@ from lrrunner.records import RangeTest, Trial, TrialOutcome
 LENGTH_COLOURS = (CURVE, "#B8860B", "#A0428A", "#5A5A5A")
 LENGTH_MARKERS = "osD^"
 
-OUTLIER_FALLS = 4.0
+OUTLIER_FALLS = 10.0
 """A finished run this many times as far above the best as the middle one leaves the picture at the top."""
 
 
