@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 
+from lrrunner import engine
 from lrrunner.collectives import SerialCollective
 from lrrunner.confirm import Plan, Trials, TrialSettings, run_trials
 from lrrunner.core.confirmation import PlannedTrial
@@ -18,6 +20,7 @@ from lrrunner.engine import Trainable
 from lrrunner.evaluation import Evaluation, evaluate
 from lrrunner.records import Step, StopReason, Trial, TrialOutcome
 from tests.multiprocess.sweeps import planned_batches, regression_data, small_model, squared_error, trainable
+from tests.unit.test_engine import overflowing
 
 
 def one_after_another(*planned: tuple[float, int]) -> Plan:
@@ -161,6 +164,32 @@ def test_a_wish_to_stop_during_an_evaluation_is_one_too() -> None:
     first = confirm(trainable(), (0.01, 3), evaluate=lambda: Evaluation(math.nan, (0,)))
     assert first.trials == ()
     assert first.interruption is not None
+
+
+def test_reading_late_changes_no_trial(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU: the last step is read before the evaluation, and a trial that diverges ends where it did."""
+    planned = ((0.01, 8), (1e9, 50))
+    prompt = confirm(trainable(optimizer=lambda p: torch.optim.SGD(p, lr=1.0)), *planned).trials
+    monkeypatch.setattr(engine, "reads_late", lambda *args, **kwargs: True)
+    late = confirm(trainable(optimizer=lambda p: torch.optim.SGD(p, lr=1.0)), *planned).trials
+    assert [dataclasses.replace(trial, elapsed_s=0.0) for trial in late] == [
+        dataclasses.replace(trial, elapsed_s=0.0) for trial in prompt
+    ]
+
+
+def test_a_skipped_step_of_a_trial_is_tried_again() -> None:
+    """Law 9: fp16's first steps find the loss scale, and the schedule is completed all the same."""
+    part, _ = overflowing(times=2)
+    log = Log()
+    (trial,) = confirm(
+        part,
+        (0.01, 4),
+        batches=planned_batches(dtype=torch.float32),
+        evaluate=lambda: Evaluation(1.0),
+        listener=log,
+    ).trials
+    assert (trial.outcome, trial.num_steps_run) == (TrialOutcome.FINISHED, 4)
+    assert [(step.step, step.skipped) for step in log.steps[0]][:4] == [(0, True), (0, True), (0, False), (1, False)]
 
 
 class Touchy(nn.Module):
