@@ -20,19 +20,17 @@ from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedDataParallelKwargs, send_to_device
 
 from lrrunner import collectives
-from lrrunner.build import Parts, Regime, batch_plan, build, planned_loader, regime
+from lrrunner.build import Parts, Regime, build, regime
 from lrrunner.collectives import Collective
 from lrrunner.config import Config, job_from
-from lrrunner.core.schedule import LADDERS
-from lrrunner.core.stopping import stop_rule
-from lrrunner.engine import Ladder, SweepResult, Trainable, run_sweep
+from lrrunner.engine import Trainable
 from lrrunner.errors import ConfigError
 from lrrunner.launch import launch_command
 from lrrunner.logs import early_log, log_to, speak_on_stderr
-from lrrunner.records import Step, StopReason
 from lrrunner.redaction import Redactor
 from lrrunner.reporter import Reporter, shown_path
 from lrrunner.signals import StopSignal
+from lrrunner.stages import Measured, measure
 
 BUILD_TIMEOUT = timedelta(hours=1)
 """Limit on collectives until the first step is over: downloads, first reads and compilation come before it."""
@@ -126,12 +124,11 @@ def _run(session: Session, stop_signal: StopSignal) -> int:
     log_to(session.directory, session.collective.rank, session.redactor, early)
     if session.reporter is not None:
         session.reporter.start(overrides=list(session.overrides), device=f"{PartialState().device}")
-    result = _sweep(session, job, parts, chosen, stop_signal)
+    measured = _sweep(session, job, parts, chosen, stop_signal)
     stop_signal.loop_ended()
-    interrupted = any(stop.reason == StopReason.INTERRUPTED for stop in result.stops)
     if session.reporter is not None:
-        session.reporter.finish(result, interrupted=interrupted)
-    return stop_signal.exit_code if interrupted else EXIT_OK
+        session.reporter.finish(measured.passes, measured.trials)
+    return stop_signal.exit_code if measured.interrupted else EXIT_OK
 
 
 def _stage_b(session: Session, job: Config) -> tuple[Regime, Parts]:
@@ -186,50 +183,20 @@ def _agree(collective: Collective, errors: list[str]) -> None:
         )
 
 
-def _sweep(session: Session, job: Config, parts: Parts, chosen: Regime, stop_signal: StopSignal) -> SweepResult:
-    """Wrap the parts for the world and climb the ladder."""
-    collective = session.collective
+def _sweep(session: Session, job: Config, parts: Parts, chosen: Regime, stop_signal: StopSignal) -> Measured:
+    """Wrap the parts for the world, climb the ladder and what follows it."""
     accelerator = _accelerator(job, chosen, session.on_cpu)
-    plan = batch_plan(job, num_samples=parts.num_samples, world_size=collective.world_size)
-    on_step = _on_step(job, session.reporter)
     try:
-        return run_sweep(
+        return measure(
+            job,
+            parts,
             _trainable(job, parts, chosen, accelerator),
-            _ladder(job),
-            lambda repeat: iter(planned_loader(parts, job, plan, repeat=repeat, rank=collective.rank)),
-            collective=collective,
-            on_step=on_step,
+            collective=session.collective,
+            reporter=session.reporter,
             stop_requested=lambda: stop_signal.requested,
         )
     finally:
         accelerator.free_memory()
-
-
-def _on_step(job: Config, reporter: Reporter | None) -> Callable[[Step], None]:
-    """Behind the first step, collectives get the user's time limit; rank 0 records."""
-
-    def on_step(step: Step) -> None:
-        if step.step == 0 and step.repeat == 0:
-            collectives.set_timeout(job.run.timeout_s)
-        if reporter is not None:
-            reporter.on_step(step)
-
-    return on_step
-
-
-def _ladder(job: Config) -> Ladder:
-    sweep = job.sweep
-    lrs = LADDERS[sweep.mode.value](start_lr=sweep.start_lr, end_lr=sweep.end_lr, num_steps=sweep.num_steps)
-    return Ladder(
-        lrs=lrs.tolist(),
-        beta=sweep.smoothing,
-        new_stop_rule=functools.partial(
-            stop_rule, sweep.stop_rule.value, factor=sweep.diverge_factor, num_steps=sweep.num_steps
-        ),
-        repeats=sweep.repeats,
-        seed=sweep.seed,
-        sync_every_step=sweep.sync_every_step,
-    )
 
 
 def _accelerator(job: Config, chosen: Regime, on_cpu: bool) -> Accelerator:
