@@ -91,8 +91,12 @@ def measure(
         reporter.on_passes(passes)
     trials = run_trials(
         _trial_settings(job),
-        plan=functools.partial(
-            next_trial, passes.suggestion, budget_steps=budget_steps(job), horizon=job.confirm.horizon
+        plan=lambda trials, initial_loss: next_trial(
+            passes.suggestion,
+            trials,
+            budget_steps=budget_steps(job),
+            horizon=job.confirm.horizon,
+            initial_loss=initial_loss,
         ),
         trainable=trainable,
         batches=batches,

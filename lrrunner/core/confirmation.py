@@ -31,6 +31,9 @@ NUM_LONG_TRIALS = 3
 WORTHWHILE = 1.5
 """Long trials that are not this much longer than the short ones would say the same again."""
 
+TOO_LITTLE = 0.01
+"""Short trials whose best loss lies within this share of the initial one have learnt nothing: only longer ones will."""
+
 DIVERGED_STEPS_BACK = 3
 """A candidate that diverged is followed by one a decade below it."""
 
@@ -52,7 +55,12 @@ class PlannedTrial(NamedTuple):
 
 
 def next_trial(
-    sweep: Suggestion, trials: Sequence[Trial], *, budget_steps: int, horizon: int | None
+    sweep: Suggestion,
+    trials: Sequence[Trial],
+    *,
+    budget_steps: int,
+    horizon: int | None,
+    initial_loss: float = math.nan,
 ) -> PlannedTrial | None:
     """The next confirmation run, or None when the budget is spent or nothing is left to learn.
 
@@ -63,6 +71,7 @@ def next_trial(
         trials: What was run so far, in order.
         budget_steps: Optimizer steps that all trials together may plan.
         horizon: Steps of the real training; None when it is not known.
+        initial_loss: What their losses are compared with: the same loss before any training; NaN when it is not known.
     """
     if sweep.lr is None:
         raise ValueError("the sweep must have suggested an LR")
@@ -70,7 +79,7 @@ def next_trial(
     short_steps = max(1, min(horizon or budget_steps, budget_steps // SHORT_SHARE))
     short = _losses_by_position([trial for trial in trials if trial.num_steps == short_steps], sweep.lr)
     long_trials = [trial for trial in trials if trial.num_steps != short_steps]
-    if not long_trials and (position := _next_short(short)) is not None and short_steps <= left:
+    if not long_trials and (position := _next_short(short, initial_loss)) is not None and short_steps <= left:
         return PlannedTrial(_lr_at(position, sweep.lr), short_steps)
     long_steps = long_trials[0].num_steps if long_trials else min(horizon or left, left // NUM_LONG_TRIALS)
     if not long_trials and long_steps < WORTHWHILE * short_steps:
@@ -79,8 +88,8 @@ def next_trial(
     return None if next_position is None else PlannedTrial(_lr_at(next_position, sweep.lr), long_steps)
 
 
-def _next_short(short: dict[int, float]) -> int | None:
-    """Where the next short trial goes; None when the lowest loss lies between worse neighbours."""
+def _next_short(short: dict[int, float], initial_loss: float) -> int | None:
+    """Where the next short trial goes; None when the lowest loss lies between worse ones, or nothing is learnt."""
     if not short:
         return 0
     if len(short) >= MAX_SHORT_TRIALS:
@@ -88,6 +97,8 @@ def _next_short(short: dict[int, float]) -> int | None:
     best = _best(short)
     if not math.isfinite(short[best]):
         return min(short) - DIVERGED_STEPS_BACK
+    if abs(short[best] - initial_loss) < TOO_LITTLE * abs(initial_loss):
+        return None
     sides = (best - 1, best + 1) if len(short) % 2 else (best + 1, best - 1)
     return next((side for side in sides if side not in short), None)
 
