@@ -176,11 +176,11 @@ def report_intervals(jobs: dict[str, Known]) -> None:
     of_sweep, of_confirmation = [], []
     for known in jobs.values():
         for seed in SWEEP_SEEDS:
-            found = range_test(known, NUM_STEPS, seed).suggestion
-            of_sweep.append(_interval_score(known.kept, found.interval, SCHEDULES))
+            test = range_test(known, NUM_STEPS, seed)
+            of_sweep.append(_interval_score(known.kept, test.suggestion.interval, SCHEDULES))
             if seed in OTHER_SEEDS:
                 for name in SCHEDULES:
-                    interval = confirmed_suggestion(known, found, name, 5 * NUM_STEPS, seed).interval
+                    interval = confirmed_suggestion(known, test, name, 5 * NUM_STEPS, seed).interval
                     of_confirmation.append(_interval_score(known.kept, interval, [name]))
     print()
     for words, scores in (("auto", of_sweep), ("confirmation, 5x", of_confirmation)):
@@ -206,10 +206,10 @@ def confirmed_regret(known: Known, num_steps: int, times: int) -> float:
     """Mean regret of one job over schedules and seeds, each confirmed on its own; 0 times is the sweep alone."""
     values = []
     for seed in OTHER_SEEDS:
-        found = range_test(known, num_steps, seed).suggestion
+        test = range_test(known, num_steps, seed)
         for name in SCHEDULES:
-            lr = confirmed_suggestion(known, found, name, times * num_steps, seed).lr if times else found.lr
-            values.append(regret(known.kept, lr, [name]))
+            found = confirmed_suggestion(known, test, name, times * num_steps, seed) if times else test.suggestion
+            values.append(regret(known.kept, found.lr, [name]))
     return float(np.mean(values))
 
 

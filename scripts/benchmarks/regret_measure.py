@@ -11,6 +11,7 @@ import numpy as np
 from regret_peers import PEER_LADDERS
 
 from lrrunner.core.confirmation import confirmed, next_trial
+from lrrunner.core.curve import curve_from_steps
 from lrrunner.core.extension import MAX_PASSES, curve_pass, extension
 from lrrunner.core.schedule import SCHEDULES, exponential_lr
 from lrrunner.core.smoothing import Ema
@@ -104,9 +105,10 @@ def range_test(known: Known, num_steps: int, seed: int, method: str = "auto") ->
     return passes[curve_pass([test.suggestion for test in passes], interrupted=False)]
 
 
-def confirmed_suggestion(known: Known, sweep: Suggestion, schedule: str, budget_steps: int, seed: int) -> Suggestion:
-    """What lrrunner makes of a sweep's suggestion with confirmation runs on the schedule and length of the training."""
-    if sweep.lr is None:
+def confirmed_suggestion(known: Known, test: RangeTest, schedule: str, budget_steps: int, seed: int) -> Suggestion:
+    """What lrrunner makes of a sweep with confirmation runs on the schedule and length of the training."""
+    sweep, curve = test.suggestion, curve_from_steps(test.steps, beta=BETA)
+    if sweep.lr is None or curve is None:
         return sweep
     horizon, initial_loss = known.kept["num_steps"], known.kept["start"]
     trials: list[Trial] = []
@@ -134,7 +136,7 @@ def measure(data_root: Path | None, work: tuple[str, Kept]) -> tuple[str, Kept]:
         range_test(known, NUM_STEPS, seed)
     for seed in OTHER_SEEDS:
         for num_steps, times in BUDGETS:
-            sweep = range_test(known, num_steps, seed).suggestion
+            sweep = range_test(known, num_steps, seed)
             for schedule in SCHEDULES:
                 confirmed_suggestion(known, sweep, schedule, times * num_steps, seed)
     return name, kept
