@@ -67,14 +67,15 @@ def lr_sweep_figure(test: RangeTest, *, beta: float, title: str, subtitle: str =
     figure = Figure(figsize=(WIDTH_PX / DPI, whole_px / DPI), dpi=DPI, facecolor="white")
     FigureCanvasAgg(figure)
     top_px = _draw_heading(figure, test.suggestion, title=title, subtitle=subtitle)
-    found = any(lr is not None for lr in test.suggestion.candidates.values())
-    curve_top_px = top_px + ROW_PX * len(test.suggestion.candidates) * found
+    candidates, chosen = _candidates(test)
+    found = any(lr is not None for lr in candidates.values())
+    curve_top_px = top_px + ROW_PX * len(candidates) * found
     axes = add_axes(figure, top_px=curve_top_px, bottom_px=SWEEP_PX - BOTTOM_PX)
     _draw_losses(axes, test, curve_from_steps(test.curve_steps, beta=beta))
     panels = [axes]
     if found:
         panels.insert(0, add_axes(figure, top_px=top_px, bottom_px=curve_top_px, sharex=axes))
-        _draw_candidates(panels[0], test.suggestion.candidates, method=test.suggestion.method)
+        _draw_candidates(panels[0], candidates, method=chosen)
     frame(figure, axes, lr_limits=_lr_limits(test), loss="loss", legend_px=SWEEP_PX)
     _draw_suggestion(panels, test.suggestion)
     if test.steps and test.stops:
@@ -189,6 +190,14 @@ def _say_empty(axes: Axes) -> None:
     place, white = axes.transAxes, {"facecolor": "white", "lw": 0}
     words = axes.text(0.5, 0.5, "no finite loss to draw", transform=place, ha="center", bbox=white, zorder=5)
     words.set(color=MUTED, size=NORMAL)
+
+
+def _candidates(test: RangeTest) -> tuple[dict[str, float | None], str]:
+    """Every rule's LR on the sweep and the one that counts; where runs confirmed it, theirs does."""
+    suggestion = test.suggestion
+    if test.confirmation is None or suggestion.lr is None:
+        return suggestion.candidates, suggestion.method
+    return {"confirmed": suggestion.lr, **suggestion.candidates}, "confirmed"
 
 
 def _draw_candidates(axes: Axes, candidates: Mapping[str, float | None], *, method: str) -> None:

@@ -47,8 +47,11 @@ UNSEEN_DIVERGENCE = 5.0
 """A divergence beyond the ladder is taken to lie this far above the minimum; where one is seen on the development jobs,
 it lies 2.5 to 7.7 times above it (quartiles of 48 sweeps)."""
 
+LOST_SHARE = 0.75
+"""A loss that has lost this share of its fall again has blown up, whether or not it comes back."""
+
 CLEAR_OF_NOISE = 3.0
-"""Standard deviations above the initial level at which the median of three losses is no accident."""
+"""Standard deviations above its limit at which the median of three losses is no accident."""
 
 GRADIENT_NOISE = 2.0
 """The same for logarithms of gradient norms: one landmark of three may be an accident now and then."""
@@ -72,10 +75,11 @@ def auto(curve: Curve) -> float | None:
     """The median of three estimates, each from another landmark of the sweep, so that one of them may be misled.
 
     Where the loss falls: half of the geometric mean of its steepest point and its minimum (of its start, while no fall
-    stands out of the noise). Where the loss blows up: a 16th of the LR at which the raw loss, as a median of three,
-    first stands clear of its initial level. Where the gradient grows: a sixth of the LR at which its norm, as a median
-    of three, first stands half above its initial level. The divisors come from a grid on the development jobs, where
-    each of the three alone loses twice as much as their median (scripts/benchmarks/regret.md, also left-one-out).
+    stands out of the noise). Where the loss blows up: a 16th of the LR at which the raw loss, as a median of three, has
+    first lost three quarters of its fall again, clear of the noise. Where the gradient grows: a sixth of the LR at
+    which its norm, as a median of three, first stands half above its initial level. The divisors come from a grid on
+    the development jobs, where each of the three alone loses twice as much as their median
+    (scripts/benchmarks/regret.md, also left-one-out).
     """
     logs = _auto_log_lrs(curve, curve.loss[:, None])
     return float(10 ** logs[0])
@@ -326,19 +330,29 @@ def _auto_log_lrs(curve: Curve, losses: FloatArray) -> FloatArray:
 
 
 def _fall_logs(curve: Curve, smoothed: FloatArray) -> FloatArray:
-    """log10 of the geometric mean of steepest point and minimum of each column of ``smoothed``."""
+    """log10 of the geometric mean of steepest point and minimum of each column of ``smoothed``, before the blow-up."""
     x, rungs = np.log10(curve.lr), np.arange(len(curve.lr))[:, None]
-    lowest = smoothed.argmin(axis=0)
+    blow_up = _blow_up_index(curve)
+    end = len(x) if blow_up is None else max(blow_up, curve.num_start + 1)
+    lowest = smoothed[:end].argmin(axis=0)
     slopes = np.where(rungs <= lowest, np.gradient(smoothed, x, axis=0), np.inf)
     return np.asarray((x[lowest] + x[slopes.argmin(axis=0)]) / 2)
 
 
 def _blow_up_log(curve: Curve) -> float:
-    """log10 of the LR where the raw loss first stands clear of its initial level; a guess when it is not seen."""
-    level = max(curve.level, float(np.median(curve.raw[: len(curve.raw) // 3 + 1])))  # whichever start was calmer
-    clear = level + max(CLEAR_OF_NOISE * curve.noise, 1e-6 * abs(level))
-    index = _first_above(curve.raw, clear, behind=curve.num_start)
+    """log10 of the LR where the loss blows up; a guess when it is not seen."""
+    index = _blow_up_index(curve)
     return float(np.log10(curve.lr[curve.minimum_index] * UNSEEN_DIVERGENCE if index is None else curve.lr[index]))
+
+
+def _blow_up_index(curve: Curve) -> int | None:
+    """First rung whose raw loss, as a median of three, is clear of noise and has lost most of the fall so far again."""
+    level = max(curve.level, float(np.median(curve.raw[: len(curve.raw) // 3 + 1])))  # whichever start was calmer
+    medians = _medians_of_three(curve.raw)
+    behind_start = np.where(np.arange(len(medians)) < curve.num_start, level, medians)
+    fall = level - np.minimum.accumulate(np.minimum(behind_start, level))
+    limit = level - (1 - LOST_SHARE) * fall + max(CLEAR_OF_NOISE * curve.noise, 1e-6 * abs(level))
+    return _first_above(medians, limit, behind=curve.num_start)
 
 
 def _gradient_rise_log(curve: Curve) -> float:
@@ -346,15 +360,19 @@ def _gradient_rise_log(curve: Curve) -> float:
     norms = np.log(np.maximum(curve.grad_norm, np.finfo(float).tiny))
     start = norms[: max(curve.num_start, len(norms) // 4)]
     clear = np.median(start) + max(np.log(GRADIENT_RISE), GRADIENT_NOISE * noise_std(start))
-    index = _first_above(norms, clear, behind=curve.num_start)
+    index = _first_above(_medians_of_three(norms), clear, behind=curve.num_start)
     return np.nan if index is None else float(np.log10(curve.lr[index]))
 
 
-def _first_above(values: FloatArray, limit: float, *, behind: int) -> int | None:
-    """First index from ``behind`` on at which the median of three values exceeds ``limit``."""
+def _medians_of_three(values: FloatArray) -> FloatArray:
+    """Each value's median with its two neighbours."""
     padded = np.concatenate([values[:1], values, values[-1:]])
-    medians = np.median(np.stack([padded[:-2], padded[1:-1], padded[2:]]), axis=0)
-    found = np.flatnonzero(medians[behind:] > limit)
+    return np.asarray(np.median(np.stack([padded[:-2], padded[1:-1], padded[2:]]), axis=0))
+
+
+def _first_above(values: FloatArray, limit: FloatArray | float, *, behind: int) -> int | None:
+    """First index from ``behind`` on at which a value exceeds the limit."""
+    found = np.flatnonzero((values > limit)[behind:])
     return behind + int(found[0]) if len(found) else None
 
 

@@ -63,7 +63,11 @@ def run_sweep(world_size: int, width: int, steps: int) -> tuple[float, float]:
     """The same of a sweep, from its own records."""
     with tempfile.TemporaryDirectory() as folder:
         overrides = [f"model.hidden_features={width}", "optimizer=sgd", f"sweep.num_steps={steps}", "run.dir=run"]
-        overrides += ["sweep.end_lr=1e-3", f"data.global_batch_size={BATCH_PER_RANK * world_size}"]
+        overrides += [
+            "sweep.end_lr=1e-3",
+            "sweep.auto_range=false",
+            f"data.global_batch_size={BATCH_PER_RANK * world_size}",
+        ]
         started = time.perf_counter()
         launched(world_size, ["-m", "lrrunner", *overrides], folder)
         seconds = time.perf_counter() - started

@@ -357,6 +357,13 @@ def test_the_panel_of_runs_shows_what_was_chosen_and_what_the_sweep_said() -> No
     assert alone.get_xdata()[0] == 1.2e-3
 
 
+def test_the_confirmed_lr_stands_above_the_rules_of_the_sweep() -> None:
+    """Else the row in bold would be the one that the runs have just replaced."""
+    figure = confirmed_picture(trial(0, 1e-2, 0.5), trial(1, 3e-2, 0.4))
+    names = [label.get_text() for label in figure.axes[1].get_yticklabels()] + words(figure)
+    assert "confirmed" in names
+
+
 def test_a_diverged_run_is_marked_at_the_top_and_one_far_above_too() -> None:
     """Neither has a place on an axis that shows the differences that matter."""
     figure = confirmed_picture(*FINISHED, DIVERGED, trial(6, 2e-2, 1e7))
