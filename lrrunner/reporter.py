@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,14 +36,25 @@ class Reporter:
         command: What repeats the run.
         world_size: Number of ranks.
         redactor: Masks secrets in everything shown and written.
+        run_id: MLflow run that a supervisor has made; None: make one.
+        tags: Further tags for an MLflow run made here.
 
     Raises:
         ConfigError: run directory or tracking store cannot be used; all reasons at once.
     """
 
     def __init__(
-        self, *, job: Config, config: dict[str, Any], command: str, world_size: int, redactor: Redactor
+        self,
+        *,
+        job: Config,
+        config: dict[str, Any],
+        command: str,
+        world_size: int,
+        redactor: Redactor,
+        run_id: str | None = None,
+        tags: Mapping[str, str] | None = None,
     ) -> None:
+        self._run_id, self._tags = run_id, dict(tags or {})
         self._job, self._config, self._redactor, self._world_size = job, config, redactor, world_size
         self._command = redactor.text(command)
         self._last_step: int | None = None
@@ -162,7 +174,8 @@ class Reporter:
             self._mlflow.start(
                 run_name=tracking.run_name or self.directory.path.name,
                 params=self._config,
-                tags=tags | {key: str(value) for key, value in tracking.tags.items()},
+                tags=tags | {key: str(value) for key, value in tracking.tags.items()} | self._tags,
+                run_id=self._run_id,
                 live_prefix="" if self._job.sweep.repeats == 1 else "repeat_{repeat}/",
             )
         except Exception as error:  # noqa: BLE001 - a server that fails now must not cost the sweep

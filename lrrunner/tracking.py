@@ -128,20 +128,16 @@ class MlflowRun:
                 [f"tracking.uri must name a usable store, got {shown} ({message}); or set tracking.enabled=false"]
             ) from None
 
-    def start(
-        self, *, run_name: str, params: Mapping[str, Any], tags: Mapping[str, str], live_prefix: str = ""
-    ) -> None:
-        """Create the run and begin to send what :meth:`log` is given.
+    def create(self, *, run_name: str, tags: Mapping[str, str]) -> str:
+        """Create the run.
 
         Args:
             run_name: Shown name.
-            params: Resolved configuration.
             tags: The user's tags and ours.
-            live_prefix: Formatted with each step's fields, goes before the metric names of live steps.
-        """
-        from mlflow.entities import Param
 
-        self._live_prefix = live_prefix
+        Returns:
+            The run's id.
+        """
         all_tags = {
             **_context_tags(),
             "lrrunner.host": socket.gethostname(),
@@ -155,6 +151,35 @@ class MlflowRun:
         )
         self.run_id = run.info.run_id
         self.run_name = self._redactor.text(run_name)
+        return self.run_id
+
+    def start(
+        self,
+        *,
+        run_name: str,
+        params: Mapping[str, Any],
+        tags: Mapping[str, str],
+        live_prefix: str = "",
+        run_id: str | None = None,
+    ) -> None:
+        """Create the run, or join one that a supervisor has made, and begin to send what :meth:`log` is given.
+
+        Args:
+            run_name: Shown name.
+            params: Resolved configuration.
+            tags: The user's tags and ours.
+            live_prefix: Formatted with each step's fields, goes before the metric names of live steps.
+            run_id: The run to join.
+        """
+        from mlflow.entities import Param, RunTag
+
+        self._live_prefix = live_prefix
+        if run_id is None:
+            self.create(run_name=run_name, tags=tags)
+        else:
+            self.run_id, self.run_name = run_id, self._redactor.text(run_name)
+            texts = [RunTag(key, self._redactor.text(str(value))) for key, value in tags.items()]
+            self._client.log_batch(self.run_id, tags=texts)
         flat = flattened(self._redactor.tree(params))
         entities = [Param(_valid_name(key), value[:MAX_PARAM_LENGTH]) for key, value in flat.items()]
         for chunk in _chunks(entities, MAX_PARAMS_PER_BATCH):
