@@ -13,6 +13,8 @@ AGENT_PROGRAM = "lrrunner.agent"
 SET_VARIABLE = "LRRUNNER_SET"
 SUPERVISOR_VARIABLE = "LRRUNNER_SUPERVISOR"
 CORES_VARIABLE = "LRRUNNER_CORES"
+OUTPUT_VARIABLE = "LRRUNNER_OUTPUT"
+"""Folder of named pipes, ``<local rank>.out`` and ``.err``, that a supervisor reads the ranks' words from."""
 
 INHERITED_FROM_A_LAUNCHER = ("ACCELERATE_DYNAMO_BACKEND", "TORCHELASTIC_RUN_ID", "LOCAL_RANK")
 """Variables that only a process started by ``accelerate launch`` or torchrun has."""

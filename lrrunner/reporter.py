@@ -20,6 +20,7 @@ from lrrunner.errors import ConfigError
 from lrrunner.records import RangeTest, Step
 from lrrunner.redaction import Redactor
 from lrrunner.run_directory import RunDirectory, new_run_path
+from lrrunner.run_files import shown_path
 from lrrunner.tracking import MlflowRun, configure_mlflow
 
 logger = logging.getLogger(__name__)
@@ -224,10 +225,3 @@ class Reporter:
         )
         save_png(figure, path)
         return path
-
-
-def shown_path(path: Path) -> str:
-    """Relative to the current directory where it lies below it."""
-    with contextlib.suppress(ValueError):
-        return str(path.relative_to(Path.cwd()))
-    return str(path)

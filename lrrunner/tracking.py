@@ -7,6 +7,7 @@ twice changes nothing. What a server misses stays in the run directory.
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import math
 import os
@@ -43,6 +44,7 @@ MAX_STEPS_PER_BATCH = 200
 MAX_PARAMS_PER_BATCH = 100
 MAX_PARAM_LENGTH = 6000
 MAX_NOTE_LENGTH = 8000
+SUMMARY_TABLE = "summary.json"
 UNREACHABLE = ("Max retries exceeded", "database is locked", "Connection refused", "could not connect", "timed out")
 LOCAL_SCHEMES = ("sqlite", "postgresql", "mysql", "mssql")
 
@@ -240,6 +242,79 @@ class MlflowRun:
         except Exception as error:  # noqa: BLE001 - as in finish
             self._note_error(error)
 
+    def finish_empty(self, status: str, *, note: str) -> None:
+        """End a run that came to nothing, with a word about why."""
+        self._client.set_tag(self.run_id, "mlflow.note.content", self._redactor.text(note)[:MAX_NOTE_LENGTH])
+        self.set_status(status)
+
+    def reopen(self, run_id: str) -> None:
+        """Go on with a run that has ended, on behalf of this process."""
+        self._client.update_run(run_id, status="RUNNING")
+        self._client.set_tag(run_id, "lrrunner.process", process_identity())
+
+    def publish(
+        self,
+        run_id: str,
+        *,
+        status: str,
+        note: str,
+        table: Mapping[str, Any],
+        pictures: Sequence[Path],
+        picture_step: int,
+        files: Iterable[Path],
+        tags: Mapping[str, str],
+    ) -> None:
+        """Bring the page of a batch up to date. Sending twice changes nothing.
+
+        Args:
+            run_id: The batch's run.
+            status: FINISHED, FAILED or KILLED.
+            note: Markdown for the description.
+            table: Columns and rows, for a table artifact.
+            pictures: PNGs, pinned under their names.
+            picture_step: Tells an earlier state of the batch from a later one.
+            files: Further artifacts.
+            tags: Counts.
+        """
+        from PIL import Image
+
+        self.run_id = run_id
+        try:
+            self._client.log_text(run_id, json.dumps(table), SUMMARY_TABLE)
+            self._client.set_tag(
+                run_id, "mlflow.loggedArtifacts", json.dumps([{"path": SUMMARY_TABLE, "type": "table"}])
+            )
+            pinned = [item.path for item in self._client.list_artifacts(run_id, "images")]
+            for path in pictures:
+                self._client.log_artifact(run_id, str(path))
+                if not any(f"/{path.stem}%step%{picture_step}%" in name for name in pinned):
+                    with Image.open(path) as image:
+                        self._client.log_image(run_id, image, key=path.stem, step=picture_step, synchronous=True)
+            for path in files:
+                self._client.log_artifact(run_id, str(path))
+            all_tags = {"mlflow.note.content": note[:MAX_NOTE_LENGTH], **tags}
+            for key, text in all_tags.items():
+                self._client.set_tag(run_id, key, self._redactor.text(text))
+        except Exception as error:  # noqa: BLE001 - as in finish
+            self._note_error(error)
+        finally:
+            self.set_status(status)
+
+    def status(self, run_id: str) -> str:
+        """RUNNING, FINISHED, FAILED or KILLED."""
+        return str(self._client.get_run(run_id).info.status)
+
+    def has_picture(self, run_id: str) -> bool:
+        """Whether the picture of a run is pinned already."""
+        return any("lr_sweep" in item.path for item in self._client.list_artifacts(run_id, "images"))
+
+    def delete(self, run_id: str) -> None:
+        """Remove a run that turned out to be a mistake."""
+        try:
+            self._client.delete_run(run_id)
+        except Exception as error:  # noqa: BLE001 - as in finish
+            self._note_error(error)
+
     def location(self) -> str:
         """Where to look at the run, in words."""
         shown = self._redactor.text(self.uri)
@@ -253,7 +328,8 @@ class MlflowRun:
             self._queue.put((step, ""))
         self._send_pending()
         for key, value in _result_metrics(test).items():
-            self._client.log_metric(self.run_id, key, value, synchronous=True)
+            # with the time of the last step, so that sending it twice changes nothing
+            self._client.log_metric(self.run_id, key, value, timestamp=test.steps[-1].timestamp_ms, synchronous=True)
         for key, text in _result_tags(test).items():
             self._client.set_tag(self.run_id, key, text)
 

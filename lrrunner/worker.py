@@ -27,11 +27,13 @@ from lrrunner.core.schedule import LADDERS
 from lrrunner.core.stopping import stop_rule
 from lrrunner.engine import Ladder, SweepResult, Trainable, run_sweep
 from lrrunner.errors import ConfigError
+from lrrunner.handover import ANOTHER_RANK_IS_GONE
 from lrrunner.launch import launch_command
 from lrrunner.logs import JobLog
 from lrrunner.records import Step, StopReason
 from lrrunner.redaction import Redactor
-from lrrunner.reporter import Reporter, shown_path
+from lrrunner.reporter import Reporter
+from lrrunner.run_files import shown_path
 from lrrunner.signals import StopSignal
 
 BUILD_TIMEOUT = timedelta(hours=1)
@@ -372,7 +374,7 @@ def _report_failure(error: BaseException, own_cause: str, session: Session) -> s
 def _in_one_line(error: BaseException) -> str:
     text = " ".join(str(error).split())[:MAX_CAUSE_LENGTH]
     if isinstance(error, RuntimeError) and any(mark in text for mark in LOST_CONNECTION):
-        return f"another rank is gone, its connection was lost ({text})"
+        return f"{ANOTHER_RANK_IS_GONE}, its connection was lost ({text})"
     return f"{type(error).__name__}: {text}"
 
 
