@@ -113,6 +113,10 @@ def run(arguments: Sequence[str]) -> int:
         sys.path.insert(0, str(Path.cwd()))  # so that a _target_ in the user's own directory is found
     launched = any(name in os.environ for name in ("RANK", *INHERITED_FROM_A_LAUNCHER))
     try:
+        if words.multirun and not launched and not words.unsupported:
+            from lrrunner.grid import run_grid
+
+            return run_grid(words.overrides, words.options, config_dir=words.config_dir, config_name=words.config_name)
         container = _checked_job(words, world_size if launched else None)
         if not launched and container["launch"]["num_processes"] is not None:
             from lrrunner.supervised import supervise
