@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lrrunner import ledger
+from lrrunner.errors import ConfigError
 from lrrunner.interrupts import Interrupts
 from lrrunner.ledger import Entry
 from lrrunner.run_files import read_run, read_status, write_status
@@ -134,7 +135,7 @@ class Batch:
             assert slot.ranks is not None
             result = slot.ranks.poll()
             if result is not None:
-                self._finish(slot, slot.running, result)
+                self._finish(slot.running, result)
                 slot.running = None
         if slot.running is None and pending:
             wanted = (item for item in pending if set_key(item.job) == slot.set_key)
@@ -154,26 +155,33 @@ class Batch:
             slot.ranks = RankSet(plan, folder, environ=os.environ, sink=lambda *line: _hear(slot, *line))
             slot.set_key = key
         job = item.job
-        run_id = self.keeper.open(
-            job.container, job.directory, redactor=job.redactor, tags={**self.tags, "lrrunner.job": str(item.number)}
-        )
+        tags = {**self.tags, "lrrunner.job": str(item.number)}
+        try:
+            run_id = self.keeper.open(job.container, job.directory, redactor=job.redactor, tags=tags)
+        except ConfigError as error:
+            result = JobResult(state=JobState.FAILED, code=2, cause="; ".join(error.errors))
+            self._record(item, result, run_id=None, seconds=0.0)
+            return
         output = OutputFiles(job.directory, job.redactor)
         slot.running = Running(batch_job=item, run_id=run_id, output=output, started=time.monotonic())
         order = job.order(slot.ranks.number, run_id=run_id, tags=self.tags)
         slot.ranks.give(order, timeout_s=job.timeout_s)
 
-    def _finish(self, slot: Slot, running: Running, result: JobResult) -> None:
+    def _finish(self, running: Running, result: JobResult) -> None:
         """Files, MLflow, ledger, and a line for the user."""
         item, job = running.batch_job, running.batch_job.job
         seconds = time.monotonic() - running.started
-        assert slot.ranks is not None
         running.output.flush()
         result = replace(result, cause=_in_one_line(result.cause))
         run_id = self.keeper.close(job.container, job.directory, result, run_id=running.run_id, redactor=job.redactor)
+        self._record(item, result, run_id=run_id, seconds=seconds)
+
+    def _record(self, item: BatchJob, result: JobResult, *, run_id: str | None, seconds: float) -> None:
         entry = self._entry(item, result, run_id=run_id, seconds=seconds)
         ledger.append(self.directory, entry)
         self._done += 1
-        self.say(f"[{self._done}/{self._total}] {job.redactor.text(item.label)}   {outcome_in_words(entry)}")
+        label = item.job.redactor.text(item.label)
+        self.say(f"[{self._done}/{self._total}] {label}   {outcome_in_words(entry)}")
 
     def _entry(self, item: BatchJob, result: JobResult, *, run_id: str | None, seconds: float) -> Entry:
         directory, cause = item.job.directory, result.cause

@@ -40,7 +40,9 @@ def overlay_figure(curves: Sequence[tuple[str, Curve, float | None]], *, title: 
         lowest = float(curve.smoothed.min())
         fall = (curve.smoothed - lowest) / (curve.level - lowest or 1.0)
         shown = label if len(label) <= MAX_LABEL else f"{label[: MAX_LABEL - 1]}…"
-        axes.plot(curve.lr, fall, color=colour, ls=style, lw=1.8, label=shown if number < MAX_LEGEND else "")
+        words = shown if lr is not None else f"{shown} (no suggestion)"
+        (line,) = axes.plot(curve.lr, fall, color=colour, ls=style, lw=1.8, label=words if number < MAX_LEGEND else "")
+        line.set_alpha(1.0 if lr is not None else 0.35)
         if lr is not None:
             height = float(np.interp(np.log(lr), np.log(curve.lr), fall))
             axes.plot([lr], [height], color=colour, marker="o", markersize=7, markeredgecolor="white", zorder=4)

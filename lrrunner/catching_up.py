@@ -33,9 +33,9 @@ def catch_up(run: MlflowRun, files: RunFiles, *, run_id: str) -> None:
     for step in files.steps:
         run.log(step)
     picture = files.path / "lr_sweep.png"
-    command = shlex.join(["lrrunner", *files.overrides])
+    command = files.status.get("command") or shlex.join(["lrrunner", *files.overrides])
     if test is not None:
-        note = report.note(test, job, run_id=run_id, command=command, directory=str(files.path))
+        note = report.note(test, job, run_id=run_id, command=command, directory=str(files.path.resolve()))
     else:
         note = f"**{files.status.get('state', 'ended').capitalize()}**: {files.status.get('cause') or 'no cause known'}"
     run.finish(

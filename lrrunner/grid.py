@@ -35,6 +35,7 @@ from lrrunner.config import register_schema
 from lrrunner.devices import usable_cores, visible_gpus
 from lrrunner.errors import ConfigError
 from lrrunner.interrupts import Interrupts
+from lrrunner.logs import JobLog
 from lrrunner.redaction import Redactor
 from lrrunner.run_files import shown_path
 from lrrunner.summary import terminal_table
@@ -44,6 +45,8 @@ from lrrunner.supervised_job import Job
 PLUGIN_MODULE = "hydra_plugins.lrrunner_launcher"
 WHOLE_BATCH = ("run.dir", "run.resume", "launch.concurrent")
 """Overrides that concern the batch, not a job of it."""
+
+OURS = {"hydra/launcher": "leave it out", "hydra.sweep.dir": "give run.dir=...", "hydra.sweep.subdir": "leave it out"}
 
 MAX_SHOWN_POINTS = 3
 
@@ -65,11 +68,19 @@ def run_grid(overrides: Sequence[str], options: Sequence[str], *, config_dir: st
     Raises:
         ConfigError: the grid, or a point of it, is wrong; nothing has been started.
     """
+    errors = [
+        f"{word.partition('=')[0]} must be left to lrrunner in a batch, got {word}; {hint}"
+        for word in overrides
+        for key, hint in OURS.items()
+        if word.lstrip("+").startswith(f"{key}=")
+    ]
+    if errors:
+        raise ConfigError(errors)
     points = expanded_grid(overrides, config_dir=config_dir)
     containers = _checked_points(points, config_dir=config_dir, config_name=config_name)
     directory = _batch_directory(containers)
     redactor = Redactor.for_run(containers, os.environ, overrides)
-    with _only_one(directory), Interrupts() as interrupts:
+    with _only_one(directory), JobLog(redactor), Interrupts() as interrupts:
         known = {tuple(point): container for point, container in zip(points, containers, strict=True)}
         first = containers[0]
         batch = Batch(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import socket
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from lrrunner.core.curve import pooled_steps
 from lrrunner.core.suggestion import suggest
 from lrrunner.engine import SweepResult
 from lrrunner.errors import ConfigError
+from lrrunner.process import process_identity
 from lrrunner.records import RangeTest, Step
 from lrrunner.redaction import Redactor
 from lrrunner.run_directory import RunDirectory, new_run_path
@@ -102,6 +104,9 @@ class Reporter:
             last_step=None,
             cause=None,
             version=lrrunner.__version__,
+            host=socket.gethostname(),
+            process=process_identity(),
+            command=self._command,
         )
         summary = batch_summary(self._job, world_size=self._world_size)
         logger.info("%s, on %s", summary, device)

@@ -12,7 +12,7 @@ import lrrunner
 from lrrunner.catching_up import STATUS_IN_MLFLOW, catch_up
 from lrrunner.redaction import Redactor
 from lrrunner.run_files import read_run, read_status, write_status
-from lrrunner.supervisor import JobResult
+from lrrunner.supervisor import JobResult, JobState
 from lrrunner.tracking import MlflowRun, configure_mlflow
 
 logger = logging.getLogger(__name__)
@@ -78,14 +78,10 @@ class RunKeeper:
         status = read_status(directory)
         run_id = run_id or status.get("mlflow_run_id")
         cause = redactor.text(result.cause or "") or None
-        known = status.get("state") == result.state and status.get("cause") == cause
-        if (
-            status
-            and result.code != 2
-            and not known
-            and result.state != "finished"
-            and not (result.state == "killed" and status.get("state") == "killed")
-        ):
+        recorded = status.get("state") == result.state
+        if result.state == JobState.FAILED:
+            recorded = recorded and status.get("cause") == cause
+        if status and not recorded:
             write_status(directory, state=str(result.state), cause=cause)
         run = self._connected(container["tracking"], redactor) if run_id else None
         if run is None or run_id is None:

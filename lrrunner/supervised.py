@@ -13,6 +13,7 @@ from typing import Any
 from lrrunner.devices import visible_gpus
 from lrrunner.errors import ConfigError
 from lrrunner.interrupts import Interrupts
+from lrrunner.logs import JobLog
 from lrrunner.run_directory import new_run_path
 from lrrunner.run_keeper import RunKeeper
 from lrrunner.supervised_job import Job, OutputFiles, echo
@@ -45,7 +46,7 @@ def supervise(container: Mapping[str, Any], overrides: Sequence[str], options: S
     errors = [*machine_errors(job.container, gpus), *_directory_errors(directory)]
     if errors:
         raise ConfigError(errors)
-    with Interrupts() as interrupts:
+    with JobLog(job.redactor), Interrupts() as interrupts:
         keeper = RunKeeper()
         run_id = None
         output = OutputFiles(directory, job.redactor, echo=echo)

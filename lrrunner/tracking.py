@@ -108,7 +108,7 @@ class MlflowRun:
         # run_id stays empty until the run is started
         self.uri = absolute_uri(uri)
         self.experiment = experiment
-        self.run_id = ""
+        self.run_id = self.run_name = ""
         self.error: str | None = None
         self._redactor = redactor
         self._queue: queue.SimpleQueue[tuple[Step, str]] = queue.SimpleQueue()
@@ -280,6 +280,7 @@ class MlflowRun:
 
         self.run_id = run_id
         try:
+            self.run_name = self._client.get_run(run_id).info.run_name
             self._client.log_text(run_id, json.dumps(table), SUMMARY_TABLE)
             self._client.set_tag(
                 run_id, "mlflow.loggedArtifacts", json.dumps([{"path": SUMMARY_TABLE, "type": "table"}])
@@ -287,7 +288,8 @@ class MlflowRun:
             pinned = [item.path for item in self._client.list_artifacts(run_id, "images")]
             for path in pictures:
                 self._client.log_artifact(run_id, str(path))
-                if not any(f"/{path.stem}%step%{picture_step}%" in name for name in pinned):
+                name = re.compile(rf"/{re.escape(path.stem)}[%+]step[%+]{picture_step}[%+]")
+                if not any(map(name.search, pinned)):
                     with Image.open(path) as image:
                         self._client.log_image(run_id, image, key=path.stem, step=picture_step, synchronous=True)
             for path in files:
@@ -303,6 +305,23 @@ class MlflowRun:
     def status(self, run_id: str) -> str:
         """RUNNING, FINISHED, FAILED or KILLED."""
         return str(self._client.get_run(run_id).info.status)
+
+    def exists(self, run_id: str) -> bool:
+        """Whether the store has a run, and nobody has deleted it."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return str(self._client.get_run(run_id).info.lifecycle_stage) == "active"
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            return False
+
+    def find(self, tags: Mapping[str, str]) -> str | None:
+        """The id of a run of the experiment that has these tags."""
+        wanted = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
+        found = self._client.search_runs([self.experiment_id], wanted, max_results=1)
+        return str(found[0].info.run_id) if found else None
 
     def has_picture(self, run_id: str) -> bool:
         """Whether the picture of a run is pinned already."""

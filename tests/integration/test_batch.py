@@ -193,14 +193,14 @@ def test_sets_side_by_side_and_sets_of_their_own(tmp_path: Path) -> None:
 def test_no_secret_stays_on_disk(tmp_path: Path) -> None:
     """Hydra writes its own record of the batch, and jobs are handed over as files: none keeps a secret."""
     process = start(
-        tmp_path, *BATCH, "+tracking.tags.hub_token=canary-in-a-tag", "sweep.seed=1,2",
-        "+tracking.tags.api_key=canary-in-another",
+        tmp_path, *BATCH, "+tracking.tags.hub_token=canary-of-a-batch-1", "sweep.seed=1,2",
+        "+tracking.tags.api_key=canary-of-a-batch-2",
     )  # fmt: skip
     code, out, err = finish(process)
     assert code == 0, err
-    assert "canary-in-" not in out + err
+    assert "canary-of-a-batch" not in out + err
     for path in tmp_path.rglob("*"):
-        assert not path.is_file() or b"canary-in-" not in path.read_bytes(), path
+        assert not path.is_file() or b"canary-of-a-batch" not in path.read_bytes(), path
 
 
 def test_a_directory_in_use_or_of_another_batch_is_refused(tmp_path: Path) -> None:
