@@ -10,7 +10,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 from lrrunner import ledger
 from lrrunner.errors import ConfigError
@@ -82,12 +83,36 @@ class Batch:
     directory: Path
     slots: list[Slot]
     tags: Mapping[str, str] = field(default_factory=dict)
-    say: Callable[[str], None] = print
+    say: Callable[[str], None] = lambda line: print(line, flush=True)
     keeper: RunKeeper = field(default_factory=RunKeeper)
 
     def __post_init__(self) -> None:
         self._done = 0
         self._total = 0
+
+    def __enter__(self) -> Self:
+        shutil.rmtree(self.directory / SETS_FOLDER, ignore_errors=True)  # of a batch that was killed
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for slot in self.slots:
+            if slot.ranks is not None:
+                slot.ranks.close()
+        with contextlib.suppress(OSError):
+            (self.directory / SETS_FOLDER).rmdir()
+
+    def warm_up(self, jobs: Sequence[BatchJob]) -> None:
+        """Start the first sets, which load torch while Hydra and MLflow get ready."""
+        for slot, item in zip(self.slots, self._pending(jobs), strict=False):
+            self._provide_ranks(slot, item.job)
+
+    def dismiss(self) -> None:
+        """There is no further job: let the ranks end while the summary is drawn."""
+        for slot in self.slots:
+            if slot.ranks is not None:
+                slot.ranks.dismiss()
 
     def run(self, jobs: Sequence[BatchJob], interrupts: Interrupts) -> None:
         """Run every job that the ledger does not know as finished.
@@ -96,25 +121,21 @@ class Batch:
             jobs: The grid.
             interrupts: The first one ends what runs and starts nothing more, the second one ends at once.
         """
-        pending = sorted(self._unfinished(jobs), key=lambda item: str(set_key(item.job)))
+        pending = self._pending(jobs)
         self._total, self._done = len(jobs), len(jobs) - len(pending)
         passed_on = 0
-        shutil.rmtree(self.directory / SETS_FOLDER, ignore_errors=True)  # of a batch that was killed
-        try:
-            while pending or any(slot.running for slot in self.slots):
-                if interrupts.count > passed_on:
-                    passed_on = interrupts.count
-                    pending.clear()
-                    self._interrupt(at_once=passed_on > 1, number=interrupts.signal or 15)
-                for slot in self.slots:
-                    self._advance(slot, pending)
-                time.sleep(POLL_S)
-        finally:
+        while pending or any(slot.running for slot in self.slots):
+            if interrupts.count > passed_on:
+                passed_on = interrupts.count
+                pending.clear()
+                self._interrupt(at_once=passed_on > 1, number=interrupts.signal or 15)
             for slot in self.slots:
-                if slot.ranks is not None:
-                    slot.ranks.close()
-            with contextlib.suppress(OSError):
-                (self.directory / SETS_FOLDER).rmdir()
+                self._advance(slot, pending)
+            time.sleep(POLL_S)
+
+    def _pending(self, jobs: Sequence[BatchJob]) -> list[BatchJob]:
+        """Jobs to run, those that can share a set side by side."""
+        return sorted(self._unfinished(jobs), key=lambda item: str(set_key(item.job)))
 
     def _unfinished(self, jobs: Sequence[BatchJob]) -> list[BatchJob]:
         """Jobs to run; one whose run ended just before its line could be written gets its line now."""
@@ -145,15 +166,8 @@ class Batch:
 
     def _start(self, slot: Slot, item: BatchJob) -> None:
         item = replace(item, job=_in_free_directory(item.job))
-        key = set_key(item.job)
-        if slot.ranks is not None and (not slot.ranks.is_alive or slot.set_key != key):
-            slot.ranks.close()
-            slot.ranks = None
-        if slot.ranks is None:
-            folder = self.directory / SETS_FOLDER / secrets.token_hex(4)
-            plan = item.job.plan(gpus=slot.gpus, cores=slot.cores)
-            slot.ranks = RankSet(plan, folder, environ=os.environ, sink=lambda *line: _hear(slot, *line))
-            slot.set_key = key
+        self._provide_ranks(slot, item.job)
+        assert slot.ranks is not None
         job = item.job
         tags = {**self.tags, "lrrunner.job": str(item.number)}
         try:
@@ -166,6 +180,18 @@ class Batch:
         slot.running = Running(batch_job=item, run_id=run_id, output=output, started=time.monotonic())
         order = job.order(slot.ranks.number, run_id=run_id, tags=self.tags)
         slot.ranks.give(order, timeout_s=job.timeout_s)
+
+    def _provide_ranks(self, slot: Slot, job: Job) -> None:
+        """The slot's own set where it fits and lives, else a new one."""
+        key = set_key(job)
+        if slot.ranks is not None and (not slot.ranks.is_alive or slot.set_key != key):
+            slot.ranks.close()
+            slot.ranks = None
+        if slot.ranks is None:
+            folder = self.directory / SETS_FOLDER / secrets.token_hex(4)
+            plan = job.plan(gpus=slot.gpus, cores=slot.cores)
+            slot.ranks = RankSet(plan, folder, environ=os.environ, sink=lambda *line: _hear(slot, *line))
+            slot.set_key = key
 
     def _finish(self, running: Running, result: JobResult) -> None:
         """Files, MLflow, ledger, and a line for the user."""

@@ -28,7 +28,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
 from lrrunner import ledger
-from lrrunner.batch import Batch, BatchJob, new_slots
+from lrrunner.batch import Batch, BatchJob, Slot, new_slots
 from lrrunner.batch_page import close_page, connected, open_page, read_state, status_of, write_summary
 from lrrunner.compose import compose_job, expanded_grid
 from lrrunner.config import register_schema
@@ -68,65 +68,71 @@ def run_grid(overrides: Sequence[str], options: Sequence[str], *, config_dir: st
     Raises:
         ConfigError: the grid, or a point of it, is wrong; nothing has been started.
     """
+    _refuse_ours(overrides)
+    points = expanded_grid(overrides, config_dir=config_dir)
+    containers = _checked_points(points, config_dir=config_dir, config_name=config_name)
+    directory = _batch_directory(containers)
+    redactor = Redactor.for_run(containers, os.environ, overrides)
+    tracking = containers[0]["tracking"]
+    known = {tuple(point): container for point, container in zip(points, containers, strict=True)}
+
+    def jobs_of(job_overrides: Sequence[Sequence[str]], first_number: int) -> list[BatchJob]:
+        found = [
+            known.get(tuple(point))
+            or compose_job(point, config_dir=config_dir, config_name=config_name, world_size=None)
+            for point in job_overrides
+        ]
+        return _batch_jobs(job_overrides, found, directory, options, first_number=first_number)
+
+    jobs: list[BatchJob] = []
+    slots = _slots(containers)
+    with _only_one(directory), JobLog(redactor), Interrupts() as interrupts, Batch(directory, slots) as batch:
+        print(f"{len(points)} jobs in {directory}", flush=True)
+        batch.warm_up(jobs_of(points, 0))
+        command = redactor.text(shlex.join(["lrrunner", "-m", *options, *overrides]))
+        page = open_page(directory, tracking, command=command, redactor=redactor)
+        if page is not None:
+            batch.tags = {"mlflow.parentRunId": page}
+
+        def run_jobs(job_overrides: Sequence[Sequence[str]], first_number: int) -> None:
+            _mask(directory / "multirun.yaml", redactor)
+            new = jobs_of(job_overrides, first_number)
+            jobs.extend(new)
+            batch.run(new, interrupts)
+
+        try:
+            _let_hydra_run(overrides, options, directory, run_jobs)
+        finally:
+            batch.dismiss()
+            _mask(directory / "multirun.yaml", redactor)
+            entries = _entries(directory, jobs)
+            status = status_of(entries, num_jobs=len(points), interrupted=bool(interrupts.count))
+            where = _report(directory, entries, tracking, redactor, status)
+        print(f"batch: {shown_path(directory)}{where}", flush=True)
+    if interrupts.count:
+        return interrupts.exit_code
+    return 0 if status == "FINISHED" else 1
+
+
+def _refuse_ours(overrides: Sequence[str]) -> None:
     errors = [
-        f"{word.partition('=')[0]} must be left to lrrunner in a batch, got {word}; {hint}"
+        f"{key} must be left to lrrunner in a batch, got {word}; {hint}"
         for word in overrides
         for key, hint in OURS.items()
         if word.lstrip("+").startswith(f"{key}=")
     ]
     if errors:
         raise ConfigError(errors)
-    points = expanded_grid(overrides, config_dir=config_dir)
-    containers = _checked_points(points, config_dir=config_dir, config_name=config_name)
-    directory = _batch_directory(containers)
-    redactor = Redactor.for_run(containers, os.environ, overrides)
-    with _only_one(directory), JobLog(redactor), Interrupts() as interrupts:
-        known = {tuple(point): container for point, container in zip(points, containers, strict=True)}
-        first = containers[0]
-        batch = Batch(
-            directory=directory,
-            slots=new_slots(
-                int(first["launch"]["concurrent"]),
-                num_processes=int(first["launch"]["num_processes"] or 1),
-                gpus=visible_gpus(os.environ),
-                cores=usable_cores(),
-            ),
-            say=lambda line: print(line, flush=True),
-        )
-        jobs: list[BatchJob] = []
 
-        def run_jobs(job_overrides: Sequence[Sequence[str]], first_number: int) -> None:
-            _mask(directory / "multirun.yaml", redactor)
-            found = [
-                known.get(tuple(point))
-                or compose_job(point, config_dir=config_dir, config_name=config_name, world_size=None)
-                for point in job_overrides
-            ]
-            new = _batch_jobs(job_overrides, found, directory, options, first_number=first_number)
-            jobs.extend(new)
-            batch.run(new, interrupts)
 
-        print(f"{len(points)} jobs in {directory}", flush=True)
-        command = redactor.text(shlex.join(["lrrunner", "-m", *options, *overrides]))
-        page = open_page(directory, first["tracking"], command=command, redactor=redactor)
-        if page is not None:
-            batch.tags = {"mlflow.parentRunId": page}
-        try:
-            _let_hydra_run(overrides, options, directory, run_jobs)
-        finally:
-            _mask(directory / "multirun.yaml", redactor)
-            entries = _entries(directory, jobs)
-            where = _report(
-                directory,
-                entries,
-                first["tracking"],
-                redactor,
-                status_of(entries, num_jobs=len(points), interrupted=bool(interrupts.count)),
-            )
-        print(f"batch: {shown_path(directory)}{where}", flush=True)
-    if interrupts.count:
-        return interrupts.exit_code
-    return 0 if [entry.state for entry in entries].count("finished") == len(jobs) else 1
+def _slots(containers: Sequence[dict[str, Any]]) -> list[Slot]:
+    """Places for sets, each large enough for the largest job."""
+    return new_slots(
+        int(containers[0]["launch"]["concurrent"]),
+        num_processes=max(int(container["launch"]["num_processes"] or 1) for container in containers),
+        gpus=visible_gpus(os.environ),
+        cores=usable_cores(),
+    )
 
 
 def _report(

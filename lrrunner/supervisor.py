@@ -175,12 +175,16 @@ class RankSet:
                     os.kill(pid, signal.SIGKILL)
         self._process.wait()
 
+    def dismiss(self) -> None:
+        """Tell an idle set that there is no further job; its ranks end by themselves."""
+        if self._order is None:
+            self._handover.stop()
+
     def close(self) -> None:
         """End the set, in peace where it is idle, and remove its files."""
         if self._order is None and self.is_alive:
-            self._handover.stop()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._wait(CLOSE_WITHIN_S)
+            self.dismiss()
+            self._wait(CLOSE_WITHIN_S)
         self.kill()
         self._output.close()
         self._launcher_words.close()
