@@ -53,11 +53,13 @@ class Trials(NamedTuple):
         trials: Each trial, the interrupted one included.
         interruption: Where a rank's wish to stop ended them.
         trouble: Why there are none, in words; empty where there are.
+        initial_loss: What their losses are compared with: the same loss before any training.
     """
 
     trials: tuple[Trial, ...] = ()
     interruption: Stop | None = None
     trouble: str = ""
+    initial_loss: float = math.nan
 
 
 class Listener(Protocol):
@@ -122,9 +124,9 @@ def run_trials(
         if listener is not None:
             listener.on_trial(trial)
         if trial.outcome == TrialOutcome.INTERRUPTED:
-            return Trials(tuple(trials), interruption=stop)
+            return Trials(tuple(trials), interruption=stop, initial_loss=first.loss)
     trouble = "" if trials else "the budget allows no confirmation run; raise confirm.budget_steps"
-    return Trials(tuple(trials), trouble=trouble)
+    return Trials(tuple(trials), trouble=trouble, initial_loss=first.loss)
 
 
 def _run_trial(

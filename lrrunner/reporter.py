@@ -265,7 +265,13 @@ class Reporter:
             )
             ended = [trial for trial in trials.trials if trial.outcome != TrialOutcome.INTERRUPTED]
             if ended:
-                suggestion = confirmed(sweep, ended, horizon=confirmation.horizon, monitored=confirmation.monitored)
+                suggestion = confirmed(
+                    sweep,
+                    ended,
+                    horizon=confirmation.horizon,
+                    monitored=confirmation.monitored,
+                    initial_loss=trials.initial_loss,
+                )
         return RangeTest(
             steps=passes.steps,
             stops=passes.stops,

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from lrrunner.core.curve import Curve, curve_from_steps
-from lrrunner.core.suggestion import FALL_SHARE, SIGNIFICANCE
+from lrrunner.core.suggestion import SIGNIFICANCE
 from lrrunner.records import Step, Stop, StopReason, Suggestion, Verdict
 
 MAX_PASSES = 3
@@ -25,9 +25,8 @@ UP_LINEAR = DOWN_LINEAR = 10.0
 HIGHEST_LR, LOWEST_LR = 1e4, 1e-12
 """Beyond these, float32 updates are absurd or vanish: what is flat up to there has another fault."""
 
-START_SHARE = FALL_SHARE / 3
-"""Share of the fall that may happen in the first tenth of the range: `auto` looks for FALL_SHARE of it, so less moves
-its landmark little."""
+START_SHARE = 0.1
+"""Share of the fall that may happen in the first tenth of the range: less moves the landmarks of `auto` little."""
 
 RISES_WITHIN = 100.0
 """A loss that stays flat over two decades and then rises has no descent to the left of them, as above."""

@@ -141,7 +141,7 @@ def test_an_empty_plan_is_told() -> None:
 def test_a_wish_to_stop_keeps_the_trials_that_ended(request_at: int) -> None:
     """The one it interrupts measured nothing; the run goes on to its report."""
     log = Log()
-    trials, stop, _ = confirm(
+    trials, stop, _, _ = confirm(
         trainable(), (0.01, 10), (0.02, 10), (0.03, 10),
         listener=log, stop_requested=lambda: sum(map(len, log.steps.values())) >= request_at,
     )  # fmt: skip
@@ -157,7 +157,7 @@ def test_a_wish_to_stop_keeps_the_trials_that_ended(request_at: int) -> None:
 def test_a_wish_to_stop_during_an_evaluation_is_one_too() -> None:
     """Also before the first trial, where nothing is kept because nothing was measured."""
     answers = iter([Evaluation(1.0), Evaluation(0.9), Evaluation(math.nan, (0,))])
-    trials, stop, _ = confirm(trainable(), (0.01, 3), (0.02, 3), (0.03, 3), evaluate=lambda: next(answers))
+    trials, stop, _, _ = confirm(trainable(), (0.01, 3), (0.02, 3), (0.03, 3), evaluate=lambda: next(answers))
     assert [trial.outcome for trial in trials] == [TrialOutcome.FINISHED, TrialOutcome.INTERRUPTED]
     assert stop is not None
     assert stop.ranks == (0,)
