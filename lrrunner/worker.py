@@ -25,7 +25,7 @@ from lrrunner.collectives import Collective
 from lrrunner.config import Config, job_from
 from lrrunner.engine import Trainable
 from lrrunner.errors import ConfigError
-from lrrunner.handover import ANOTHER_RANK_IS_GONE
+from lrrunner.handover import ANOTHER_RANK_IS_GONE, ANOTHER_RANK_IS_SILENT
 from lrrunner.launch import launch_command
 from lrrunner.logs import JobLog
 from lrrunner.redaction import Redactor
@@ -40,6 +40,8 @@ BUILD_TIMEOUT = timedelta(hours=1)
 MAX_CAUSE_LENGTH = 300
 
 LOST_CONNECTION = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited")
+
+TIMED_OUT = ("Timed out waiting", "timed out after", "Watchdog caught collective operation timeout")
 
 EXIT_OK, EXIT_FAILED, EXIT_CONFIG = 0, 1, 2
 
@@ -343,6 +345,8 @@ def _in_one_line(error: BaseException) -> str:
     text = " ".join(str(error).split())[:MAX_CAUSE_LENGTH]
     if isinstance(error, RuntimeError) and any(mark in text for mark in LOST_CONNECTION):
         return f"{ANOTHER_RANK_IS_GONE}, its connection was lost ({text})"
+    if isinstance(error, RuntimeError) and any(mark in text for mark in TIMED_OUT):
+        return f"{ANOTHER_RANK_IS_SILENT}, a collective timed out ({text})"
     return f"{type(error).__name__}: {text}"
 
 
