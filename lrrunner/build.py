@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Parts:
-    """What a job is made of, before it is wrapped for the world."""
+    """What a job is made of, before it is wrapped for the world. ``validation`` is there where it is needed."""
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
@@ -33,6 +33,7 @@ class Parts:
     dataset: Dataset[Any]
     num_samples: int
     collate_fn: Callable[[list[Any]], Any] | None
+    validation: Dataset[Any] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,8 +95,7 @@ def build(job: Config, *, device: torch.device, errors: list[str]) -> Parts | No
     dataset = _made("data.train", job.data.train, errors)
     collate_fn = _made("data.collate_fn", job.data.collate_fn, errors)
     objective = _objective(job, errors)
-    if job.data.val is not None:
-        _target("data.val", job.data.val, errors)
+    validation = _validation(job, errors) if job.data.val is not None else None
     optimizer = None
     if model is not None and _is_model(model, errors):
         model = model.to(device)
@@ -116,6 +116,7 @@ def build(job: Config, *, device: torch.device, errors: list[str]) -> Parts | No
         dataset=dataset,
         num_samples=num_samples,
         collate_fn=collate_fn,
+        validation=validation,
     )
 
 
@@ -131,15 +132,27 @@ def batch_plan(job: Config, *, num_samples: int, world_size: int) -> BatchPlan:
 
 def planned_loader(parts: Parts, job: Config, plan: BatchPlan, *, repeat: int, rank: int) -> DataLoader[Any]:
     """A plain DataLoader over this rank's endless micro-batches."""
-    loader = job.data.dataloader
     sampler: Any = PlannedBatches(plan, seed=job.sweep.seed, repeat=repeat, rank=rank)
+    return _loader(parts.dataset, sampler, parts, job, persistent_workers=job.data.dataloader.persistent_workers)
+
+
+def evaluation_loader(parts: Parts, job: Config, batches: Sequence[list[int]]) -> DataLoader[Any]:
+    """A plain DataLoader over given batches of the validation set, or of the training set where there is none."""
+    dataset = parts.dataset if parts.validation is None else parts.validation
+    return _loader(dataset, batches, parts, job, persistent_workers=False)
+
+
+def _loader(
+    dataset: Dataset[Any], batch_sampler: Any, parts: Parts, job: Config, *, persistent_workers: bool
+) -> DataLoader[Any]:
+    loader = job.data.dataloader
     return DataLoader(
-        parts.dataset,
-        batch_sampler=sampler,
+        dataset,
+        batch_sampler=batch_sampler,
         collate_fn=parts.collate_fn,
         num_workers=loader.num_workers,
         pin_memory=torch.cuda.is_available() if loader.pin_memory is None else loader.pin_memory,
-        persistent_workers=loader.persistent_workers,
+        persistent_workers=persistent_workers,
         prefetch_factor=loader.prefetch_factor,
     )
 
@@ -251,16 +264,30 @@ def _optimizer(job: Config, model: nn.Module, errors: list[str]) -> torch.optim.
     return optimizer
 
 
-def _num_samples(dataset: Any, job: Config, errors: list[str]) -> int:
+def _validation(job: Config, errors: list[str]) -> Dataset[Any] | None:
+    """The validation set, built where confirmation runs read it; else only its name and arguments are checked."""
+    if not job.confirm.enabled:
+        _target("data.val", job.data.val, errors)
+        return None
+    dataset: Dataset[Any] | None = _made("data.val", job.data.val, errors)
+    if dataset is not None:
+        _length("data.val", dataset, errors)
+    return dataset
+
+
+def _length(name: str, dataset: Any, errors: list[str]) -> int:
+    """Samples of a dataset; a message where it has none or cannot say."""
     if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
-        errors.append(
-            f"data.train must have a length and an index, got {type(dataset).__name__}; use a map-style dataset"
-        )
+        errors.append(f"{name} must have a length and an index, got {type(dataset).__name__}; use a map-style dataset")
         return 0
-    num_samples = len(dataset)
-    if num_samples == 0:
-        errors.append("data.train must hold samples, got none; check its folder and arguments")
-    elif num_samples < job.data.global_batch_size:
+    if len(dataset) == 0:
+        errors.append(f"{name} must hold samples, got none; check its folder and arguments")
+    return len(dataset)
+
+
+def _num_samples(dataset: Any, job: Config, errors: list[str]) -> int:
+    num_samples = _length("data.train", dataset, errors)
+    if 0 < num_samples < job.data.global_batch_size:
         errors.append(
             f"data.train must hold at least one global batch of {job.data.global_batch_size} samples, "
             f"got {num_samples}; lower data.global_batch_size"

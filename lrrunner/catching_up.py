@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 
 from lrrunner import report
-from lrrunner.core.curve import pooled_steps
+from lrrunner.points import final_points, live_prefix, superseded
 from lrrunner.run_files import RunFiles
-from lrrunner.tracking import MlflowRun
+from lrrunner.tracking import TRIAL_METRICS, MlflowRun
 
 STATUS_IN_MLFLOW = {"finished": "FINISHED", "failed": "FAILED", "killed": "KILLED"}
 
@@ -21,28 +20,23 @@ def catch_up(run: MlflowRun, files: RunFiles, *, run_id: str) -> None:
         files: The run directory.
         run_id: The run in the store; metrics that it has already are sent again, with the same times.
     """
-    job, test = files.job, files.test
-    several = job.sweep.repeats > 1
-    run.start(
-        run_name=files.path.name,
-        params=files.config,
-        tags={},
-        live_prefix="repeat_{repeat}/" if several else "",
-        run_id=run_id,
-    )
+    sweep, test = files.job.sweep, files.test
+    run.start(run_name=files.path.name, params=files.config, tags={}, run_id=run_id)
     for step in files.steps:
-        run.log(step)
+        run.log(step, prefix=live_prefix(step, sweep))
+    for number, steps in files.trial_steps.items():
+        for step in steps:
+            run.log(step, prefix=f"trial_{number}/", names=TRIAL_METRICS)
+    for step in files.trials:
+        run.log(step, prefix="confirm/", names=TRIAL_METRICS)
     picture = files.path / "lr_sweep.png"
-    command = files.status.get("command") or shlex.join(["lrrunner", *files.overrides])
-    if test is not None:
-        note = report.note(test, job, run_id=run_id, command=command, directory=str(files.path.resolve()))
-    else:
-        note = f"**{files.status.get('state', 'ended').capitalize()}**: {files.status.get('cause') or 'no cause known'}"
+    failure = f"**{files.status.get('state', 'ended').capitalize()}**: {files.status.get('cause') or 'no cause known'}"
     run.finish(
         status=STATUS_IN_MLFLOW.get(files.status.get("state", ""), "KILLED"),
         test=test,
-        pooled=pooled_steps(files.steps, beta=job.sweep.smoothing) if several and files.steps else (),
-        note=note,
+        final=list(final_points(test, sweep)) if test is not None else (),
+        superseded=superseded(test) if test is not None else lambda prefix: False,
+        note=report.with_picture(files.note, run_id=run_id) if files.note else failure,
         files=artifacts(files.path),
         root=files.path,
         picture=picture if picture.exists() and not run.has_picture(run_id) else None,

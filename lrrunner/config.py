@@ -27,6 +27,12 @@ from lrrunner.launch import launch_command
 MAX_TIMEOUT_S = 1e6
 """Eleven days: what torch and MLflow still take as a number of seconds."""
 
+BUDGET_SWEEPS = 5
+"""What confirmation runs may cost unless told otherwise, in sweeps."""
+
+MIN_BUDGET_STEPS = 10
+"""Less buys no training that says anything."""
+
 TRACKING_SCHEMES = ("sqlite", "http", "https", "postgresql", "mysql", "mssql", "databricks")
 
 
@@ -43,6 +49,13 @@ class LadderMode(Enum):
 
     exponential = "exponential"
     linear = "linear"
+
+
+class ScheduleName(Enum):
+    """What a training does with its learning rate."""
+
+    constant = "constant"
+    cosine = "cosine"
 
 
 class StopRuleName(Enum):
@@ -87,7 +100,18 @@ class SweepConfig:
     diverge_factor: float = 2.0
     repeats: int = 1
     seed: int = 0
+    auto_range: bool = True
     sync_every_step: bool = False
+
+
+@dataclass(kw_only=True)
+class ConfirmConfig:
+    """Short trainings around the sweep's suggestion. A null budget is five times the sweep's steps."""
+
+    enabled: bool = False
+    schedule: ScheduleName = ScheduleName.constant
+    horizon: int | None = None
+    budget_steps: int | None = None
 
 
 @dataclass(kw_only=True)
@@ -167,6 +191,7 @@ class Config:
     optimizer_groups: Any = None
     sweep: SweepConfig = field(default_factory=SweepConfig)
     suggestion: SuggestionConfig = field(default_factory=SuggestionConfig)
+    confirm: ConfirmConfig = field(default_factory=ConfirmConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     launch: LaunchConfig = field(default_factory=LaunchConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
@@ -222,6 +247,7 @@ def check(container: Mapping[str, Any], *, world_size: int | None) -> None:
         *_part_errors(job),
         *_sweep_errors(job.sweep),
         *_launch_errors(job.launch),
+        *_confirm_errors(job.confirm),
         *_train_errors(job, world_size or max(1, job.launch.num_processes or 1)),
         *_tracking_errors(job.tracking),
     ]
@@ -231,6 +257,12 @@ def check(container: Mapping[str, Any], *, world_size: int | None) -> None:
         errors.append(f"run.timeout_s must lie between 0 and {MAX_TIMEOUT_S:g}, got {job.run.timeout_s:g}; try 300")
     if errors:
         raise ConfigError(errors)
+
+
+def budget_steps(job: Config) -> int:
+    """Optimizer steps that all confirmation runs together may take."""
+    given = job.confirm.budget_steps
+    return BUDGET_SWEEPS * job.sweep.num_steps if given is None else given
 
 
 def batch_summary(job: Config, *, world_size: int) -> str:
@@ -359,6 +391,16 @@ def _launch_errors(launch: LaunchConfig) -> Iterator[str]:
         yield f"launch.concurrent must be at least 1, got {launch.concurrent}; try 1"
     if not 0 < launch.timeout_s < MAX_TIMEOUT_S:
         yield f"launch.timeout_s must lie between 0 and {MAX_TIMEOUT_S:g}, got {launch.timeout_s:g}; try 1800"
+
+
+def _confirm_errors(confirm: ConfirmConfig) -> Iterator[str]:
+    if confirm.horizon is not None and confirm.horizon < 1:
+        yield f"confirm.horizon must be at least 1, got {confirm.horizon}; null is a training of unknown length"
+    if confirm.budget_steps is not None and confirm.budget_steps < MIN_BUDGET_STEPS:
+        yield (
+            f"confirm.budget_steps must be at least {MIN_BUDGET_STEPS}, got {confirm.budget_steps}; "
+            f"null takes {BUDGET_SWEEPS} x sweep.num_steps"
+        )
 
 
 def _train_errors(job: Config, world_size: int) -> Iterator[str]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, NamedTuple
@@ -77,13 +77,14 @@ class Trainable:
 
 @dataclass(frozen=True, kw_only=True)
 class Ladder:
-    """What one sweep does, apart from what it trains.
+    """What one sweep does, apart from what it trains. The schedule of a short training is a ladder, too.
 
     Attributes:
-        lrs: Base learning rate of every rung, increasing.
+        lrs: Base learning rate of every step.
         beta: Memory of the causal EMA that serves the stop.
         new_stop_rule: Makes a fresh stop rule for each repeat.
         repeats: How often the ladder is climbed, each time from the same initial state with another data order.
+        first_repeat: Number of the first of these repeats.
         seed: With the repeat's number, fixes data order and random numbers.
         sync_every_step: Read each step before the next one starts, also on a GPU.
         sweep_pass: Number of this ladder among those that auto-range tries.
@@ -93,6 +94,7 @@ class Ladder:
     beta: float
     new_stop_rule: Callable[[], StopRule]
     repeats: int = 1
+    first_repeat: int = 0
     seed: int = 0
     sync_every_step: bool = False
     sweep_pass: int = 0
@@ -112,7 +114,9 @@ def run_sweep(
     *,
     collective: Collective,
     on_step: Callable[[Step], None] = lambda step: None,
+    on_end: Callable[[Stop], None] = lambda stop: None,
     stop_requested: Callable[[], bool] = lambda: False,
+    started: float | None = None,
 ) -> SweepResult:
     """Climb the ladder on this rank, together with all others. Every rank must call this.
 
@@ -124,36 +128,46 @@ def run_sweep(
         batches: Repeat number -> endless micro-batches of this rank.
         collective: The world this rank belongs to.
         on_step: Called with each record as soon as it is known; the same records on every rank.
+        on_end: Called on every rank when a repeat has ended, while its model is still the trained one.
         stop_requested: This rank's wish to stop, which all ranks then follow at the same step.
+        started: ``time.perf_counter()`` at which elapsed times begin; None is now.
 
     Raises:
         Exception: whatever model, objective, data or optimizer raise.
     """
-    device = trainable.device
-    rng = RngState.capture(device)
-    snapshot = Snapshot(trainable.model, trainable.optimizer, trainable.scaler)
     steps: list[Step] = []
     stops: list[Stop] = []
-    started = time.perf_counter()
+    started = time.perf_counter() if started is None else started
 
     def record(step: Step) -> None:
         steps.append(step)
         on_step(step)
 
-    try:
-        for repeat in range(ladder.repeats):
-            if repeat:
+    with preserved(trainable) as snapshot:
+        for repeat in range(ladder.first_repeat, ladder.first_repeat + ladder.repeats):
+            if repeat > ladder.first_repeat:
                 snapshot.restore()
             trainable.model.train()
             seed_rngs(ladder.seed, repeat, collective.rank)
             climb = _Climb(trainable, ladder, collective, repeat, started, record, stop_requested)
             stops.append(climb.run(batches(repeat)))
+            on_end(stops[-1])
             if stops[-1].reason == StopReason.INTERRUPTED:
                 break
+    return SweepResult(tuple(steps), tuple(stops))
+
+
+@contextmanager
+def preserved(trainable: Trainable) -> Iterator[Snapshot]:
+    """Model, optimizer, scaler and random number generators are afterwards as before, whatever happens inside."""
+    device = trainable.device
+    rng = RngState.capture(device)
+    snapshot = Snapshot(trainable.model, trainable.optimizer, trainable.scaler)
+    try:
+        yield snapshot
     finally:
         snapshot.restore()
         rng.restore(device)
-    return SweepResult(tuple(steps), tuple(stops))
 
 
 def reads_late(device: torch.device, scaler: torch.amp.GradScaler | None, *, sync_every_step: bool) -> bool:

@@ -26,6 +26,8 @@ BEAT_INTERVAL_S = 0.5
 IDLE = -1
 
 ANOTHER_RANK_IS_GONE = "another rank is gone"
+ANOTHER_RANK_IS_SILENT = "another rank does not answer"
+SECOND_HAND = (ANOTHER_RANK_IS_GONE, ANOTHER_RANK_IS_SILENT)
 """How a rank reports a failure whose cause is elsewhere."""
 
 

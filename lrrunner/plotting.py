@@ -5,33 +5,49 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import matplotlib.style
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogFormatter
-from matplotlib.transforms import blended_transform_factory
 
 from lrrunner.core.curve import Curve, curve_from_steps, pooled
 from lrrunner.core.schedule import FloatArray
+from lrrunner.drawing import (
+    BOTTOM_PX,
+    CURVE,
+    DPI,
+    EARLIER,
+    EDGE_PX,
+    GRID,
+    LARGE,
+    LINE_PX,
+    MUTED,
+    NORMAL,
+    RAW,
+    ROW_PX,
+    SMALL,
+    STOPPED,
+    SUGGESTED,
+    WIDTH_PX,
+    add_axes,
+    draw_suggestion,
+    frame,
+    lr_limits,
+    write,
+)
 from lrrunner.records import RangeTest, Step, Stop, StopReason, Suggestion, Verdict
+from lrrunner.trial_panel import draw_trials
 
-WIDTH_PX, HEIGHT_PX, DPI = 900, 560, 100
-LEFT_PX, RIGHT_PX, BOTTOM_PX = 100, 72, 70
-EDGE_PX, LINE_PX, ROW_PX = 14, 18, 15
-SMALL, NORMAL, LARGE = 9, 10, 13
-
-# After Okabe and Ito, so that colour-blind readers tell them apart; line style says the same in grey.
-CURVE, RAW, SUGGESTED, STOPPED = "#0072B2", "#94BFDC", "#00795A", "#C04A00"
-INK, MUTED, GRID, EARLIER = "#222222", "#5A5A5A", "#E4E4E4", "#BDBDBD"
+SWEEP_PX, TRIALS_PX = 560, 300
 
 
 @matplotlib.style.context("default")  # a user's own style must not reach the picture
 def lr_sweep_figure(test: RangeTest, *, beta: float, title: str, subtitle: str = "") -> Figure:
     """Loss against learning rate, 900 x 560 px: the curve, what it suggests, where it stopped.
+
+    Confirmation runs have a panel of 300 px below.
 
     The loss axis follows the initial level and the lowest smoothed loss, so that a divergence leaves the
     picture at the top instead of flattening the rest. Each rule's LR has a row above the curve. Where the
@@ -39,7 +55,7 @@ def lr_sweep_figure(test: RangeTest, *, beta: float, title: str, subtitle: str =
     draw what there is.
 
     Args:
-        test: Records, stops and suggestion; the last pass is the curve, earlier passes are its background.
+        test: Records, stops and suggestion; the pass that was believed is the curve, others are its background.
         beta: Memory of the causal EMA in [0, 1), as for the suggestion.
         title: One line, say model and optimizer; cut with an ellipsis where it does not fit.
         subtitle: One line, say global batch, world size, steps.
@@ -47,21 +63,24 @@ def lr_sweep_figure(test: RangeTest, *, beta: float, title: str, subtitle: str =
     Returns:
         A figure on the Agg canvas, for ``save_png``.
     """
-    figure = Figure(figsize=(WIDTH_PX / DPI, HEIGHT_PX / DPI), dpi=DPI, facecolor="white")
+    whole_px = SWEEP_PX + (TRIALS_PX if test.trials else 0)
+    figure = Figure(figsize=(WIDTH_PX / DPI, whole_px / DPI), dpi=DPI, facecolor="white")
     FigureCanvasAgg(figure)
     top_px = _draw_heading(figure, test.suggestion, title=title, subtitle=subtitle)
     found = any(lr is not None for lr in test.suggestion.candidates.values())
     curve_top_px = top_px + ROW_PX * len(test.suggestion.candidates) * found
-    axes = _add_axes(figure, top_px=curve_top_px, bottom_px=HEIGHT_PX - BOTTOM_PX)
-    _draw_losses(axes, test.steps, curve_from_steps(test.steps, beta=beta))
+    axes = add_axes(figure, top_px=curve_top_px, bottom_px=SWEEP_PX - BOTTOM_PX)
+    _draw_losses(axes, test, curve_from_steps(test.curve_steps, beta=beta))
     panels = [axes]
     if found:
-        panels.insert(0, _add_axes(figure, top_px=top_px, bottom_px=curve_top_px, sharex=axes))
+        panels.insert(0, add_axes(figure, top_px=top_px, bottom_px=curve_top_px, sharex=axes))
         _draw_candidates(panels[0], test.suggestion.candidates, method=test.suggestion.method)
-    _frame(axes, lr_limits=_lr_limits(test))
+    frame(figure, axes, lr_limits=_lr_limits(test), loss="loss", legend_px=SWEEP_PX)
     _draw_suggestion(panels, test.suggestion)
     if test.steps and test.stops:
-        _draw_stop(axes, test.stop, test.steps)
+        _draw_stop(axes, test.curve_stop, test.curve_steps)
+    if test.trials:
+        draw_trials(figure, test, top_px=SWEEP_PX, bottom_px=whole_px)
     return figure
 
 
@@ -126,66 +145,37 @@ def _draw_heading(figure: Figure, suggestion: Suggestion, *, title: str, subtitl
     Returns:
         Pixels from the top where the panels may begin, a line for the suggestion's label left free.
     """
-    y = _write(figure, title, y_px=EDGE_PX, size=LARGE, weight="bold") + 3
+    y = write(figure, title, y_px=EDGE_PX, size=LARGE, weight="bold") + 3
     if subtitle:
-        y = _write(figure, subtitle, y_px=y, colour=MUTED)
+        y = write(figure, subtitle, y_px=y, colour=MUTED)
     words = f"verdict {suggestion.verdict}: {suggestion.reason}"
     if suggestion.lr is None:
-        y = _write(figure, "no suggested lr", y_px=y + 10, size=LARGE, weight="bold", colour=STOPPED) + 2
+        y = write(figure, "no suggested lr", y_px=y + 10, size=LARGE, weight="bold", colour=STOPPED) + 2
     if suggestion.lr is None or suggestion.verdict != Verdict.OK:
         for line in textwrap.wrap(words, width=122):
-            y = _write(figure, line, y_px=y + 2)
+            y = write(figure, line, y_px=y + 2)
     return y + 10 if suggestion.lr is None else y + LINE_PX + 10
 
 
-def _write(
-    figure: Figure, words: str, *, y_px: int, size: int = NORMAL, weight: str = "normal", colour: str = INK
-) -> int:
-    """One line of the heading, cut where it would leave the figure.
-
-    Returns:
-        Pixels from the top where the next line may begin.
-    """
-    line = " ".join(words.split())[:250]  # more never fits, and each cut below is measured
-    position = (EDGE_PX / WIDTH_PX, 1 - y_px / HEIGHT_PX)
-    # A model's name may hold dollar signs: it is never mathematics.
-    text = figure.text(*position, line, size=size, weight=weight, color=colour, va="top", parse_math=False)
-    while line and text.get_window_extent().width > WIDTH_PX - 2 * EDGE_PX:
-        line = line[:-1]
-        text.set_text(f"{line}…")
-    return y_px + LINE_PX + 2 * (size - NORMAL)
-
-
-def _add_axes(figure: Figure, *, top_px: int, bottom_px: int, sharex: Axes | None = None) -> Axes:
-    """A panel between two heights in pixels from the top, as wide as every other panel, with a log x axis."""
-    width = 1 - (LEFT_PX + RIGHT_PX) / WIDTH_PX
-    height = (bottom_px - top_px) / HEIGHT_PX
-    axes = figure.add_axes((LEFT_PX / WIDTH_PX, 1 - bottom_px / HEIGHT_PX, width, height), sharex=sharex)
-    axes.set_xscale("log")
-    axes.set_axisbelow(True)
-    for side in axes.spines.values():
-        side.set_color(EARLIER)
-    return axes
-
-
-def _draw_losses(axes: Axes, steps: Sequence[Step], curve: Curve | None) -> None:
-    """Earlier passes, raw losses, their range over repeats, and the smoothed curve."""
-    last_pass = _last_pass(steps)
-    final = [step for step in steps if step.sweep_pass == last_pass]
+def _draw_losses(axes: Axes, test: RangeTest, curve: Curve | None) -> None:
+    """Other passes, raw losses, their range over repeats, and the smoothed curve."""
+    final = test.curve_steps
     lr, low, high = repeat_range(final)
     if not len(lr):
         _say_empty(axes)
         return
     bottom, top = loss_limits(curve, low=low, high=high)
     axes.set_ylim(bottom, top)
-    for number in range(last_pass):
-        early_lr, early_loss = pooled([step for step in steps if step.sweep_pass == number])
-        axes.plot(early_lr, early_loss, color=EARLIER, lw=1, label="" if number else "earlier passes")
+    others = sorted({step.sweep_pass for step in test.steps} - {final[0].sweep_pass})
+    words = "earlier passes" if not others or others[-1] < final[0].sweep_pass else "other passes"
+    for number in others:
+        other_lr, other_loss, _ = pooled(step for step in test.steps if step.sweep_pass == number)
+        axes.plot(other_lr, other_loss, color=EARLIER, lw=1, label=words if number == others[0] else "")
     num_repeats = len({step.repeat for step in final})
     if num_repeats > 1:
         words = f"range over {num_repeats} repeats"
         axes.fill_between(lr, low, high, color=CURVE, alpha=0.15, lw=0, label=words)
-    lr, loss = pooled(final)
+    lr, loss, _ = pooled(final)
     dot = 5.0 if len(lr) < 20 else 2.5 if len(lr) <= 200 else 0.0
     words = "mean raw loss" if num_repeats > 1 else "raw loss"
     axes.plot(lr, loss, color=RAW, lw=1.1, marker="o", markersize=dot, label=words)
@@ -221,16 +211,9 @@ def _draw_candidates(axes: Axes, candidates: Mapping[str, float | None], *, meth
 
 def _draw_suggestion(panels: Sequence[Axes], suggestion: Suggestion) -> None:
     """The line and its interval through every panel, their values above the topmost."""
+    words = draw_suggestion(panels, suggestion)
     if suggestion.lr is None:
         return
-    words = f"suggested lr {suggestion.lr:.1e}"
-    if suggestion.interval is not None:
-        low, high = suggestion.interval
-        words += f"   [{low:.1e}, {high:.1e}]"
-    for axes in panels:
-        if suggestion.interval is not None:
-            axes.axvspan(low, high, color=SUGGESTED, alpha=0.13, lw=0, zorder=0, gid="interval")
-        axes.axvline(suggestion.lr, color=SUGGESTED, lw=2, zorder=3, gid="suggestion")
     top = panels[0]
     x = top.transAxes.inverted().transform(top.transData.transform((suggestion.lr, 0)))[0]
     align = "left" if x < 0.25 else "right" if x > 0.75 else "center"
@@ -239,9 +222,8 @@ def _draw_suggestion(panels: Sequence[Axes], suggestion: Suggestion) -> None:
     label.set(color=SUGGESTED, weight="bold", size=NORMAL + 1)
 
 
-def _draw_stop(axes: Axes, stop: Stop, steps: Sequence[Step]) -> None:
+def _draw_stop(axes: Axes, stop: Stop, final: Sequence[Step]) -> None:
     """Where the ladder ended and why, upright on the far side of the line, below a curve that has diverged."""
-    final = [step for step in steps if step.sweep_pass == _last_pass(steps)]
     lr = min(final, key=lambda step: abs(step.step - stop.step)).lr
     colour = MUTED if stop.reason == StopReason.END_OF_LADDER else STOPPED
     axes.axvline(lr, color=colour, lw=1.4, ls=(0, (2, 2)), zorder=3, gid="stop")
@@ -258,44 +240,8 @@ def _draw_stop(axes: Axes, stop: Stop, steps: Sequence[Step]) -> None:
     words.set(color=colour, size=NORMAL)
 
 
-class _PlainExponents(LogFormatter):
-    """Figures as on standard output (1e-03); raised exponents would be smaller than 9 points."""
-
-    def __call__(self, x: float, pos: Any = None) -> str:
-        """The label of a tick at ``x``, empty where labels would crowd."""
-        if not super().__call__(x, pos):
-            return ""
-        mantissa, exponent = f"{x:.2e}".split("e")
-        return f"{x:.3g}" if x >= 1 else f"{float(mantissa):g}e{exponent}"
-
-
-def _frame(axes: Axes, *, lr_limits: tuple[float, float]) -> None:
-    """Limits, grid, tick labels, axis labels, and below these, where no curve runs, the legend."""
-    axes.set_xlim(*lr_limits)
-    axes.grid(color=GRID, lw=0.8)
-    axes.tick_params(which="both", labelsize=SMALL, color=EARLIER, labelcolor=INK)
-    axes.xaxis.set_major_formatter(_PlainExponents())
-    axes.xaxis.set_minor_formatter(_PlainExponents())
-    axes.yaxis.set_major_formatter("{x:.6g}")
-    axes.set_xlabel("learning rate (log scale)", size=NORMAL, color=INK)
-    axes.set_ylabel("loss", size=NORMAL, color=INK)
-    whole = axes.figure.transFigure
-    beside = blended_transform_factory(whole, axes.transAxes)
-    axes.yaxis.set_label_coords(2 * EDGE_PX / WIDTH_PX, 0.5, transform=beside)
-    handles, labels = axes.get_legend_handles_labels()
-    legend = axes.legend(handles, labels, loc="lower center", ncols=4, fontsize=SMALL, frameon=False)
-    legend.set_bbox_to_anchor((0.5, 0.0), transform=blended_transform_factory(axes.transAxes, whole))
-
-
 def _lr_limits(test: RangeTest) -> tuple[float, float]:
     """Every rung and every rule's LR, with room on the right for the words at the stop."""
     lrs = [step.lr for step in test.steps]
     lrs += [lr for lr in (test.suggestion.lr, *test.suggestion.candidates.values()) if lr is not None]
-    low, high = np.log10([min(lrs, default=1e-7), max(lrs, default=10.0)])
-    room = 0.04 * (high - low) or 1.0
-    return float(10 ** (low - room)), float(10 ** (high + room))
-
-
-def _last_pass(steps: Sequence[Step]) -> int:
-    """The pass that ``pooled`` reads: the last one with a step that was not skipped."""
-    return max((step.sweep_pass for step in steps if not step.skipped), default=0)
+    return lr_limits(lrs)

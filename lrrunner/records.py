@@ -32,6 +32,17 @@ class Verdict(StrEnum):
     TOO_NOISY = "too_noisy"
 
 
+class TrialOutcome(StrEnum):
+    """How a confirmation run ended."""
+
+    FINISHED = "finished"
+    """Its schedule ran to the end."""
+    DIVERGED = "diverged"
+    """The loss went non-finite or the stop rule fired: its loss counts as infinite."""
+    INTERRUPTED = "interrupted"
+    """A rank was asked to stop (a signal): it measured nothing."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Step:
     """One optimizer step of a sweep, as every rank agreed on it.
@@ -89,6 +100,30 @@ class Stop:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Trial:
+    """One confirmation run: a short training under a complete schedule, from the state the sweep started from.
+
+    Attributes:
+        trial: Number, from 0.
+        lr: Peak base learning rate of its schedule.
+        num_steps: Optimizer steps of its complete schedule.
+        num_steps_run: Steps it was given; fewer when it diverged.
+        loss: Loss on the validation set at the end (on a part of the training set where there is none); infinite when
+            it diverged.
+        outcome: How it ended.
+        elapsed_s: Seconds it took.
+    """
+
+    trial: int
+    lr: float
+    num_steps: int
+    num_steps_run: int
+    loss: float
+    outcome: TrialOutcome = TrialOutcome.FINISHED
+    elapsed_s: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Suggestion:
     """What a curve supports.
 
@@ -116,16 +151,84 @@ class Suggestion:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class SweepPass:
+    """One of the ladders that a range test climbed.
+
+    Attributes:
+        start_lr: Its first LR.
+        end_lr: Its last LR.
+        suggestion: What its curve supports.
+        extension: Why the next pass has another range; empty for the last one.
+    """
+
+    start_lr: float
+    end_lr: float
+    suggestion: Suggestion
+    extension: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Confirmation:
+    """What confirmation runs were compared on.
+
+    Attributes:
+        schedule: Name of the schedule each of them completed.
+        monitored: What their losses are, in words: "validation loss", say.
+        horizon: Steps of the real training; None when it is not known.
+        budget_steps: Optimizer steps that all of them together could plan.
+        sweep: What the sweep suggested without them.
+    """
+
+    schedule: str
+    monitored: str
+    horizon: int | None
+    budget_steps: int
+    sweep: Suggestion
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class RangeTest:
-    """A whole range test: the records of every pass and repeat, where each ladder ended, what it suggests."""
+    """A whole range test: the records of every pass and repeat, where each ladder ended, what it suggests.
+
+    Attributes:
+        steps: Records of all passes, in order.
+        stops: Where each repeat of each pass ended.
+        suggestion: What all of it supports.
+        world_size: Number of ranks.
+        global_batch_size: Samples per optimizer step.
+        passes: The ladders; empty where nobody noted them.
+        curve_pass: The pass whose curve the suggestion was read from; None is the last one.
+        trials: Confirmation runs, in order.
+        confirmation: What these were compared on; None without any.
+    """
 
     steps: tuple[Step, ...]
     stops: tuple[Stop, ...]
     suggestion: Suggestion
     world_size: int
     global_batch_size: int
+    passes: tuple[SweepPass, ...] = ()
+    curve_pass: int | None = None
+    trials: tuple[Trial, ...] = ()
+    confirmation: Confirmation | None = None
+
+    @property
+    def curve_steps(self) -> tuple[Step, ...]:
+        """Records of the pass that the suggestion was read from."""
+        number = self.curve_pass
+        if number is None:
+            number = max((step.sweep_pass for step in self.steps if not step.skipped), default=0)
+        return tuple(step for step in self.steps if step.sweep_pass == number)
+
+    @property
+    def curve_stop(self) -> Stop:
+        """The earliest stop of that pass, which is where its curve ends; an interruption goes before."""
+        number = max(stop.sweep_pass for stop in self.stops) if self.curve_pass is None else self.curve_pass
+        stops = [stop for stop in self.stops if stop.sweep_pass == number]
+        return min(stops, key=lambda stop: (stop.reason != StopReason.INTERRUPTED, stop.step))
 
     @property
     def stop(self) -> Stop:
-        """The stop that speaks for all repeats: an interruption if there was one, else the earliest."""
-        return min(self.stops, key=lambda stop: (stop.reason != StopReason.INTERRUPTED, stop.step))
+        """The stop that speaks for the whole sweep: an interruption if there was one, else that of the curve."""
+        interruptions = [stop for stop in self.stops if stop.reason == StopReason.INTERRUPTED]
+        return min(interruptions, key=lambda stop: stop.step) if interruptions else self.curve_stop

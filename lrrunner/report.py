@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lrrunner.config import Config, batch_summary
-from lrrunner.records import RangeTest, Stop
+from lrrunner.records import RangeTest, Stop, TrialOutcome
 
 
 def closing_lines(test: RangeTest, job: Config, *, directory: str, mlflow: str | None) -> list[str]:
@@ -12,7 +12,36 @@ def closing_lines(test: RangeTest, job: Config, *, directory: str, mlflow: str |
     lines = [str(test.suggestion), f"run: {where}   ({batch_summary(job, world_size=test.world_size)})"]
     if test.suggestion.lr is not None:
         lines.insert(0, f"to train with it: optimizer.lr={test.suggestion.lr:.3g}")
-    return lines
+    return [words for words in (passes_in_words(test), trials_in_words(test)) if words] + lines
+
+
+def passes_in_words(test: RangeTest) -> str:
+    """Which ranges were swept and which one the suggestion is from; empty where there was one only."""
+    if len(test.passes) < 2:
+        return ""
+    ranges = ", ".join(f"{ladder.start_lr:.1e} to {ladder.end_lr:.1e}" for ladder in test.passes)
+    chosen = len(test.passes) if test.curve_pass is None else test.curve_pass + 1
+    return f"{len(test.passes)} passes: {ranges}; the suggestion is from pass {chosen}"
+
+
+def trials_in_words(test: RangeTest) -> str:
+    """How the confirmation runs went, beside what the sweep alone says; empty without any."""
+    confirmation = test.confirmation
+    if confirmation is None:
+        return ""
+    lengths = sorted({trial.num_steps for trial in test.trials})
+    outcomes = [trial.outcome for trial in test.trials]
+    counts = [f"{outcomes.count(outcome)} {outcome}" for outcome in TrialOutcome if outcome in outcomes]
+    of = f"{lengths[0]}" if len(lengths) == 1 else f"{lengths[0]} to {lengths[-1]}"
+    sweep = confirmation.sweep
+    alone = "" if sweep.lr is None or sweep.interval is None else f"; the sweep alone: {sweep.lr:.1e}"
+    if alone and sweep.interval is not None:
+        alone += f"   [{sweep.interval[0]:.1e}, {sweep.interval[1]:.1e}]"
+    runs = "1 confirmation run" if len(outcomes) == 1 else f"{len(outcomes)} confirmation runs"
+    return (
+        f"{runs} of {of} steps ({confirmation.schedule} schedule, {', '.join(counts)}) compared on the "
+        f"{confirmation.monitored}{alone}"
+    )
 
 
 def stop_in_words(stop: Stop) -> str:
@@ -27,8 +56,16 @@ def stop_in_words(stop: Stop) -> str:
     return words[stop.reason]
 
 
-def note(test: RangeTest, job: Config, *, run_id: str, command: str, directory: str) -> str:
-    """Markdown for the MLflow run's description."""
+PICTURE = "![LR sweep](lr_sweep.png)"
+
+
+def with_picture(note: str, *, run_id: str) -> str:
+    """A run's note with its picture where MLflow serves it."""
+    return note.replace(PICTURE, f"![LR sweep](get-artifact?path=lr_sweep.png&run_uuid={run_id})")
+
+
+def note(test: RangeTest, job: Config, *, command: str, directory: str) -> str:
+    """Markdown for the MLflow run's description and for note.md."""
     suggestion = test.suggestion
     if suggestion.lr is None or suggestion.interval is None:
         headline = f"**No suggested LR** (verdict: {suggestion.verdict})"
@@ -40,22 +77,34 @@ def note(test: RangeTest, job: Config, *, run_id: str, command: str, directory: 
     others = "\n".join(
         f"| {name} | {'none' if lr is None else f'{lr:.2e}'} |" for name, lr in suggestion.candidates.items()
     )
+    more = "".join(f"{words}.\n" for words in (passes_in_words(test), trials_in_words(test)) if words)
     return f"""{headline}
 
 {suggestion.reason[0].upper()}{suggestion.reason[1:]}.
-The sweep ended at step {test.stop.step} of {job.sweep.num_steps}: {stop_in_words(test.stop)}.
+{more}The sweep ended at step {test.stop.step} of {job.sweep.num_steps}: {stop_in_words(test.stop)}.
 
-![LR sweep](get-artifact?path=lr_sweep.png&run_uuid={run_id})
+{PICTURE}
 
 {batch_summary(job, world_size=test.world_size)}
 
 | rule | LR |
 |---|---|
 {others}
-
+{_trial_table(test)}
 Run directory: `{directory}`. To repeat it:
 
 ```
 {command}
 ```
 """
+
+
+def _trial_table(test: RangeTest) -> str:
+    if not test.trials:
+        return ""
+    rows = "\n".join(
+        f"| {trial.lr:.2e} | {trial.num_steps_run} of {trial.num_steps} | "
+        f"{f'{trial.loss:.4g}' if trial.outcome == TrialOutcome.FINISHED else trial.outcome} |"
+        for trial in test.trials
+    )
+    return f"\n| confirmation run | steps | loss |\n|---|---|---|\n{rows}\n"

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import socket
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +15,19 @@ from tqdm import tqdm
 
 import lrrunner
 from lrrunner import report
-from lrrunner.config import Config, batch_summary
-from lrrunner.core.curve import pooled_steps
-from lrrunner.core.suggestion import suggest
-from lrrunner.engine import SweepResult
+from lrrunner.config import Config, batch_summary, budget_steps
+from lrrunner.confirm import Trials
+from lrrunner.core.confirmation import PlannedTrial, confirmed
+from lrrunner.core.extension import Extension
 from lrrunner.errors import ConfigError
+from lrrunner.passes import Passes
+from lrrunner.points import final_points, live_prefix, superseded
 from lrrunner.process import process_identity
-from lrrunner.records import RangeTest, Step
+from lrrunner.records import Confirmation, RangeTest, Step, Trial, TrialOutcome
 from lrrunner.redaction import Redactor
 from lrrunner.run_directory import RunDirectory, new_run_path
 from lrrunner.run_files import shown_path
-from lrrunner.tracking import MlflowRun, configure_mlflow
+from lrrunner.tracking import TRIAL_METRICS, MlflowRun, configure_mlflow
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +45,7 @@ class Reporter:
         redactor: Masks secrets in everything shown and written.
         run_id: MLflow run that a supervisor has made; None: make one.
         tags: Further tags for an MLflow run made here.
+        tell: Called with each step's number of a confirmation run, as a sign of life.
 
     Raises:
         ConfigError: run directory or tracking store cannot be used; all reasons at once.
@@ -56,11 +61,13 @@ class Reporter:
         redactor: Redactor,
         run_id: str | None = None,
         tags: Mapping[str, str] | None = None,
+        tell: Callable[[int], None] = lambda step: None,
     ) -> None:
-        self._run_id, self._tags = run_id, dict(tags or {})
+        self._run_id, self._tags, self._tell = run_id, dict(tags or {}), tell
         self._job, self._config, self._redactor, self._world_size = job, config, redactor, world_size
         self._command = redactor.text(command)
         self._last_step: int | None = None
+        self._last_trial_ms = 0
         errors: list[str] = []
         directory: RunDirectory | None = None
         self._mlflow: MlflowRun | None = None
@@ -81,13 +88,7 @@ class Reporter:
                 directory.discard()
             raise ConfigError(errors)
         self.directory = directory
-        self._bar = tqdm(
-            total=job.sweep.num_steps * job.sweep.repeats,
-            desc="LR sweep",
-            unit="step",
-            disable=None,  # quiet when not a terminal
-            dynamic_ncols=True,
-        )
+        self._bar = _bar("LR sweep", num_steps=job.sweep.num_steps * job.sweep.repeats)
 
     def discard(self) -> None:
         """The run does not start: leave nothing behind."""
@@ -112,33 +113,78 @@ class Reporter:
         logger.info("%s, on %s", summary, device)
         print(summary, flush=True)
 
+    def begin_pass(self, number: int) -> None:
+        """A ladder begins."""
+        if number:
+            self._bar.close()
+            sweep = self._job.sweep
+            self._bar = _bar(f"LR sweep, pass {number + 1}", num_steps=sweep.num_steps * sweep.repeats)
+
     def on_step(self, step: Step) -> None:
         """Take in one record; no network and no drawing here."""
         self._last_step = step.step
         self.directory.record(step)
         if self._mlflow is not None:
-            self._mlflow.log(step)
+            self._mlflow.log(step, prefix=live_prefix(step, self._job.sweep))
+        self._show(step)
+
+    def on_extension(self, extension: Extension) -> None:
+        """The range was wrong: say why, and which one comes next."""
+        words = f"{extension.reason}: sweeping again from {extension.start_lr:.1e} to {extension.end_lr:.1e}"
+        logger.info("%s", words)
+        self._bar.write(f"lrrunner: {words}", file=sys.stderr)
+
+    def on_passes(self, passes: Passes) -> None:
+        """The sweep has ended and confirmation begins: what it supports is kept, whatever becomes of the rest."""
+        self.directory.write_suggestion(self._range_test(passes, Trials()))
+
+    def begin_trial(self, number: int, planned: PlannedTrial) -> None:
+        """A confirmation run begins."""
+        self._bar.close()
+        self._bar = _bar(f"trial {number + 1}, lr {planned.lr:.1e}", num_steps=planned.num_steps)
+
+    def on_trial_step(self, number: int, step: Step) -> None:
+        """Take in one record of a confirmation run."""
+        self.directory.record_trial_step(number, step)
+        self._tell(step.step)
+        self._last_trial_ms = step.timestamp_ms
+        if self._mlflow is not None:
+            self._mlflow.log(step, prefix=f"trial_{number}/", names=TRIAL_METRICS)
+        self._show(step)
+
+    def on_trial(self, trial: Trial) -> None:
+        """Take in the end of a confirmation run."""
+        logger.info("%s", trial)
+        self.directory.record_trial(trial, schedule=self._job.confirm.schedule.value)
+        if self._mlflow is not None:
+            point = Step(step=trial.trial, lr=trial.lr, loss=trial.loss, timestamp_ms=self._last_trial_ms)
+            self._mlflow.log(point, prefix="confirm/", names=TRIAL_METRICS)
+
+    def _show(self, step: Step) -> None:
         if not self._bar.disable:
             self._bar.set_postfix_str(f"lr {step.lr:.1e}, loss {step.smoothed_loss:.4g}", refresh=False)
             self._bar.update(not step.skipped)
 
-    def finish(self, result: SweepResult, *, interrupted: bool) -> None:
+    def finish(self, passes: Passes, trials: Trials) -> None:
         """After the last collective: suggestion, picture, MLflow, closing lines."""
         self._bar.close()
-        test = self._range_test(result)
+        test = self._range_test(passes, trials)
+        cause = _interruption(passes, trials)
         logger.info("%s; %s", test.stop, test.suggestion)
         self.directory.write_suggestion(test)
         picture = self._draw(test)
+        note = report.note(test, self._job, command=self._command, directory=str(self.directory.path))
+        self.directory.write_note(note)
         self.directory.update_status(
-            state="killed" if interrupted else "finished",
+            state="killed" if cause else "finished",
             last_step=self._last_step,
-            cause=str(test.stop) if interrupted else None,
+            cause=cause,
         )
         location = self._mlflow.location() if self._mlflow is not None else None
         for line in report.closing_lines(test, self._job, directory=shown_path(self.directory.path), mlflow=location):
             print(self._redactor.text(line), flush=True)  # before the upload, which a server may keep waiting
         if self._mlflow is not None:
-            self._finish_mlflow(test, picture, status="KILLED" if interrupted else "FINISHED")
+            self._finish_mlflow(test, picture, note, status="KILLED" if cause else "FINISHED")
 
     def fail(self, cause: str) -> None:
         """The sweep broke: keep what there is and say why."""
@@ -182,24 +228,21 @@ class Reporter:
                 params=self._config,
                 tags=tags | {key: str(value) for key, value in tracking.tags.items()} | self._tags,
                 run_id=self._run_id,
-                live_prefix="" if self._job.sweep.repeats == 1 else "repeat_{repeat}/",
             )
         except Exception as error:  # noqa: BLE001 - a server that fails now must not cost the sweep
             logger.warning("MLflow failed (%s); the run directory keeps everything", error)
             self._mlflow.set_status("FAILED")
             self._mlflow = None
 
-    def _finish_mlflow(self, test: RangeTest, picture: Path, *, status: str) -> None:
+    def _finish_mlflow(self, test: RangeTest, picture: Path, note: str, *, status: str) -> None:
         assert self._mlflow is not None
         directory = self.directory
-        several = self._job.sweep.repeats > 1
         self._mlflow.finish(
             status=status,
             test=test,
-            pooled=pooled_steps(test.steps, beta=self._job.sweep.smoothing) if several else (),
-            note=report.note(
-                test, self._job, run_id=self._mlflow.run_id, command=self._command, directory=str(directory.path)
-            ),
+            final=list(final_points(test, self._job.sweep)),
+            superseded=superseded(test),
+            note=report.with_picture(note, run_id=self._mlflow.run_id),
             files=directory.files(),
             root=directory.path,
             picture=picture,
@@ -207,14 +250,38 @@ class Reporter:
         if self._mlflow.error:
             logger.warning("MLflow is missing something (%s); the run directory has it all", self._mlflow.error)
 
-    def _range_test(self, result: SweepResult) -> RangeTest:
-        job = self._job
+    def _range_test(self, passes: Passes, trials: Trials) -> RangeTest:
+        job, sweep = self._job, passes.suggestion
+        suggestion, confirmation = sweep, None
+        if trials.trouble:
+            suggestion = dataclasses.replace(sweep, reason=f"{sweep.reason}; not confirmed: {trials.trouble}")
+        elif trials.trials:
+            confirmation = Confirmation(
+                schedule=job.confirm.schedule.value,
+                monitored="training loss" if job.data.val is None else "validation loss",
+                horizon=job.confirm.horizon,
+                budget_steps=budget_steps(job),
+                sweep=sweep,
+            )
+            ended = [trial for trial in trials.trials if trial.outcome != TrialOutcome.INTERRUPTED]
+            if ended:
+                suggestion = confirmed(
+                    sweep,
+                    ended,
+                    horizon=confirmation.horizon,
+                    monitored=confirmation.monitored,
+                    initial_loss=trials.initial_loss,
+                )
         return RangeTest(
-            steps=result.steps,
-            stops=result.stops,
-            suggestion=suggest(result.steps, result.stops, method=job.suggestion.method, beta=job.sweep.smoothing),
+            steps=passes.steps,
+            stops=passes.stops,
+            suggestion=suggestion,
             world_size=self._world_size,
             global_batch_size=job.data.global_batch_size,
+            passes=passes.ladders,
+            curve_pass=passes.curve_pass,
+            trials=trials.trials,
+            confirmation=confirmation,
         )
 
     def _draw(self, test: RangeTest) -> Path:
@@ -230,3 +297,18 @@ class Reporter:
         )
         save_png(figure, path)
         return path
+
+
+def _bar(words: str, *, num_steps: int) -> Any:
+    """A progress bar, quiet when not on a terminal."""
+    return tqdm(total=num_steps, desc=words, unit="step", disable=None, dynamic_ncols=True)
+
+
+def _interruption(passes: Passes, trials: Trials) -> str | None:
+    """Where a signal ended the run, in words; None where none did."""
+    if passes.interruption is not None:
+        return str(passes.interruption)
+    if trials.interruption is not None:
+        where = f"trial {trials.trials[-1].trial}" if trials.trials else "the first evaluation"
+        return f"{trials.interruption} of {where}"
+    return None

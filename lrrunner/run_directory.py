@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import dataclasses
 import json
 import math
 import os
 import secrets
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -18,7 +19,7 @@ from typing import Any, Self
 import yaml
 
 from lrrunner.errors import ConfigError
-from lrrunner.records import RangeTest, Step
+from lrrunner.records import RangeTest, Step, Trial, TrialOutcome
 from lrrunner.redaction import Redactor
 
 RECORD_COLUMNS = (
@@ -34,6 +35,19 @@ RECORD_COLUMNS = (
     "elapsed_s",
     "timestamp_ms",
 )
+
+TRIAL_COLUMNS = (
+    "trial",
+    "schedule",
+    "lr",
+    "num_steps",
+    "num_steps_run",
+    "loss",
+    "outcome",
+    "elapsed_s",
+)
+
+TRIAL_RECORD_COLUMNS = ("trial", *RECORD_COLUMNS[2:])
 
 STATUS_INTERVAL_S = 2.0
 
@@ -73,14 +87,13 @@ class RunDirectory:
             (self.path / "ranks").mkdir(parents=True, exist_ok=True)
             if (self.path / "status.json").exists():
                 raise ConfigError([f"run.dir must not hold a run yet, got {path}; choose another directory"])
-            self._records_file = (self.path / "records.csv").open("w", newline="", encoding="utf-8")
+            self._records = _Table(self.path / "records.csv", RECORD_COLUMNS)
         except OSError as error:
             reason = error.strerror or str(error)
             raise ConfigError(
                 [f"run.dir must be a writable directory, got {path} ({reason}); choose another directory"]
             ) from None
-        self._records = csv.writer(self._records_file)
-        self._write_row(RECORD_COLUMNS)
+        self._tables = {"records.csv": self._records}
 
     def __enter__(self) -> Self:
         return self
@@ -88,11 +101,12 @@ class RunDirectory:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._records_file.close()
+        for table in self._tables.values():
+            table.close()
 
     def discard(self) -> None:
         """Remove what a run that does not start has written, and the directory if nothing else is in it."""
-        self._records_file.close()
+        self._records.close()
         for name in ("config.yaml", "overrides.yaml", "records.csv"):
             (self.path / name).unlink(missing_ok=True)
         with contextlib.suppress(OSError):
@@ -106,9 +120,19 @@ class RunDirectory:
 
     def record(self, step: Step) -> None:
         """Append one row to records.csv, flushed; now and then refresh the last step in status.json."""
-        self._write_row([_cell(getattr(step, name)) for name in RECORD_COLUMNS])
+        self._records.write(getattr(step, name) for name in RECORD_COLUMNS)
         if time.monotonic() - self._status_time > STATUS_INTERVAL_S:
             self.update_status(last_step=step.step)
+
+    def record_trial_step(self, trial: int, step: Step) -> None:
+        """Append one row to trial_records.csv, flushed; the file is made with its first row."""
+        values = (getattr(step, name) for name in TRIAL_RECORD_COLUMNS[1:])
+        self._table("trial_records.csv", TRIAL_RECORD_COLUMNS).write((trial, *values))
+
+    def record_trial(self, trial: Trial, *, schedule: str) -> None:
+        """Append one row to trials.csv, flushed; the file is made with its first row."""
+        values = {"schedule": schedule} | {item.name: getattr(trial, item.name) for item in dataclasses.fields(trial)}
+        self._table("trials.csv", TRIAL_COLUMNS).write(values[name] for name in TRIAL_COLUMNS)
 
     def write_suggestion(self, test: RangeTest) -> None:
         """suggestion.json."""
@@ -125,8 +149,14 @@ class RunDirectory:
             "stop_ranks": stop.ranks,
             "world_size": test.world_size,
             "global_batch_size": test.global_batch_size,
+            "passes": [_pass_content(test, number) for number in range(len(test.passes))],
+            "confirmation": _confirmation_content(test),
         }
         self._write("suggestion.json", json.dumps(content, indent=2) + "\n")
+
+    def write_note(self, note: str) -> None:
+        """note.md: what the run came to, in words."""
+        self._write("note.md", self._redactor.text(note))
 
     def update_status(self, **changes: Any) -> None:
         """Change fields of status.json."""
@@ -151,9 +181,59 @@ class RunDirectory:
             os.fsync(file.fileno())
         partial.replace(self.path / name)
 
-    def _write_row(self, row: Sequence[Any]) -> None:
-        self._records.writerow(row)
-        self._records_file.flush()
+    def _table(self, name: str, columns: Sequence[str]) -> _Table:
+        if name not in self._tables:
+            self._tables[name] = _Table(self.path / name, columns)
+        return self._tables[name]
+
+
+class _Table:
+    """A CSV file that is complete after each row."""
+
+    def __init__(self, path: Path, columns: Sequence[str]) -> None:
+        self._file = path.open("w", newline="", encoding="utf-8")
+        self._writer = csv.writer(self._file)
+        self.write(columns)
+
+    def write(self, row: Iterable[Any]) -> None:
+        self._writer.writerow([_cell(value) for value in row])
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _pass_content(test: RangeTest, number: int) -> dict[str, Any]:
+    ladder = test.passes[number]
+    return {
+        "start_lr": ladder.start_lr,
+        "end_lr": ladder.end_lr,
+        "verdict": ladder.suggestion.verdict,
+        "lr": ladder.suggestion.lr,
+        "extension": ladder.extension or None,
+        "is_curve": number == test.curve_pass,
+    }
+
+
+def _confirmation_content(test: RangeTest) -> dict[str, Any] | None:
+    """What was measured, beside what the sweep alone says; null without confirmation runs."""
+    confirmation = test.confirmation
+    if confirmation is None:
+        return None
+    finished = [trial for trial in test.trials if trial.outcome == TrialOutcome.FINISHED]
+    longest = max((trial.num_steps for trial in finished), default=None)
+    horizon = confirmation.horizon
+    return {
+        "schedule": confirmation.schedule,
+        "monitored": confirmation.monitored,
+        "budget_steps": confirmation.budget_steps,
+        "horizon": horizon,
+        "num_trials": len(test.trials),
+        "measured_steps": longest,
+        "extrapolated_to_steps": horizon if horizon and longest and horizon > longest else None,
+        "sweep_lr": confirmation.sweep.lr,
+        "sweep_interval": confirmation.sweep.interval,
+    }
 
 
 def _cell(value: Any) -> Any:

@@ -28,7 +28,10 @@ class RunFiles:
         config: config.yaml, secrets masked.
         overrides: overrides.yaml, secrets masked.
         steps: records.csv.
-        test: The range test, once there is a suggestion.
+        trial_steps: Records of each confirmation run, by its number.
+        trials: The end of each confirmation run, as a step.
+        test: The range test, once there is a suggestion; without its passes and confirmation runs.
+        note: note.md; empty before the run's end.
     """
 
     path: Path
@@ -36,7 +39,10 @@ class RunFiles:
     config: dict[str, Any]
     overrides: list[str]
     steps: tuple[Step, ...]
+    trial_steps: dict[int, list[Step]]
+    trials: list[Step]
     test: RangeTest | None
+    note: str
 
     @property
     def job(self) -> Config:
@@ -52,7 +58,8 @@ class RunFiles:
 def read_run(path: Path) -> RunFiles:
     """Read what there is."""
     status = _json(path / "status.json")
-    steps = _steps(path / "records.csv")
+    steps = tuple(Step(**_values(row)) for row in _rows(path / "records.csv"))
+    trial_steps = _trial_steps(path)
     suggestion = _json(path / "suggestion.json")
     return RunFiles(
         path=path,
@@ -60,6 +67,9 @@ def read_run(path: Path) -> RunFiles:
         config=_yaml(path / "config.yaml") or {},
         overrides=_yaml(path / "overrides.yaml") or [],
         steps=steps,
+        trial_steps=trial_steps,
+        trials=_trials(path, trial_steps),
+        note=_text(path / "note.md"),
         test=_range_test(suggestion, steps) if suggestion else None,
     )
 
@@ -95,8 +105,12 @@ def _range_test(content: dict[str, Any], steps: tuple[Step, ...]) -> RangeTest:
         interval=None if interval is None else (interval[0], interval[1]),
         candidates=content["candidates"],
     )
+    curve_pass = next((number for number, item in enumerate(content.get("passes", ())) if item["is_curve"]), None)
     stop = Stop(
-        reason=StopReason(content["stop_reason"]), step=content["stop_step"], ranks=tuple(content.get("stop_ranks", ()))
+        reason=StopReason(content["stop_reason"]),
+        step=content["stop_step"],
+        ranks=tuple(content.get("stop_ranks", ())),
+        sweep_pass=curve_pass or 0,
     )
     return RangeTest(
         steps=steps,
@@ -104,23 +118,51 @@ def _range_test(content: dict[str, Any], steps: tuple[Step, ...]) -> RangeTest:
         suggestion=suggestion,
         world_size=content["world_size"],
         global_batch_size=content["global_batch_size"],
+        curve_pass=curve_pass,
     )
 
 
-def _steps(path: Path) -> tuple[Step, ...]:
+def _trial_steps(path: Path) -> dict[int, list[Step]]:
+    found: dict[int, list[Step]] = {}
+    for row in _rows(path / "trial_records.csv"):
+        found.setdefault(int(row.pop("trial")), []).append(Step(**_values(row)))
+    return found
+
+
+def _trials(path: Path, trial_steps: dict[int, list[Step]]) -> list[Step]:
+    """The end of each trial, at the time of its last step."""
+    ends = []
+    for row in _rows(path / "trials.csv"):
+        number, steps = int(row["trial"]), trial_steps.get(int(row["trial"]), [])
+        time_ms = steps[-1].timestamp_ms if steps else 0
+        ends.append(Step(step=number, lr=float(row["lr"]), loss=float(row["loss"]), timestamp_ms=time_ms))
+    return ends
+
+
+def _rows(path: Path) -> list[dict[str, str]]:
     """Whole rows; the last one may be cut off where the machine died."""
     try:
         with path.open(newline="", encoding="utf-8") as file:
-            rows = [row for row in csv.DictReader(file) if None not in row and None not in row.values()]
+            return [row for row in csv.DictReader(file) if None not in row and None not in row.values()]
     except OSError:
-        return ()
-    return tuple(Step(**{name: _value(name, text) for name, text in row.items()}) for row in rows)
+        return []
+
+
+def _values(row: dict[str, str]) -> dict[str, Any]:
+    return {name: _value(name, text) for name, text in row.items()}
 
 
 def _value(name: str, text: str) -> Any:
     if name == "skipped":
         return text == "1"
     return int(text) if name in INTEGERS else float(text)
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError:
+        return ""
 
 
 def _json(path: Path) -> dict[str, Any]:

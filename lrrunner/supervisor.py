@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from lrrunner.handover import ANOTHER_RANK_IS_GONE, Beat, Handover, JobOrder, RankOutcome
+from lrrunner.handover import ANOTHER_RANK_IS_SILENT, SECOND_HAND, Beat, Handover, JobOrder, RankOutcome
 from lrrunner.launch import OUTPUT_VARIABLE, RankPlan, launch_argv, launch_environment
 from lrrunner.output import LineSink, RankOutput
 from lrrunner.process import descendants, is_stopped, pid_of, process_identity
@@ -87,6 +87,7 @@ class RankSet:
         self._number = 0
         self._beats: dict[int, Beat] = {}
         self._failing_since: float | None = None
+        self._suspect: str | None = None
         self._stopping_since: float | None = None
         settings = launch_environment(
             plan,
@@ -112,11 +113,6 @@ class RankSet:
         return self._process.poll() is None
 
     @property
-    def is_busy(self) -> bool:
-        """Whether a job is under way."""
-        return self._order is not None
-
-    @property
     def number(self) -> int:
         """The number of the next job, among those of this set."""
         return self._number
@@ -132,7 +128,7 @@ class RankSet:
         assert order.number == self._number
         self._order, self._timeout_s = order, timeout_s
         self._number += 1
-        self._failing_since = self._stopping_since = None
+        self._failing_since = self._stopping_since = self._suspect = None
         self._last_sign = time.monotonic()
         self._handover.give(order)
 
@@ -211,7 +207,8 @@ class RankSet:
             ):
                 self._handover.withdraw(self._order.number)
         if failed or not self.is_alive:
-            self._failing_since = self._failing_since or now
+            if self._failing_since is None:
+                self._failing_since, self._suspect = now, self._silent_rank(outcomes)
             if not self.is_alive or now - self._failing_since > LAST_WORDS_S:
                 return self._failure(self._handover.outcomes(self._number - 1))
         elif self._stopping_since is not None:
@@ -219,7 +216,7 @@ class RankSet:
                 self.kill()
                 return JobResult(state=JobState.KILLED, code=143, cause="stopped before it could save", told=False)
         elif now - self._last_sign > self._timeout_s:
-            cause = self._hung()
+            cause = self._hung(self._beats, f"no step for {self._timeout_s:g} s")
             self.kill()
             return JobResult(state=JobState.FAILED, code=1, cause=cause, told=False)
         return None
@@ -233,8 +230,9 @@ class RankSet:
         if self._stopping_since is not None:
             return JobResult(state=JobState.KILLED, code=143, cause="stopped before it could save", told=False)
         causes = [outcome.cause for outcome in outcomes if outcome.cause and outcome.code == 1]
-        own = [cause for cause in causes if ANOTHER_RANK_IS_GONE not in cause]
-        cause = own[0] if own else self._silent_death() or (causes[0] if causes else self._never_came_up())
+        own = [cause for cause in causes if not any(words in cause for words in SECOND_HAND)]
+        cause = own[0] if own else self._suspect or self._silent_death()
+        cause = cause or (causes[0] if causes else self._never_came_up())
         return JobResult(state=JobState.FAILED, code=1, cause=cause, told=bool(own) and 0 in by_rank)
 
     def _silent_death(self) -> str | None:
@@ -260,10 +258,17 @@ class RankSet:
         self._launcher_words.seek(0)
         return self._launcher_words.read()
 
-    def _hung(self) -> str:
+    def _silent_rank(self, outcomes: list[RankOutcome]) -> str | None:
+        """The rank that others gave up waiting for, while it still lives."""
+        if not any(ANOTHER_RANK_IS_SILENT in (outcome.cause or "") for outcome in outcomes):
+            return None
+        told = {outcome.rank for outcome in outcomes}
+        others = {rank: beat for rank, beat in self._beats.items() if rank not in told}
+        return self._hung(others, "no answer within run.timeout_s") if others else None
+
+    def _hung(self, suspects: Mapping[int, Beat], words: str) -> str:
         """Which rank keeps the others waiting, and where it stands; the stacks go to the ranks' output."""
-        words = f"no step for {self._timeout_s:g} s"
-        pids = {rank: pid_of(beat.identity) for rank, beat in self._beats.items()}
+        pids = {rank: pid_of(beat.identity) for rank, beat in suspects.items()}
         for rank, pid in sorted(pids.items()):
             if pid is not None and is_stopped(pid):
                 return f"rank {rank}: stopped by a signal (SIGSTOP), {words}"

@@ -17,9 +17,9 @@ import socket
 import tempfile
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from filelock import FileLock
 
@@ -40,6 +40,9 @@ MAX_DUTY = 0.01
 
 MAX_STEPS_PER_BATCH = 200
 """Five metrics a step, and MLflow takes a thousand a call."""
+
+STEP_METRICS = ("lr", "log10_lr", "loss", "smoothed_loss", "grad_norm")
+TRIAL_METRICS = ("lr", "loss")
 
 MAX_PARAMS_PER_BATCH = 100
 MAX_PARAM_LENGTH = 6000
@@ -89,6 +92,14 @@ def absolute_uri(uri: str) -> str:
     return f"{prefix}{path}"
 
 
+class Point(NamedTuple):
+    """A step on its way to MLflow: which of its figures, and what goes before their names."""
+
+    step: Step
+    prefix: str = ""
+    names: Sequence[str] = STEP_METRICS
+
+
 class MlflowRun:
     """One run in MLflow, from the check that the store answers to its final status.
 
@@ -111,7 +122,8 @@ class MlflowRun:
         self.run_id = self.run_name = ""
         self.error: str | None = None
         self._redactor = redactor
-        self._queue: queue.SimpleQueue[tuple[Step, str]] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[Point] = queue.SimpleQueue()
+        self._sent_prefixes: set[str] = set()
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._send_until_closed, name="mlflow", daemon=True)
         try:
@@ -161,7 +173,6 @@ class MlflowRun:
         run_name: str,
         params: Mapping[str, Any],
         tags: Mapping[str, str],
-        live_prefix: str = "",
         run_id: str | None = None,
     ) -> None:
         """Create the run, or join one that a supervisor has made, and begin to send what :meth:`log` is given.
@@ -170,34 +181,41 @@ class MlflowRun:
             run_name: Shown name.
             params: Resolved configuration.
             tags: The user's tags and ours.
-            live_prefix: Formatted with each step's fields, goes before the metric names of live steps.
             run_id: The run to join.
         """
         from mlflow.entities import Param, RunTag
 
-        self._live_prefix = live_prefix
         if run_id is None:
             self.create(run_name=run_name, tags=tags)
         else:
             self.run_id, self.run_name = run_id, self._redactor.text(run_name)
             texts = [RunTag(key, self._redactor.text(str(value))) for key, value in tags.items()]
             self._client.log_batch(self.run_id, tags=texts)
+            known = self._client.get_run(run_id).data.metrics
+            self._sent_prefixes = {name[: name.rfind("/") + 1] for name in known}
         flat = flattened(self._redactor.tree(params))
         entities = [Param(_valid_name(key), value[:MAX_PARAM_LENGTH]) for key, value in flat.items()]
         for chunk in _chunks(entities, MAX_PARAMS_PER_BATCH):
             self._client.log_batch(self.run_id, params=chunk)
         self._thread.start()
 
-    def log(self, step: Step) -> None:
-        """Hand a step over to the sending thread."""
-        self._queue.put((step, self._live_prefix))
+    def log(self, step: Step, *, prefix: str = "", names: Sequence[str] = STEP_METRICS) -> None:
+        """Hand a step over to the sending thread.
+
+        Args:
+            step: The record.
+            prefix: Goes before the names of its metrics.
+            names: Which of its figures.
+        """
+        self._queue.put(Point(step, prefix, names))
 
     def finish(
         self,
         *,
         status: str,
         test: RangeTest | None = None,
-        pooled: Sequence[Step] = (),
+        final: Sequence[Point] = (),
+        superseded: Callable[[str], bool] = lambda prefix: False,
         note: str,
         files: Iterable[Path],
         root: Path,
@@ -208,7 +226,8 @@ class MlflowRun:
         Args:
             status: FINISHED, FAILED or KILLED.
             test: The range test, if it came to one.
-            pooled: Steps of the curve that stands for all repeats, where live steps went under a prefix.
+            final: What is only known to be final now.
+            superseded: Which prefixes of live steps ``final`` makes superfluous; they are not sent unless it has begun.
             note: Markdown for the run's description.
             files: Artifacts.
             root: The folder that artifact paths are relative to.
@@ -219,9 +238,12 @@ class MlflowRun:
         self._closing.set()
         self._thread.join()
         try:
+            self._drop_pending(superseded)
+            for point in final:
+                self._queue.put(point)
             self._send_pending()
             if test is not None:
-                self._send_result(test, pooled)
+                self._send_result(test)
             self._client.set_tag(self.run_id, "mlflow.note.content", self._redactor.text(note)[:MAX_NOTE_LENGTH])
             if picture is not None:
                 self._pin(picture)
@@ -341,11 +363,14 @@ class MlflowRun:
             return f"{shown}/#/experiments/{self.experiment_id}/runs/{self.run_id}"
         return f"run {self.run_name} ({self.run_id}) in experiment {self.experiment} of {shown}"
 
-    def _send_result(self, test: RangeTest, pooled: Sequence[Step]) -> None:
-        """Pooled curve, suggested LR and verdict."""
-        for step in pooled:
-            self._queue.put((step, ""))
-        self._send_pending()
+    def _drop_pending(self, superseded: Callable[[str], bool]) -> None:
+        """Forget live steps of a short sweep that nobody has seen, instead of showing everything twice."""
+        for point in list(_taken(self._queue, self._queue.qsize())):
+            if point.prefix in self._sent_prefixes or not superseded(point.prefix):
+                self._queue.put(point)
+
+    def _send_result(self, test: RangeTest) -> None:
+        """Suggested LR and verdict."""
         for key, value in _result_metrics(test).items():
             # with the time of the last step, so that sending it twice changes nothing
             self._client.log_metric(self.run_id, key, value, timestamp=test.steps[-1].timestamp_ms, synchronous=True)
@@ -373,8 +398,9 @@ class MlflowRun:
         for _ in range(self._queue.qsize() // MAX_STEPS_PER_BATCH + 1):
             batch = list(_taken(self._queue, MAX_STEPS_PER_BATCH))
             try:
-                if metrics := [metric for step, prefix in batch for metric in _step_metrics(step, prefix)]:
+                if metrics := [metric for point in batch for metric in _metrics(point)]:
                     self._client.log_batch(self.run_id, metrics=metrics)
+                self._sent_prefixes |= {point.prefix for point in batch}
             except Exception:
                 for item in batch:
                     self._queue.put(item)
@@ -385,25 +411,17 @@ class MlflowRun:
         logger.info("MLflow: %s", self.error)
 
 
-def _step_metrics(step: Step, prefix: str) -> Iterator[Metric]:
-    """A step's finite figures, each name behind the prefix, in which ``{repeat}`` stands for the repeat.
-
-    A skipped or non-finite step is no point of the curve.
-    """
+def _metrics(point: Point) -> Iterator[Metric]:
+    """A step's finite figures; a skipped or non-finite step is no point of a curve."""
     from mlflow.entities import Metric
 
+    step, prefix, names = point
     if step.skipped or not math.isfinite(step.loss):
         return
-    figures = {
-        "lr": step.lr,
-        "log10_lr": math.log10(step.lr),
-        "loss": step.loss,
-        "smoothed_loss": step.smoothed_loss,
-        "grad_norm": step.grad_norm,
-    }
-    for key, value in figures.items():
+    for name in names:
+        value: float = math.log10(step.lr) if name == "log10_lr" else getattr(step, name)
         if math.isfinite(value):
-            yield Metric(prefix.format(repeat=step.repeat) + key, value, step.timestamp_ms, step.step)
+            yield Metric(f"{prefix}{name}", value, step.timestamp_ms, step.step)
 
 
 def _result_metrics(test: RangeTest) -> dict[str, float]:
@@ -416,7 +434,7 @@ def _result_metrics(test: RangeTest) -> dict[str, float]:
 
 def _result_tags(test: RangeTest) -> dict[str, str]:
     tags = {"lrrunner.verdict": str(test.suggestion.verdict), "lrrunner.stop_reason": str(test.stop.reason)}
-    non_finite = [step.step for step in test.steps if not math.isfinite(step.loss)]
+    non_finite = [step.step for step in test.curve_steps if not math.isfinite(step.loss)]
     if non_finite:
         tags["lrrunner.first_nonfinite_step"] = str(min(non_finite))
     return tags
@@ -496,7 +514,7 @@ def _chunks(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
         yield items[start : start + size]
 
 
-def _taken(source: queue.SimpleQueue[tuple[Step, str]], limit: int) -> Iterator[tuple[Step, str]]:
+def _taken(source: queue.SimpleQueue[Point], limit: int) -> Iterator[Point]:
     for _ in range(limit):
         try:
             yield source.get_nowait()

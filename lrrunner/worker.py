@@ -20,21 +20,19 @@ from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedDataParallelKwargs, send_to_device
 
 from lrrunner import collectives
-from lrrunner.build import Parts, Regime, batch_plan, build, planned_loader, regime
+from lrrunner.build import Parts, Regime, build, regime
 from lrrunner.collectives import Collective
 from lrrunner.config import Config, job_from
-from lrrunner.core.schedule import LADDERS
-from lrrunner.core.stopping import stop_rule
-from lrrunner.engine import Ladder, SweepResult, Trainable, run_sweep
+from lrrunner.engine import Trainable
 from lrrunner.errors import ConfigError
-from lrrunner.handover import ANOTHER_RANK_IS_GONE
+from lrrunner.handover import ANOTHER_RANK_IS_GONE, ANOTHER_RANK_IS_SILENT
 from lrrunner.launch import launch_command
 from lrrunner.logs import JobLog
-from lrrunner.records import Step, StopReason
 from lrrunner.redaction import Redactor
 from lrrunner.reporter import Reporter
 from lrrunner.run_files import shown_path
 from lrrunner.signals import StopSignal
+from lrrunner.stages import Measured, measure
 
 BUILD_TIMEOUT = timedelta(hours=1)
 """Limit on collectives until the first step is over: downloads, first reads and compilation come before it."""
@@ -42,6 +40,8 @@ BUILD_TIMEOUT = timedelta(hours=1)
 MAX_CAUSE_LENGTH = 300
 
 LOST_CONNECTION = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited")
+
+TIMED_OUT = ("Timed out waiting", "timed out after", "Watchdog caught collective operation timeout")
 
 EXIT_OK, EXIT_FAILED, EXIT_CONFIG = 0, 1, 2
 
@@ -207,12 +207,11 @@ def _run(session: Session, stop_signal: StopSignal) -> int:
     session.log.write_to(session.directory, session.collective.rank)
     if session.reporter is not None:
         session.reporter.start(overrides=list(session.work.overrides), device=f"{PartialState().device}")
-    result = _sweep(session, job, parts, chosen, stop_signal)
+    measured = _sweep(session, job, parts, chosen, stop_signal)
     stop_signal.loop_ended()
-    interrupted = any(stop.reason == StopReason.INTERRUPTED for stop in result.stops)
     if session.reporter is not None:
-        session.reporter.finish(result, interrupted=interrupted)
-    return stop_signal.exit_code if interrupted else EXIT_OK
+        session.reporter.finish(measured.passes, measured.trials)
+    return stop_signal.exit_code if measured.interrupted else EXIT_OK
 
 
 def _stage_b(session: Session, job: Config) -> tuple[Regime, Parts]:
@@ -253,6 +252,7 @@ def _reporter(session: Session, job: Config) -> Reporter:
         redactor=session.redactor,
         run_id=session.work.run_id,
         tags=session.work.tags,
+        tell=session.work.on_step,
     )
 
 
@@ -270,51 +270,21 @@ def _agree(collective: Collective, errors: list[str]) -> None:
         )
 
 
-def _sweep(session: Session, job: Config, parts: Parts, chosen: Regime, stop_signal: StopSignal) -> SweepResult:
-    """Wrap the parts for the world and climb the ladder."""
-    collective = session.collective
+def _sweep(session: Session, job: Config, parts: Parts, chosen: Regime, stop_signal: StopSignal) -> Measured:
+    """Wrap the parts for the world, climb the ladder and what follows it."""
     accelerator = _accelerator(job, chosen, session.world.on_cpu)
-    plan = batch_plan(job, num_samples=parts.num_samples, world_size=collective.world_size)
-    on_step = _on_step(job, session.reporter, session.work.on_step)
     try:
-        return run_sweep(
+        return measure(
+            job,
+            parts,
             _trainable(job, parts, chosen, accelerator),
-            _ladder(job),
-            lambda repeat: iter(planned_loader(parts, job, plan, repeat=repeat, rank=collective.rank)),
-            collective=collective,
-            on_step=on_step,
+            collective=session.collective,
+            reporter=session.reporter,
             stop_requested=lambda: stop_signal.requested,
+            tell=session.work.on_step,
         )
     finally:
         accelerator.free_memory()
-
-
-def _on_step(job: Config, reporter: Reporter | None, tell: Callable[[int], None]) -> Callable[[Step], None]:
-    """Behind the first step, collectives get the user's time limit; rank 0 records."""
-
-    def on_step(step: Step) -> None:
-        if step.step == 0 and step.repeat == 0:
-            collectives.set_timeout(job.run.timeout_s)
-        if reporter is not None:
-            reporter.on_step(step)
-        tell(step.step)
-
-    return on_step
-
-
-def _ladder(job: Config) -> Ladder:
-    sweep = job.sweep
-    lrs = LADDERS[sweep.mode.value](start_lr=sweep.start_lr, end_lr=sweep.end_lr, num_steps=sweep.num_steps)
-    return Ladder(
-        lrs=lrs.tolist(),
-        beta=sweep.smoothing,
-        new_stop_rule=functools.partial(
-            stop_rule, sweep.stop_rule.value, factor=sweep.diverge_factor, num_steps=sweep.num_steps
-        ),
-        repeats=sweep.repeats,
-        seed=sweep.seed,
-        sync_every_step=sweep.sync_every_step,
-    )
 
 
 def _accelerator(job: Config, chosen: Regime, on_cpu: bool) -> Accelerator:
@@ -375,6 +345,8 @@ def _in_one_line(error: BaseException) -> str:
     text = " ".join(str(error).split())[:MAX_CAUSE_LENGTH]
     if isinstance(error, RuntimeError) and any(mark in text for mark in LOST_CONNECTION):
         return f"{ANOTHER_RANK_IS_GONE}, its connection was lost ({text})"
+    if isinstance(error, RuntimeError) and any(mark in text for mark in TIMED_OUT):
+        return f"{ANOTHER_RANK_IS_SILENT}, a collective timed out ({text})"
     return f"{type(error).__name__}: {text}"
 
 

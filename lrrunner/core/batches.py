@@ -12,6 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+EVALUATION = 1_000_001
+"""Beside the seed, for the samples that are evaluated: no repeat of a sweep has this number."""
+
 IndexArray = npt.NDArray[np.int64]
 
 
@@ -88,6 +91,35 @@ def micro_batches(plan: BatchPlan, *, seed: int, repeat: int, rank: int, first_s
     for batch in global_batches(plan, seed=seed, repeat=repeat, first_step=first_step):
         for micro_batch in batch[:, rank]:
             yield micro_batch.tolist()
+
+
+def evaluation_batches(
+    *, dataset_size: int, num_samples: int, batch_size: int, world_size: int, rank: int, seed: int
+) -> list[tuple[list[int], int]]:
+    """One rank's share of a fixed random part of a dataset, in batches to evaluate.
+
+    The part is the same for every world size. Every rank gets the same number of batches, since a forward pass may
+    communicate: a rank with fewer samples repeats one with a weight of 0.
+
+    Args:
+        dataset_size: Samples in the dataset, at least 1.
+        num_samples: Most samples to choose of them.
+        batch_size: Most samples of a batch.
+        world_size: Number of ranks.
+        rank: This one.
+        seed: Chooses the part.
+
+    Returns:
+        Pairs of sample indices and their weight: the number of samples, or 0 for a repeated one.
+
+    >>> [evaluation_batches(dataset_size=3, num_samples=9, batch_size=1, world_size=2, rank=r, seed=0) for r in (0, 1)]
+    [[([1], 1), ([2], 1)], [([0], 1), ([1], 0)]]
+    """
+    chosen = np.random.default_rng([seed, EVALUATION]).permutation(dataset_size)[:num_samples]
+    share = chosen[rank::world_size].tolist()
+    num_batches = -(-len(chosen[::world_size]) // batch_size)
+    batches = [share[i * batch_size : (i + 1) * batch_size] for i in range(num_batches)]
+    return [(batch, len(batch)) if batch else (chosen[:1].tolist(), 0) for batch in batches]
 
 
 def nearest_global_batch_sizes(global_batch_size: int, *, parts: int) -> list[int]:

@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -34,6 +35,7 @@ class Curve:
         smoothed: Zero-phase smoothed ``loss``, shape (T,).
         slope: d smoothed / d log10 lr, shape (T,).
         causal: Causal bias-corrected EMA of the uncapped pooled losses, shape (T,).
+        grad_norm: Mean gradient norm over repeats, shape (T,); NaN where it was not recorded.
         level: Loss at the start: median over the first tenth of the log LR range.
         noise: Standard deviation of ``loss`` around its trend.
         error: Standard error of ``smoothed``, shape (T,).
@@ -46,6 +48,7 @@ class Curve:
     smoothed: FloatArray
     slope: FloatArray
     causal: FloatArray
+    grad_norm: FloatArray
     level: float
     noise: float
     error: FloatArray
@@ -79,30 +82,36 @@ def usable_points(steps: Iterable[Step]) -> list[Step]:
     return [step for step in steps if limit is None or step.step < limit]
 
 
-def pooled(steps: Iterable[Step]) -> tuple[FloatArray, FloatArray]:
-    """Mean raw loss by rung over the repeats of the last pass; skipped and non-finite points are no points.
+class Pooled(NamedTuple):
+    """The repeats of a sweep as one: three arrays of shape (T,)."""
 
-    A repeat that stopped early holds its last loss for the rungs the others still reached: it diverged there.
+    lr: FloatArray
+    loss: FloatArray
+    grad_norm: FloatArray
 
-    Returns:
-        Learning rates and losses, each of shape (T,).
+
+def pooled(steps: Iterable[Step]) -> Pooled:
+    """Mean raw loss and gradient norm by rung over the repeats of the last pass, without skipped and non-finite points.
+
+    A repeat that stopped early holds its last values for the rungs the others still reached: it diverged there.
     """
     usable = usable_points(steps)
     if not usable:
-        return np.array([]), np.array([])
+        return Pooled(np.array([]), np.array([]), np.array([]))
     lr_by_rung = {step.step: step.lr for step in sorted(usable, key=lambda step: step.step)}
     by_repeat = itertools.groupby(sorted(usable, key=lambda s: (s.repeat, s.step)), key=lambda s: s.repeat)
-    columns = []
+    repeats = []
     for _, group in by_repeat:
-        loss_by_rung = {step.step: step.loss for step in group}
-        column, last = [], np.nan
+        by_rung = {step.step: (step.loss, step.grad_norm) for step in group}
+        column, last = [], (np.nan, np.nan)
         for rung in lr_by_rung:
-            last = loss_by_rung.get(rung, last)
+            last = by_rung.get(rung, last)
             column.append(last)
-        columns.append(column)
-    losses = np.array(columns)
-    keep = np.isfinite(losses).all(axis=0)
-    return np.array(list(lr_by_rung.values()))[keep], losses[:, keep].mean(axis=0)
+        repeats.append(column)
+    values = np.array(repeats)
+    keep = np.isfinite(values[:, :, 0]).all(axis=0)
+    losses, grad_norms = values[:, keep].mean(axis=0).T
+    return Pooled(np.array(list(lr_by_rung.values()))[keep], losses, grad_norms)
 
 
 def pooled_steps(steps: Iterable[Step], *, beta: float) -> list[Step]:
@@ -111,7 +120,7 @@ def pooled_steps(steps: Iterable[Step], *, beta: float) -> list[Step]:
     Rungs and losses are those of :func:`pooled`; counts and times are those of the last repeat.
     """
     usable = list(usable_points(steps))
-    lr, loss = pooled(usable)
+    lr, loss, _ = pooled(usable)
     by_lr: dict[float, list[Step]] = {}
     for step in usable:
         by_lr.setdefault(step.lr, []).append(step)
@@ -133,10 +142,10 @@ def curve_from_steps(steps: Sequence[Step], *, beta: float) -> Curve | None:
         steps: Records of one or several repeats.
         beta: Memory of the causal EMA in [0, 1).
     """
-    lr, loss = pooled(steps)
-    if len(lr) < 2:
+    points = pooled(steps)
+    if len(points.lr) < 2:
         return None
-    lr, loss = _thinned(lr, loss)
+    lr, loss, grad_norm = _thinned(points)
     causal = ema(loss, beta=beta)
     num_start = num_start_points(lr)
     level = float(np.median(loss[:num_start]))
@@ -150,6 +159,7 @@ def curve_from_steps(steps: Sequence[Step], *, beta: float) -> Curve | None:
         smoothed=smoother.value @ capped,
         slope=smoother.slope @ capped,
         causal=causal,
+        grad_norm=grad_norm,
         level=level,
         noise=noise,
         error=noise * np.linalg.norm(smoother.value, axis=1),
@@ -191,12 +201,13 @@ def _divergence_index(causal: FloatArray, level: float) -> int:
     return lowest + int(above[0]) if len(above) else len(causal)
 
 
-def _thinned(lr: FloatArray, loss: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """At most MAX_POINTS points: geometric means of LRs, means of losses, over neighbouring groups."""
-    if len(lr) <= MAX_POINTS:
-        return lr, loss
-    groups = np.array_split(np.arange(len(lr)), MAX_POINTS)
-    return (
-        np.exp([np.log(lr[group]).mean() for group in groups]),
-        np.array([loss[group].mean() for group in groups]),
+def _thinned(points: Pooled) -> Pooled:
+    """At most MAX_POINTS points: geometric means of LRs, means of the rest, over neighbouring groups."""
+    if len(points.lr) <= MAX_POINTS:
+        return points
+    groups = np.array_split(np.arange(len(points.lr)), MAX_POINTS)
+    return Pooled(
+        np.exp([np.log(points.lr[group]).mean() for group in groups]),
+        np.array([points.loss[group].mean() for group in groups]),
+        np.array([points.grad_norm[group].mean() for group in groups]),
     )

@@ -54,6 +54,36 @@ def linear_lr(*, start_lr: float, end_lr: float, num_steps: int) -> FloatArray:
     return _with_exact_ends(start_lr * (1 - fraction) + end_lr * fraction, start_lr, end_lr)
 
 
+def constant_schedule(peak_lr: float, *, num_steps: int) -> FloatArray:
+    """Learning rates of a training at one rate, shape (num_steps,)."""
+    return np.full(num_steps, peak_lr)
+
+
+def cosine_schedule(peak_lr: float, *, num_steps: int) -> FloatArray:
+    """Linear warm-up over the first tenth of the steps, then half a cosine down towards zero.
+
+    Args:
+        peak_lr: Highest LR.
+        num_steps: Steps T; the warm-up takes W = max(1, T // 10) of them.
+
+    Returns:
+        Learning rates, shape (T,): lr_i = peak * (i + 1) / W for i < W, then
+        peak * (1 + cos(pi (i - W) / (T - W))) / 2.
+
+    References:
+        Loshchilov and Hutter 2016, arXiv:1608.03983, without restarts.
+
+    >>> cosine_schedule(1.0, num_steps=5).round(3).tolist()
+    [1.0, 1.0, 0.854, 0.5, 0.146]
+    """
+    steps = np.arange(num_steps)
+    warm_up = max(1, num_steps // 10)
+    decay = 0.5 * (1 + np.cos(np.pi * (steps - warm_up) / max(1, num_steps - warm_up)))
+    return np.asarray(peak_lr * np.where(steps < warm_up, (steps + 1) / warm_up, decay))
+
+
+SCHEDULES = {"constant": constant_schedule, "cosine": cosine_schedule}
+
 LADDERS = {"exponential": exponential_lr, "linear": linear_lr}
 
 

@@ -13,6 +13,9 @@ NOISE_FLOORS = 4.0
 MIN_REFERENCE_STEPS = 10
 """Fewer give no usable estimate of the noise, with two differences every hundredth flat sweep would stop."""
 
+TRIAL_FACTOR = 10.0
+"""Five times the sweep's default: cutting a trial short saves time alone, cutting the wrong one costs the answer."""
+
 FLOAT32_RESOLUTION = 1e-6
 """Relative step below which float32 losses differ by rounding alone (8 ulp)."""
 
@@ -80,6 +83,37 @@ class RatioStop:
         """True once the loss has diverged."""
         self._best = min(self._best, raw_loss)
         return self._best > 0 and smoothed_loss > self.factor * self._best
+
+
+@dataclass(slots=True)
+class PatientStop:
+    """Diverged when another rule says so for ``patience`` steps in a row: a spike that recovers is no divergence.
+
+    Args:
+        rule: The rule to be confirmed.
+        patience: Steps in a row, at least 1.
+    """
+
+    rule: StopRule
+    patience: int
+    _in_a_row: int = 0
+
+    def update(self, raw_loss: float, smoothed_loss: float) -> bool:
+        """True once the loss has diverged for long enough."""
+        self._in_a_row = self._in_a_row + 1 if self.rule.update(raw_loss, smoothed_loss) else 0
+        return self._in_a_row >= self.patience
+
+
+def trial_stop_rule(*, num_steps: int) -> StopRule:
+    """A fresh stop rule for a training of ``num_steps`` steps whose end shall be seen, unless it is lost.
+
+    The smoothed loss has to lie TRIAL_FACTOR falls above its best, for a quarter of the schedule: what a high learning
+    rate throws up in the beginning may well come down again below everything else.
+
+    References:
+        Lewkowycz et al. 2020, arXiv:2003.02218: losses that rise far and then settle lower.
+    """
+    return PatientStop(stop_rule("range", factor=TRIAL_FACTOR, num_steps=num_steps), patience=max(1, num_steps // 4))
 
 
 def stop_rule(name: str, *, factor: float, num_steps: int) -> StopRule:

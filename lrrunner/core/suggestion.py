@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lrrunner.core.curve import Curve, curve_from_steps
+from lrrunner.core.curve import Curve, curve_from_steps, noise_std
 from lrrunner.core.schedule import FloatArray
 from lrrunner.records import Step, Stop, StopReason, Suggestion, Verdict
 
@@ -19,7 +19,14 @@ SIGNIFICANCE = 4.0
 exceeds four about once in a thousand sweeps."""
 
 NOISY_SHARE = 0.1
-"""Noise above this share of the initial loss may hide a descent; below it, a curve without one has none."""
+"""Noise above this share of the initial loss hides whether the curve responds at all."""
+
+HIDING_SHARE = 0.005
+"""Noise above this share of the initial loss may hide a fall that a training lives on; a quieter curve that shows none
+has none."""
+
+FLAT_DECADES = 3.0
+"""A blow-up that far above the first LR comes out of a flat curve, not of one that rises from its start."""
 
 MAX_SPREAD_DECADES = 2.0
 """A landmark that moves further than this when the noise is redrawn has not been located."""
@@ -28,18 +35,20 @@ RULE_ERROR_DECADES = 0.4
 """Half the width of an interval without noise: with it, 42 of 47 intervals of `auto` on the development jobs contain an
 LR whose regret is within 0.015 of the lowest (scripts/benchmarks/regret.md)."""
 
-FALL_SHARE = 0.3
-"""Share of the fall that counts as its begin: `regret.py --grid` on the development jobs."""
+BELOW_FALL = 2.0
+BELOW_BLOW_UP = 16.0
+BELOW_GRADIENT_RISE = 6.0
+"""How far below its landmark the best LR of a training lies on the development jobs (`regret.py --leave-one-out`)."""
 
-SAFETY = 20.0
-"""How far below the blow-up the upper landmark lies: from the same grid."""
+GRADIENT_RISE = 1.5
+"""A gradient norm this much above its initial level has left the region that the training starts in."""
 
 UNSEEN_DIVERGENCE = 5.0
 """A divergence beyond the ladder is taken to lie this far above the minimum; where one is seen on the development jobs,
 it lies 2.5 to 7.7 times above it (quartiles of 48 sweeps)."""
 
 CLEAR_OF_NOISE = 3.0
-"""Standard deviations above the initial level at which the median of three losses is no accident."""
+"""Standard deviations above the initial level at which the median of three values is no accident."""
 
 NUM_REDRAWS = 200
 NON_FINITE_START_STEPS = 3
@@ -57,15 +66,16 @@ def rule(function: Rule) -> Rule:
 
 @rule
 def auto(curve: Curve) -> float | None:
-    """The geometric mean of the LR where the loss has begun to fall and a twentieth of the LR where it blows up.
+    """The median of three estimates, each from another landmark of the sweep, so that one of them may be misled.
 
-    The first is where the zero-phase smoothed loss last stood above 30 % of its fall: below it, a hundred steps learn
-    nothing. The second is where the raw loss (median of three) first stands clear of its initial level: a long training
-    must stay well below it, and momentum delays it in a sweep. Both move with the unit of the LR and neither with that
-    of the loss; their mean on the log axis loses less than either landmark, the minimum or the steepest point
-    (scripts/benchmarks/regret.md, where 0.3 and 20 come from a grid on the development jobs).
+    Where the loss falls: half of the geometric mean of its steepest point and its minimum (of its start, while no fall
+    stands out of the noise). Where the loss blows up: a 16th of the LR at which the raw loss, as a median of three,
+    first stands clear of its initial level. Where the gradient grows: a sixth of the LR at which its norm, as a median
+    of three, first stands half above its initial level. The divisors come from a grid on the development jobs, where
+    each of the three alone loses twice as much as their median (scripts/benchmarks/regret.md, also left-one-out).
     """
-    return float(10 ** _auto_log_lr(curve, curve.smoothed[:, None])[0])
+    logs = _auto_log_lrs(curve, curve.loss[:, None])
+    return float(10 ** logs[0])
 
 
 @rule
@@ -224,7 +234,7 @@ def _examine(curve: Curve | None, stops: Sequence[Stop]) -> _Finding:
     lowest = curve.minimum_index
     rises = blew_up or _rises(curve, lowest)
     if not _falls(curve, lowest):
-        return _without_descent(curve, rises)
+        return _without_descent(curve, rises, blew_up)
     spread = float(np.ptp(_interval_logs(curve)))
     if spread > MAX_SPREAD_DECADES:
         reason = f"noise moves the suggestion over {spread:.1f} decades; raise sweep.repeats or data.global_batch_size"
@@ -239,7 +249,15 @@ def _examine(curve: Curve | None, stops: Sequence[Stop]) -> _Finding:
     return _Finding(Verdict.NO_DIVERGENCE, True, reason)
 
 
-def _without_descent(curve: Curve, rises: bool) -> _Finding:
+def _without_descent(curve: Curve, rises: bool, blew_up: bool) -> _Finding:
+    blow_up = 10 ** _blow_up_log(curve)
+    from_flat = blew_up and blow_up <= curve.lr[-1] and blow_up >= curve.lr[0] * 10**FLAT_DECADES
+    if from_flat and curve.noise > HIDING_SHARE * abs(curve.level):
+        reason = (
+            f"no fall stands out of the noise before the loss blows up at {blow_up:.1e}: the learning rate only keeps "
+            "its distance from there; raise sweep.num_steps or sweep.repeats, or confirm it with confirm.enabled=true"
+        )
+        return _Finding(Verdict.NO_DESCENT, True, reason)
     if rises:
         reason = (
             "the loss rises without having fallen; if it rises from the start, lower sweep.start_lr (sweep.end_lr on a "
@@ -283,19 +301,58 @@ def _rises(curve: Curve, lowest: int) -> bool:
     return bool(rise > max(SIGNIFICANCE * error, 0.2 * curve.fall, 1e-6 * abs(curve.level)))
 
 
-def _auto_log_lr(curve: Curve, smoothed: FloatArray) -> FloatArray:
-    """log10 of `auto` for several draws of the smoothed loss, shape (T, number of draws); shape (number of draws,)."""
+def landmarks(curve: Curve) -> dict[str, float]:
+    """The LRs that `auto` reads, by name: fall, blow_up, gradient_rise; only those that are seen."""
+    logs = {
+        "fall": _fall_logs(curve, curve.smoothed[:, None])[0],
+        "blow_up": _blow_up_log(curve),
+        "gradient_rise": _gradient_rise_log(curve),
+    }
+    return {name: float(10**log) for name, log in logs.items() if not np.isnan(log)}
+
+
+def _auto_log_lrs(curve: Curve, losses: FloatArray) -> FloatArray:
+    """log10 of `auto` for several draws of the losses, shape (T, number of draws); shape (number of draws,)."""
+    fall = _fall_logs(curve, curve.smoother.value @ losses) - np.log10(BELOW_FALL)
+    if not _falls(curve, curve.minimum_index):
+        fall = np.full_like(fall, np.log10(curve.lr[0]))
+    blow_up = _blow_up_log(curve) - np.log10(BELOW_BLOW_UP)
+    gradient = _gradient_rise_log(curve) - np.log10(BELOW_GRADIENT_RISE)
+    estimates = np.stack([fall, np.full_like(fall, blow_up), np.full_like(fall, gradient)])
+    return np.asarray(np.nanmedian(estimates, axis=0))
+
+
+def _fall_logs(curve: Curve, smoothed: FloatArray) -> FloatArray:
+    """log10 of the geometric mean of steepest point and minimum of each column of ``smoothed``."""
     x, rungs = np.log10(curve.lr), np.arange(len(curve.lr))[:, None]
     lowest = smoothed.argmin(axis=0)
-    fall = curve.level - smoothed.min(axis=0)
-    before_fall = (smoothed > curve.level - FALL_SHARE * fall) & (rungs <= lowest)
-    begins = np.minimum(np.where(before_fall, rungs, -1).max(axis=0) + 1, lowest)
-    padded = np.concatenate([curve.raw[:1], curve.raw, curve.raw[-1:]])
+    slopes = np.where(rungs <= lowest, np.gradient(smoothed, x, axis=0), np.inf)
+    return np.asarray((x[lowest] + x[slopes.argmin(axis=0)]) / 2)
+
+
+def _blow_up_log(curve: Curve) -> float:
+    """log10 of the LR where the raw loss first stands clear of its initial level; a guess when it is not seen."""
+    level = max(curve.level, float(np.median(curve.raw[: len(curve.raw) // 3 + 1])))  # whichever start was calmer
+    clear = level + max(CLEAR_OF_NOISE * curve.noise, 1e-6 * abs(level))
+    index = _first_above(curve.raw, clear, behind=curve.num_start)
+    return float(np.log10(curve.lr[curve.minimum_index] * UNSEEN_DIVERGENCE if index is None else curve.lr[index]))
+
+
+def _gradient_rise_log(curve: Curve) -> float:
+    """log10 of the LR where the gradient norm first stands clear of its initial level; NaN when it is not seen."""
+    norms = np.log(np.maximum(curve.grad_norm, np.finfo(float).tiny))
+    start = norms[: max(curve.num_start, len(norms) // 4)]
+    clear = np.median(start) + max(np.log(GRADIENT_RISE), CLEAR_OF_NOISE * noise_std(start))
+    index = _first_above(norms, clear, behind=curve.num_start)
+    return np.nan if index is None else float(np.log10(curve.lr[index]))
+
+
+def _first_above(values: FloatArray, limit: float, *, behind: int) -> int | None:
+    """First index from ``behind`` on at which the median of three values exceeds ``limit``."""
+    padded = np.concatenate([values[:1], values, values[-1:]])
     medians = np.median(np.stack([padded[:-2], padded[1:-1], padded[2:]]), axis=0)
-    clear = curve.level + max(CLEAR_OF_NOISE * curve.noise, 1e-6 * abs(curve.level))
-    blown_up = (medians > clear)[:, None] & (rungs >= np.maximum(begins, curve.num_start))
-    limit = np.where(blown_up.any(axis=0), x[blown_up.argmax(axis=0)], x[lowest] + np.log10(UNSEEN_DIVERGENCE))
-    return np.asarray((x[begins] + limit - np.log10(SAFETY)) / 2)
+    found = np.flatnonzero(medians[behind:] > limit)
+    return behind + int(found[0]) if len(found) else None
 
 
 def _interval(curve: Curve, lr: float) -> tuple[float, float]:
@@ -317,6 +374,5 @@ def _interval_logs(curve: Curve) -> FloatArray:
     """
     signs = np.random.default_rng(0).choice([-1.0, 1.0], size=(len(curve.lr), NUM_REDRAWS))
     redrawn = curve.smoothed[:, None] + (curve.loss - curve.smoothed)[:, None] * signs
-    smoothed = curve.smoother.value @ redrawn
-    low, middle, high = np.quantile(_auto_log_lr(curve, smoothed), [0.1, 0.5, 0.9])
+    low, middle, high = np.quantile(_auto_log_lrs(curve, redrawn), [0.1, 0.5, 0.9])
     return np.array([low - middle, high - middle])

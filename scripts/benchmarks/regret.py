@@ -10,14 +10,16 @@ only scores the rules on them.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import multiprocessing
+import re
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -33,6 +35,9 @@ SCHEDULES = ("constant", "cosine")
 ORACLE_SEEDS = (0, 1)
 SWEEP_SEEDS = (0, 1, 2)
 NUM_STEPS = 100
+SWEEP_LENGTHS = (30, 50, NUM_STEPS, 200, 400)
+PEER_LADDERS = {"luz_gugger": (1e-7, 0.1), "lightning": (1e-8, 1.0), "ignite": (1e-3, 10.0)}
+"""What these climb by default, all others 1e-7 to 10. Ignite starts at the optimizer's own LR, torch's default here."""
 BETA = 0.9
 
 Curve = dict[str, list[float]]
@@ -43,54 +48,99 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--fast", action="store_true", help="score on the kept results only")
     parser.add_argument("--data-root", type=Path, help="folder with mnist/ and tinyshakespeare/, for two more jobs")
-    parser.add_argument("--grid", action="store_true", help="score `auto` with other constants, without verdicts")
-    parser.add_argument("--only", help="measure this job anew")
+    parser.add_argument("--leave-one-out", action="store_true", help="fit the constants of `auto` to all jobs but one")
+    parser.add_argument("--only", help="measure only the jobs that match this pattern")
     arguments = parser.parse_args()
     kept: dict[str, Any] = json.loads(DATA.read_text()) if DATA.exists() else {}
-    if arguments.grid:
-        report_grid(kept)
+    if arguments.leave_one_out:
+        report_left_out(kept)
         return
     if not arguments.fast:
-        kept |= measured(arguments.data_root, set(kept) - {arguments.only})
-        DATA.write_text(json.dumps(kept, separators=(",", ":")).replace('},"', '},\n"') + "\n")
+        kept = measured(arguments.data_root, kept, arguments.only)
     report(kept)
 
 
-def measured(data_root: Path | None, done: set[str]) -> dict[str, Any]:
-    """Oracle and sweeps of every job that is not done, two jobs at a time."""
+def measured(data_root: Path | None, kept: dict[str, Any], only: str | None) -> dict[str, Any]:
+    """Oracle and sweeps of every job that lacks them, two jobs at a time."""
     sys.path.insert(0, str(HERE))
     from regret_jobs import jobs
 
-    names = [job.name for job in jobs(data_root) if job.name not in done]
+    names = [job.name for job in jobs(data_root) if only is None or re.fullmatch(only, job.name)]
+    work = [(name, kept.get(name, {})) for name in names]
     with multiprocessing.get_context("spawn").Pool(2) as pool:
-        results = {}
-        for name, result in pool.imap_unordered(partial(measure, data_root), names):
+        for name, result in pool.imap_unordered(partial(measure, data_root), work):
             print(f"measured {name}", file=sys.stderr, flush=True)
-            results[name] = result
-    return results
+            kept[name] = result
+            DATA.write_text(json.dumps(kept, separators=(",", ":")).replace('},"', '},\n"') + "\n")
+    return kept
 
 
-def measure(data_root: Path | None, name: str) -> tuple[str, dict[str, Any]]:
-    """One job's oracle and sweeps."""
+def measure(data_root: Path | None, work: tuple[str, dict[str, Any]]) -> tuple[str, dict[str, Any]]:
+    """What one job lacks of its oracle and its sweeps."""
     import torch
 
     sys.path.insert(0, str(HERE))
     from regret_jobs import jobs
 
     torch.set_num_threads(1)
+    name, kept = work
     job = next(job for job in jobs(data_root) if job.name == name)
+    if "losses" not in kept:
+        kept |= oracle(job)
+    record_sweeps(job, kept.setdefault("sweeps", {}))
+    return name, kept
+
+
+def oracle(job: Any) -> dict[str, Any]:
+    """Validation losses of a job under every LR of its grid, (LR, seed) by schedule."""
     low, high = (round(3 * math.log10(lr)) for lr in job.lrs)
     grid = [10 ** (i / 3) for i in range(low, high + 1)]
-    losses = {
-        schedule: [[trained(job, lr, schedule, seed) for seed in ORACLE_SEEDS] for lr in grid] for schedule in SCHEDULES
-    }
     start = float(np.mean([trained(job, grid[0], "constant", seed, num_steps=0) for seed in ORACLE_SEEDS]))
-    return name, {
+    return {
+        "num_steps": job.num_steps,
         "lrs": [rounded(lr) for lr in grid],
         "start": rounded(start),
-        "losses": losses,
-        "sweeps": [swept(job, seed) for seed in SWEEP_SEEDS],
+        "losses": {
+            schedule: [[trained(job, lr, schedule, seed) for seed in ORACLE_SEEDS] for lr in grid]
+            for schedule in SCHEDULES
+        },
     }
+
+
+class Sweep(NamedTuple):
+    """One recorded sweep: its ladder and its seed."""
+
+    start_lr: float
+    end_lr: float
+    num_steps: int
+    seed: int
+
+    @property
+    def key(self) -> str:
+        """Its name in the file."""
+        return f"{self.start_lr:g} {self.end_lr:g} {self.num_steps} {self.seed}"
+
+    @property
+    def lrs(self) -> Any:
+        """Its ladder, shape (num_steps,)."""
+        return exponential_lr(start_lr=self.start_lr, end_lr=self.end_lr, num_steps=self.num_steps)
+
+
+def record_sweeps(job: Any, sweeps: dict[str, Curve]) -> None:
+    """Add every ladder that a rule of ours or of a peer wants to see."""
+    for seed in SWEEP_SEEDS:
+        for num_steps in SWEEP_LENGTHS:
+            record_sweep(job, sweeps, Sweep(1e-7, 10.0, num_steps, seed))
+            if stopped(sweeps, Sweep(1e-7, 10.0, num_steps, seed))[1].reason == StopReason.END_OF_LADDER:
+                record_sweep(job, sweeps, Sweep(1e-7, 1e3, num_steps, seed))
+        for start_lr, end_lr in PEER_LADDERS.values():
+            record_sweep(job, sweeps, Sweep(start_lr, end_lr, NUM_STEPS, seed))
+
+
+def record_sweep(job: Any, sweeps: dict[str, Curve], sweep: Sweep) -> None:
+    """Add one ladder, climbed without a stop rule, so that every rule's own can be applied to it afterwards."""
+    if sweep.key not in sweeps:
+        sweeps[sweep.key] = swept(job, sweep)
 
 
 def trained(job: Any, lr: float, schedule: str, seed: int, num_steps: int | None = None) -> float:
@@ -139,8 +189,8 @@ def batches_of(job: Any, seed: int) -> Iterator[tuple[Any, Any]]:
         yield inputs[indices], targets[indices]
 
 
-def swept(job: Any, seed: int) -> Curve:
-    """One sweep without a stop rule, so that every rule's own can be applied to it afterwards."""
+def swept(job: Any, sweep: Sweep) -> Curve:
+    """One sweep to the end of its ladder, or to its first loss that is not finite."""
     import torch
 
     from lrrunner.collectives import SerialCollective
@@ -150,7 +200,7 @@ def swept(job: Any, seed: int) -> Curve:
         def update(self, raw_loss: float, smoothed_loss: float) -> bool:
             return False
 
-    torch.manual_seed(seed)
+    torch.manual_seed(sweep.seed)
     model = job.model()
     result = run_sweep(
         Trainable(
@@ -159,17 +209,11 @@ def swept(job: Any, seed: int) -> Curve:
             objective=lambda model, batch: job.loss(model(batch[0]), batch[1]),
             micro_batch_size=job.batch_size,
         ),
-        Ladder(
-            lrs=exponential_lr(start_lr=1e-7, end_lr=10.0, num_steps=NUM_STEPS).tolist(),
-            beta=BETA,
-            new_stop_rule=Never,
-            seed=seed,
-        ),
-        lambda repeat: batches_of(job, seed),
+        Ladder(lrs=sweep.lrs.tolist(), beta=BETA, new_stop_rule=Never, seed=sweep.seed),
+        lambda repeat: batches_of(job, sweep.seed),
         collective=SerialCollective(),
     )
     return {
-        "lr": [rounded(step.lr) for step in result.steps],
         "loss": [rounded(step.loss) for step in result.steps],
         "grad_norm": [rounded(step.grad_norm) for step in result.steps],
     }
@@ -193,30 +237,43 @@ def regret(job: dict[str, Any], lr: float | None) -> float:
     return float(np.mean(by_schedule))
 
 
-def stopped(curve: Curve) -> tuple[list[Step], Stop]:
+def stopped(sweeps: dict[str, Curve], sweep: Sweep) -> tuple[list[Step], Stop]:
     """The records that lrrunner's own stop rule would have left of a full sweep."""
-    ema, rule = Ema(BETA), stop_rule("range", factor=2.0, num_steps=NUM_STEPS)
+    ema, rule = Ema(BETA), stop_rule("range", factor=2.0, num_steps=sweep.num_steps)
     steps: list[Step] = []
-    for i, (lr, loss) in enumerate(zip(curve["lr"], curve["loss"], strict=True)):
+    curve = sweeps[sweep.key]
+    for i, (lr, loss, norm) in enumerate(zip(sweep.lrs.tolist(), curve["loss"], curve["grad_norm"], strict=False)):
         if not math.isfinite(loss):
             steps.append(Step(step=i, lr=lr, loss=loss))
             return steps, Stop(reason=StopReason.NON_FINITE, step=i)
-        steps.append(Step(step=i, lr=lr, loss=loss, smoothed_loss=ema.update(loss)))
+        steps.append(Step(step=i, lr=lr, loss=loss, smoothed_loss=ema.update(loss), grad_norm=norm))
         if rule.update(loss, ema.value):
             return steps, Stop(reason=StopReason.DIVERGED, step=i)
     return steps, Stop(reason=StopReason.END_OF_LADDER, step=len(steps) - 1)
 
 
-def suggestions(curve: Curve) -> dict[str, float | None]:
-    """Every rule's LR on one sweep; a peer's rule comes with its own smoothing, stop and trimming."""
-    steps, stop = stopped(curve)
-    ours = {name: suggest(steps, [stop], method=name, beta=BETA).lr for name in RULES}
-    return ours | {name: find(np.array(curve["lr"]), np.array(curve["loss"])) for name, find in PEERS.items()}
+def own_sweep(sweeps: dict[str, Curve], num_steps: int, seed: int) -> tuple[list[Step], Stop]:
+    """What lrrunner records by default: a ladder that shows no divergence is climbed again with a higher end."""
+    steps, stop = stopped(sweeps, Sweep(1e-7, 10.0, num_steps, seed))
+    if stop.reason == StopReason.END_OF_LADDER:
+        return stopped(sweeps, Sweep(1e-7, 1e3, num_steps, seed))
+    return steps, stop
+
+
+def suggestions(sweeps: dict[str, Curve], seed: int) -> dict[str, float | None]:
+    """Every rule's LR on one sweep of 100 steps; a peer's rule comes with its own ladder, smoothing, stop and cut."""
+    steps, stop = own_sweep(sweeps, NUM_STEPS, seed)
+    found = {name: suggest(steps, [stop], method=name, beta=BETA).lr for name in RULES}
+    for peer in PEERS:
+        sweep = Sweep(*PEER_LADDERS.get(peer.__name__, (1e-7, 10.0)), NUM_STEPS, seed)
+        losses = np.array(sweeps[sweep.key]["loss"])
+        found[f"peer: {peer.__name__}"] = peer(sweep.lrs[: len(losses)], losses)
+    return found
 
 
 def report(kept: dict[str, Any]) -> None:
     """Print regret by rule, and by job for `auto`."""
-    found = {name: [suggestions(curve) for curve in job["sweeps"]] for name, job in kept.items()}
+    found = {name: [suggestions(job["sweeps"], seed) for seed in SWEEP_SEEDS] for name, job in kept.items()}
     rules = list(next(iter(found.values()))[0])
     table = {
         rule: np.array([[regret(kept[name], sweep[rule]) for sweep in sweeps] for name, sweeps in found.items()])
@@ -246,8 +303,8 @@ def report_intervals(kept: dict[str, Any]) -> None:
     hits, widths = [], []
     for job in kept.values():
         lowest = min(regret(job, lr) for lr in np.geomspace(job["lrs"][0], job["lrs"][-1], 100))
-        for curve in job["sweeps"]:
-            steps, stop = stopped(curve)
+        for seed in SWEEP_SEEDS:
+            steps, stop = own_sweep(job["sweeps"], NUM_STEPS, seed)
             interval = suggest(steps, [stop], beta=BETA).interval
             if interval is not None:
                 hits.append(min(regret(job, lr) for lr in np.geomspace(*interval, 40)) <= 0.015 + lowest)
@@ -256,21 +313,37 @@ def report_intervals(kept: dict[str, Any]) -> None:
     print(f"median width {np.median(widths):.2f} decades")
 
 
-def report_grid(kept: dict[str, Any]) -> None:
-    """Print the mean regret of `auto` for other shares of the fall and other divisors of the blow-up."""
+def report_left_out(kept: dict[str, Any]) -> None:
+    """Print what `auto` loses on each job when its three divisors are fitted to all the others."""
     from lrrunner.core import suggestion
     from lrrunner.core.curve import curve_from_steps
 
-    curves = {name: [curve_from_steps(stopped(c)[0], beta=BETA) for c in job["sweeps"]] for name, job in kept.items()}
-    print("| share of the fall | blow-up / 7 | / 10 | / 14 | / 20 | / 28 | / 40 |\n|---|---|---|---|---|---|---|")
-    for share in (0.1, 0.2, 0.3, 0.4, 0.5, 0.6):
-        suggestion.FALL_SHARE = share
-        row = []
-        for safety in (7, 10, 14, 20, 28, 40):
-            suggestion.SAFETY = safety
-            values = [regret(kept[name], suggestion.auto(c)) for name, group in curves.items() for c in group if c]
-            row.append(f"{np.mean(values):.4f}")
-        print(f"| {share} | {' | '.join(row)} |")
+    names = ("BELOW_FALL", "BELOW_BLOW_UP", "BELOW_GRADIENT_RISE")
+    curves = {
+        name: [
+            curve
+            for seed in SWEEP_SEEDS
+            if (curve := curve_from_steps(own_sweep(job["sweeps"], NUM_STEPS, seed)[0], beta=BETA))
+        ]
+        for name, job in kept.items()
+    }
+    table = {}
+    for divisors in itertools.product((1.0, 1.4, 2.0, 2.8), (8.0, 11.0, 16.0, 23.0, 32.0), (3.0, 4.2, 6.0, 8.5)):
+        for constant, divisor in zip(names, divisors, strict=True):
+            setattr(suggestion, constant, divisor)
+        table[divisors] = {
+            name: float(np.mean([regret(kept[name], suggestion.auto(curve)) for curve in group]))
+            for name, group in curves.items()
+        }
+    chosen = []
+    print(f"| job left out | {' | '.join(names)} | regret of auto on it, without verdicts |\n|---|---|---|---|---|")
+    for name in kept:
+        best = min(table, key=lambda key: sum(loss for job, loss in table[key].items() if job != name))
+        chosen.append(table[best][name])
+        print(f"| {name} | {' | '.join(map(str, best))} | {table[best][name]:.4f} |")
+    best = min(table, key=lambda key: sum(table[key].values()))
+    print(f"\nleft-one-out mean {np.mean(chosen):.4f}, median {np.median(chosen):.4f}, worst {max(chosen):.3f}")
+    print(f"fitted to all: {dict(zip(names, best, strict=True))}, mean {np.mean(list(table[best].values())):.4f}")
 
 
 def _ema_seeded(losses: Any, beta: float) -> Any:
@@ -372,10 +445,26 @@ def tf2_article(lrs: Any, losses: Any) -> float | None:
     return float(lrs[int(np.argmin(np.diff(smoothed[:end]))) + 1]) if end > 1 else None
 
 
-PEERS: dict[str, Callable[[Any, Any], float | None]] = {
-    f"peer: {find.__name__}": find
-    for find in (torch_lr_finder, fastai_minimum, fastai_steep, fastai_valley, luz_gugger, lightning, tf2_article)
-}
+def ignite(lrs: Any, losses: Any) -> float | None:
+    """Steepest by index, left of the minimum, on a seeded EMA (0.05); stopped at 5 x best."""
+    lrs, losses = _finite_part(lrs, losses)
+    smoothed = _ema_seeded(losses, 0.05)
+    best = np.minimum.accumulate(smoothed)
+    end = _until(lambda i: bool(smoothed[i] > 5 * best[i]), len(smoothed))
+    falling = smoothed[: int(np.argmin(smoothed[:end])) + 1]
+    return float(lrs[int(np.argmin(falling[2:] - falling[:-2])) + 1]) if len(falling) > 2 else None
+
+
+PEERS = (
+    torch_lr_finder,
+    fastai_minimum,
+    fastai_steep,
+    fastai_valley,
+    luz_gugger,
+    lightning,
+    ignite,
+    tf2_article,
+)
 
 
 if __name__ == "__main__":

@@ -44,7 +44,7 @@ class Job:
     loss: Callable[[Any, Any], torch.Tensor] = nn.functional.cross_entropy
     batch_size: int = 64
     lrs: tuple[float, float] = (1e-4, 10.0)
-    num_steps: int = 300
+    num_steps: int = 600
 
 
 class SignSgd(torch.optim.Optimizer):
@@ -108,6 +108,20 @@ def digits(split: str, as_image: bool = False) -> Tensors:
     return inputs, targets
 
 
+@functools.cache
+def moved_digits(split: str, as_image: bool = False) -> Tensors:
+    """Digits moved by up to a pixel and speckled, ten copies of each: enough data that nothing is learnt by heart."""
+    images, targets = digits(split, as_image=True)
+    random = torch.Generator().manual_seed(int(split == "val"))
+    copies = []
+    for _ in range(10 if split == "train" else 2):
+        right, down = torch.randint(-1, 2, (2,), generator=random).tolist()
+        speckled = images.roll((down, right), dims=(2, 3)) + 0.1 * torch.randn(images.shape, generator=random)
+        copies.append(speckled)
+    moved = torch.cat(copies)
+    return moved if as_image else moved.flatten(1), targets.repeat(len(copies))
+
+
 def noisy_digits(split: str) -> Tensors:
     """Two of five training labels are random: a loss with a high floor of noise."""
     inputs, targets = digits(split)
@@ -150,12 +164,6 @@ def cancer(split: str) -> Tensors:
 
 
 @functools.cache
-def wine(split: str) -> Tensors:
-    """Wine: 13 standardised features, three classes."""
-    return _table(datasets.load_wine, split, regression=False)
-
-
-@functools.cache
 def diabetes(split: str) -> Tensors:
     """Diabetes: 10 standardised features, a standardised target."""
     return _table(datasets.load_diabetes, split, regression=True)
@@ -170,6 +178,45 @@ def patches(split: str) -> Tensors:
     clean = np.stack([photograph[y : y + 12, x : x + 12].transpose(2, 0, 1) for y, x in corners])
     noisy = clean + random.normal(0, 0.15, clean.shape).astype(np.float32)
     return torch.from_numpy(noisy.astype(np.float32)), torch.from_numpy(clean)
+
+
+@functools.cache
+def photograph(split: str) -> Tensors:
+    """Where a pixel of a photograph lies, as 64 waves, and its colour; every tenth pixel validates."""
+    colours = datasets.load_sample_image("flower.jpg").astype(np.float32).reshape(-1, 3) / 255
+    height, width = datasets.load_sample_image("flower.jpg").shape[:2]
+    y, x = np.divmod(np.arange(height * width), width)
+    frequencies = np.random.default_rng(0).normal(0, 6.0, (2, 32))
+    phases = np.stack([y / height, x / width], axis=1) @ frequencies
+    inputs = np.concatenate([np.sin(phases), np.cos(phases)], axis=1).astype(np.float32)
+    chosen = np.arange(len(inputs)) % 10 == 0
+    chosen = np.flatnonzero(chosen if split == "val" else ~chosen)[:: 10 if split == "val" else 1]
+    return torch.from_numpy(inputs[chosen]), torch.from_numpy(colours[chosen])
+
+
+@functools.cache
+def which_photograph(split: str) -> Tensors:
+    """12x12 grey-mixed patches of two photographs: which one? Left halves to train on, right halves to validate."""
+    random = np.random.default_rng(int(split == "val"))
+    inputs, targets = [], []
+    for label, name in enumerate(("china.jpg", "flower.jpg")):
+        picture = datasets.load_sample_image(name).astype(np.float32) / 255
+        half = picture[:, :320] if split == "train" else picture[:, 320:]
+        number = 4000 if split == "train" else 500
+        for y, x in zip(random.integers(0, 415, number), random.integers(0, 308, number), strict=True):
+            patch = half[y : y + 12, x : x + 12].transpose(2, 0, 1)
+            inputs.append(patch - patch.mean() + random.normal(0, 0.05, patch.shape))
+            targets.append(label)
+    order = random.permutation(len(inputs))
+    return torch.from_numpy(np.stack(inputs).astype(np.float32)[order]), torch.tensor(targets)[order]
+
+
+@functools.cache
+def ngrams(split: str) -> Tensors:
+    """Eight characters, and the one behind them."""
+    windows, _ = text(split)
+    inputs = windows[:, :8]
+    return inputs, windows[:, 8]
 
 
 @functools.cache
@@ -194,6 +241,14 @@ def _mlp(inputs: int, outputs: int, hidden: int = 64, layers: int = 2) -> Callab
     return lambda: Mlp(in_features=inputs, hidden_features=hidden, num_hidden=layers, num_classes=outputs)
 
 
+def _cnn(channels: int, outputs: int) -> Callable[[], nn.Module]:
+    return lambda: Cnn(in_channels=channels, width=8, num_classes=outputs)
+
+
+def _ngram_model() -> nn.Module:
+    return nn.Sequential(nn.Embedding(128, 16), nn.Flatten(), nn.Linear(128, 64), nn.Tanh(), nn.Linear(64, 128))
+
+
 def _denoiser() -> nn.Module:
     first, second, last = (nn.Conv2d(a, b, 3, padding=1) for a, b in ((3, 16), (16, 16), (16, 3)))
     return nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), last)
@@ -213,48 +268,46 @@ def _momentum(params: Any, lr: float, weight_decay: float = 0.0) -> torch.optim.
 
 def jobs(data_root: Path | None) -> Iterator[Job]:
     """All development jobs; MNIST and tiny Shakespeare only where ``data_root`` has them."""
-    adam, adamw = torch.optim.Adam, torch.optim.AdamW
-    images = functools.partial(digits, as_image=True)
+    adam, adamw, rmsprop, adagrad = (getattr(torch.optim, name) for name in ("Adam", "AdamW", "RMSprop", "Adagrad"))
     mse = nn.functional.mse_loss
     small = {"lrs": (1e-5, 1.0)}
     yield Job(name="linear_sgd", **_both(digits), model=lambda: nn.Linear(64, 10), optimizer=_sgd, lrs=(1e-3, 100.0))
-    yield Job(name="mlp_adamw", **_both(digits), model=_mlp(64, 10), optimizer=adamw, **small)
-    yield Job(name="mlp_momentum_b16", **_both(digits), model=_mlp(64, 10), optimizer=_momentum, batch_size=16)
-    yield Job(name="mlp_sign_sgd", **_both(digits), model=_mlp(64, 10), optimizer=SignSgd, lrs=(1e-5, 1.0))
-    yield Job(name="noisy_mlp_sgd_b4", **_both(noisy_digits), model=_mlp(64, 10), optimizer=_sgd, batch_size=4)
+    yield Job(name="mlp_adamw", **_both(moved_digits), model=_mlp(64, 10), optimizer=adamw, **small)
+    yield Job(name="mlp_momentum_b16", **_both(moved_digits), model=_mlp(64, 10), optimizer=_momentum, batch_size=16)
+    yield Job(name="mlp_sign_sgd", **_both(moved_digits), model=_mlp(64, 10), optimizer=SignSgd, **small)
     yield Job(
-        name="shifted_cnn_wd_b512",
+        name="noisy_mlp_sgd_b4",
+        **_both(noisy_digits),
+        model=_mlp(64, 10),
+        optimizer=_sgd,
+        batch_size=4,
+        num_steps=3000,
+    )
+    yield Job(
+        name="shifted_cnn_wd_b256",
         **_both(shifted_digits),
-        model=lambda: Cnn(in_channels=1, width=8, num_classes=10),
+        model=_cnn(1, 10),
         optimizer=functools.partial(_momentum, weight_decay=1e-3),
-        batch_size=512,
-        num_steps=100,
+        batch_size=256,
+        num_steps=250,
     )
     yield Job(
         name="cnn_bn_momentum",
-        **_both(images),
-        model=lambda: Cnn(in_channels=1, width=8, num_classes=10),
+        **_both(functools.partial(moved_digits, as_image=True)),
+        model=_cnn(1, 10),
         optimizer=_momentum,
-        num_steps=200,
+        num_steps=500,
     )
     yield Job(
         name="vit_adamw_wd",
-        **_both(images),
+        **_both(functools.partial(moved_digits, as_image=True)),
         model=TinyViT,
         optimizer=lambda p, lr: adamw(p, lr=lr, weight_decay=0.1),
-        num_steps=250,
+        num_steps=500,
         **small,
     )
-    yield Job(name="gpt_adamw", **_both(text), model=_gpt, optimizer=adamw, batch_size=16, num_steps=250, **small)
-    yield Job(
-        name="lstm_rmsprop",
-        **_both(text),
-        model=CharLstm,
-        optimizer=lambda p, lr: torch.optim.RMSprop(p, lr=lr),
-        batch_size=16,
-        num_steps=250,
-        **small,
-    )
+    yield Job(name="gpt_adamw", **_both(text), model=_gpt, optimizer=adamw, batch_size=16, num_steps=500, **small)
+    yield Job(name="lstm_rmsprop", **_both(text), model=CharLstm, optimizer=rmsprop, batch_size=16, **small)
     yield Job(
         name="autoencoder_adam_b128",
         **_both(reconstructed_digits),
@@ -267,42 +320,65 @@ def jobs(data_root: Path | None) -> Iterator[Job]:
     yield Job(
         name="diabetes_full_batch_sgd",
         **_both(diabetes),
-        model=_mlp(10, 1, hidden=32),
+        model=lambda: nn.Linear(10, 1),
         optimizer=_sgd,
         loss=mse,
         batch_size=353,
-        num_steps=150,
+        num_steps=200,
     )
     yield Job(
         name="cancer_adagrad",
         **_both(cancer),
         model=_mlp(30, 2, hidden=32),
-        optimizer=lambda p, lr: torch.optim.Adagrad(p, lr=lr),
+        optimizer=adagrad,
         batch_size=32,
-        num_steps=150,
+        num_steps=200,
     )
     yield Job(
-        name="wine_adam_b8", **_both(wine), model=_mlp(13, 3, hidden=16), optimizer=adam, batch_size=8, num_steps=150
+        name="photograph_adam_b512",
+        **_both(photograph),
+        model=_mlp(64, 3, hidden=64, layers=3),
+        optimizer=adam,
+        loss=mse,
+        batch_size=512,
+        **small,
     )
-    yield Job(name="denoiser_adam", **_both(patches), model=_denoiser, optimizer=adam, loss=mse, batch_size=32, **small)
+    yield Job(
+        name="denoiser_adam",
+        **_both(patches),
+        model=_denoiser,
+        optimizer=adam,
+        loss=mse,
+        batch_size=32,
+        num_steps=400,
+        **small,
+    )
+    yield Job(name="characters_sgd", **_both(ngrams), model=_ngram_model, optimizer=_sgd, num_steps=1000)
+    yield Job(
+        name="photographs_cnn_nesterov",
+        **_both(which_photograph),
+        model=_cnn(3, 2),
+        optimizer=lambda p, lr: torch.optim.SGD(p, lr=lr, momentum=0.9, nesterov=True, weight_decay=5e-4),
+        batch_size=32,
+        num_steps=400,
+    )
     if data_root is not None and (data_root / "mnist").is_dir():
-        load_mnist = functools.partial(mnist, root=str(data_root / "mnist"))
         yield Job(
             name="mnist_lenet_adam",
-            **_both(load_mnist),
+            **_both(functools.partial(mnist, root=str(data_root / "mnist"))),
             model=lambda: LeNet(dropout=0.1, num_classes=10),
             optimizer=adam,
             batch_size=32,
+            num_steps=400,
             **small,
         )
     if data_root is not None and (data_root / "tinyshakespeare").is_dir():
-        load_text = functools.partial(text, root=str(data_root / "tinyshakespeare" / "input.txt"))
         yield Job(
             name="shakespeare_gpt",
-            **_both(load_text),
+            **_both(functools.partial(text, root=str(data_root / "tinyshakespeare" / "input.txt"))),
             model=_gpt,
             optimizer=adamw,
             batch_size=32,
-            num_steps=250,
+            num_steps=500,
             **small,
         )

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,24 @@ class Finished:
     def read(self, name: str) -> Any:
         """A JSON file of the run directory."""
         return json.loads((self.run / name).read_text())
+
+
+def wait_for_rows(
+    folder: Path, count: int, process: subprocess.Popen[str], *, name: str = "records.csv", timeout_s: float = 60
+) -> None:
+    """Until ``count`` rows of a table are in the run directory."""
+    deadline = time.monotonic() + timeout_s
+    path = folder / "run" / name
+    while not path.exists() or len(path.read_text().splitlines()) <= count:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline, f"no {name}"
+        time.sleep(0.05)
+
+
+def finish(process: subprocess.Popen[str], folder: Path, timeout_s: float = 60) -> Finished:
+    """Wait for the end of a started run."""
+    out, err = process.communicate(timeout=timeout_s)
+    return Finished(process.returncode, out, err, folder)
 
 
 def environment(**changes: str) -> dict[str, str]:

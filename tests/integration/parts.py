@@ -92,3 +92,13 @@ class Net(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Class scores."""
         return self.layers(x)
+
+
+class FailsInEval(Net):
+    """Trains well, and breaks in the first evaluation."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Class scores, in training only."""
+        if not self.training:
+            raise RuntimeError("no evaluation with me")
+        return super().forward(x)

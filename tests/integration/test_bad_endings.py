@@ -16,17 +16,7 @@ import psutil
 import pytest
 from mlflow import MlflowClient
 
-from tests.integration.launching import NO_TRACKING, Finished, environment, launch, start
-
-
-def wait_for_rows(folder: Path, count: int, process: subprocess.Popen[str], timeout_s: float = 60) -> None:
-    """Until ``count`` steps are recorded."""
-    deadline = time.monotonic() + timeout_s
-    path = folder / "run" / "records.csv"
-    while not path.exists() or len(path.read_text().splitlines()) <= count:
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline, "no records"
-        time.sleep(0.05)
+from tests.integration.launching import NO_TRACKING, environment, finish, launch, start, wait_for_rows
 
 
 def ranks_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
@@ -39,11 +29,6 @@ def run_status(folder: Path) -> str:
     client = MlflowClient(tracking_uri=f"sqlite:///{folder}/mlflow.db")
     (run,) = client.search_runs([e.experiment_id for e in client.search_experiments()])
     return str(run.info.status)
-
-
-def finish(process: subprocess.Popen[str], folder: Path, timeout_s: float = 60) -> Finished:
-    out, err = process.communicate(timeout=timeout_s)
-    return Finished(process.returncode, out, err, folder)
 
 
 def test_mistakes_of_both_stages_are_printed_once_by_two_ranks(tmp_path: Path) -> None:

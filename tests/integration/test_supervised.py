@@ -154,6 +154,14 @@ def test_a_hang_in_the_users_code_is_named_with_its_place(tmp_path: Path) -> Non
     assert "parts.py" in done.err
 
 
+def test_a_collective_that_times_out_blames_the_silent_rank(tmp_path: Path) -> None:
+    """run.timeout_s comes first by default: the rank that gave up waiting is not the culprit."""
+    done = launch(tmp_path, *FAILING, *NO_TRACKING, "+model.rank=1", "+model.how=stop", "run.timeout_s=5")
+    assert done.code == 1
+    assert "the sweep failed on rank 1: stopped by a signal (SIGSTOP), no answer within run.timeout_s" in done.err
+    assert done.read("status.json")["cause"].startswith("rank 1: stopped by a signal")
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_saves_and_ends_with_its_code(tmp_path: Path, number: int, code: int) -> None:
     """Unlike `accelerate launch`, which turns everything into 1."""

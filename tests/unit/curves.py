@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -62,11 +63,21 @@ def records(
     repeat: int = 0,
     sweep_pass: int = 0,
     skipped: bool = False,
+    grad_norms: FloatArray | Sequence[float] | None = None,
 ) -> list[Step]:
     """One record a rung, for as many rungs as there are losses."""
+    norms = [math.nan] * len(losses) if grad_norms is None else grad_norms
     return [
-        Step(step=i, lr=float(lr), loss=float(loss), repeat=repeat, sweep_pass=sweep_pass, skipped=skipped)
-        for i, (lr, loss) in enumerate(zip(lrs, losses, strict=False))
+        Step(
+            step=i,
+            lr=float(lr),
+            loss=float(loss),
+            grad_norm=float(norm),
+            repeat=repeat,
+            sweep_pass=sweep_pass,
+            skipped=skipped,
+        )
+        for i, (lr, loss, norm) in enumerate(zip(lrs, losses, norms, strict=False))
     ]
 
 

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from itertools import islice
+from itertools import chain, islice
 
 import numpy as np
 import pytest
@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from lrrunner.core.batches import (
     BatchPlan,
     epoch_order,
+    evaluation_batches,
     global_batches,
     micro_batches,
     nearest_global_batch_sizes,
@@ -178,3 +179,39 @@ def test_epoch_order_is_a_permutation(dataset_size: int, seed: int, repeat: int,
 def test_nearest_sizes_lie_on_either_side_and_are_positive(size: int, parts: int, expected: list[int]) -> None:
     """An error that names the sizes that work saves the user the arithmetic; zero is not one of them."""
     assert nearest_global_batch_sizes(size, parts=parts) == expected
+
+
+def evaluated(
+    world_size: int, *, dataset_size: int = 23, num_samples: int = 100, batch_size: int = 3
+) -> list[list[int]]:
+    """What each rank counts, and the same number of forward passes for each."""
+    shares = [
+        evaluation_batches(
+            dataset_size=dataset_size,
+            num_samples=num_samples,
+            batch_size=batch_size,
+            world_size=world_size,
+            rank=rank,
+            seed=0,
+        )
+        for rank in range(world_size)
+    ]
+    assert len({len(share) for share in shares}) == 1
+    assert all(batch and len(batch) <= batch_size for share in shares for batch, _ in share)
+    assert all(weight in (0, len(batch)) for share in shares for batch, weight in share)
+    return [[sample for batch, weight in share for sample in batch if weight] for share in shares]
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4, 5, 30])
+def test_an_evaluation_counts_every_sample_once_in_any_world(world_size: int) -> None:
+    """Also with more ranks than samples: those without one take part and count nothing."""
+    counted = [sample for share in evaluated(world_size) for sample in share]
+    assert sorted(counted) == list(range(23))
+
+
+def test_an_evaluation_of_a_part_takes_the_same_samples_in_any_world() -> None:
+    """Else two worlds would compare their trials on different data."""
+    parts = [sorted(chain.from_iterable(evaluated(size, num_samples=10))) for size in (1, 2, 3, 4, 7)]
+    assert len(parts[0]) == 10
+    assert parts[0] != list(range(10))
+    assert all(part == parts[0] for part in parts)

@@ -92,6 +92,41 @@ MISTAKES = {
 }
 
 
+OWN_DATA = (
+    "confirm.enabled=true",
+    "data=custom",
+    f"data.train._target_={HERE}.samples",
+    "+data.train.size=64",
+    "data.global_batch_size=64",
+)
+
+MISTAKES |= {
+    ("confirm.enabled=true", "+data.val.foo=1"): "data.val must take the arguments it is given: lrrunner.tasks.data.d",
+    ("confirm.enabled=true", "data.val.split=test"): (
+        "data.val could not be built: lrrunner.tasks.data.digits raised ValueError: split must be one of train, val;"
+    ),
+    (*OWN_DATA, f"data.val={{_target_: {HERE}.samples, size: 0}}"): (
+        "data.val must hold samples, got none; check its folder and arguments"
+    ),
+    (*OWN_DATA, f"data.val={{_target_: {HERE}.Stream}}"): (
+        "data.val must have a length and an index, got Stream; use a map-style dataset"
+    ),
+}
+
+
+def test_the_validation_set_is_built_for_confirmation_runs_only() -> None:
+    """It may be large, and a sweep alone does not read it."""
+    for overrides, size in (
+        ([], None),
+        (["confirm.enabled=true"], 360),
+        (["confirm.enabled=true", "data.val=null"], None),
+    ):
+        parts = build(job_from(compose_job(overrides)), device=torch.device("cpu"), errors=[])
+        assert parts is not None
+        validation: Any = parts.validation
+        assert (None if validation is None else len(validation)) == size
+
+
 @pytest.mark.parametrize("overrides", MISTAKES, ids=" ".join)
 def test_a_part_that_cannot_be_built_is_named(overrides: tuple[str, ...]) -> None:
     """No traceback of ours for a user's mistake: the part, the rule and the value."""

@@ -11,7 +11,7 @@ import yaml
 
 from lrrunner.cli import command_line, run
 from lrrunner.compose import compose_job
-from lrrunner.config import batch_summary, job_from
+from lrrunner.config import batch_summary, budget_steps, job_from
 from lrrunner.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -27,6 +27,10 @@ MISTAKES = {
     "sweep.smoothing=-0.1": "sweep.smoothing must lie in [0, 1), got -0.1; try 0.9",
     "sweep.repeats=0": "sweep.repeats must be at least 1, got 0; try 1",
     "sweep.diverge_factor=0": "sweep.diverge_factor must be above 0 for stop_rule=range, got 0; try 2",
+    "confirm.horizon=0": "confirm.horizon must be at least 1, got 0; null is a training of unknown length",
+    "confirm.budget_steps=9": "confirm.budget_steps must be at least 10, got 9; null takes 5 x sweep.num_steps",
+    "confirm.schedule=linear": "confirm.schedule must be one of constant, cosine; got linear",
+    "sweep.auto_range=perhaps": "sweep.auto_range must be true or false, got perhaps; correct the value",
     "suggestion.method=best": (
         "suggestion.method must be one of auto, steepest, minimum, valley, slide, largest_drop; got best"
     ),
@@ -77,6 +81,12 @@ MISTAKES = {
     "+experiment=digits_mlp": "experiment has a value already, got +experiment=digits_mlp; write it without +",
     "sweep": "'sweep' is not an override; write key=value, and quote values with special characters",
 }
+
+
+def test_confirmation_runs_cost_five_sweeps_unless_told_otherwise() -> None:
+    """The default budget follows the sweep."""
+    assert budget_steps(job_from(compose_job(["sweep.num_steps=30"]))) == 150
+    assert budget_steps(job_from(compose_job(["confirm.budget_steps=40"]))) == 40
 
 
 def errors_of(*overrides: str, world_size: int = 2) -> tuple[str, ...]:

@@ -24,7 +24,17 @@ from matplotlib.text import Text
 
 from lrrunner.core.suggestion import suggest
 from lrrunner.plotting import lr_sweep_figure, repeat_range, save_png
-from lrrunner.records import RangeTest, Step, Stop, StopReason, Suggestion, Verdict
+from lrrunner.records import (
+    Confirmation,
+    RangeTest,
+    Step,
+    Stop,
+    StopReason,
+    Suggestion,
+    Trial,
+    TrialOutcome,
+    Verdict,
+)
 
 SUGGESTION = Suggestion(
     lr=1.2e-3,
@@ -152,7 +162,7 @@ def test_a_real_suggestion_is_drawn_where_it_is() -> None:
     stops = [Stop(reason=StopReason.DIVERGED, step=99)]
     suggestion = suggest(steps, stops, beta=0.9)
     figure = picture(steps, stops=stops, suggestion=suggestion)
-    assert suggestion.lr == pytest.approx(2e-2, rel=0.5)
+    assert suggestion.lr == pytest.approx(3.1e-2, rel=0.1)
     assert with_gid(figure, "suggestion")[0].get_xdata()[0] == suggestion.lr
     assert len(suggestion.candidates) == 6
     assert set(suggestion.candidates) <= set(words(figure))
@@ -283,6 +293,105 @@ def test_only_the_last_pass_is_the_curve() -> None:
     assert curve_axes(figure).get_ylim()[1] < 4
 
 
+def test_the_pass_that_was_believed_is_the_curve() -> None:
+    """An extension that went wrong is background, like the passes before it, and its stop is not the curve's."""
+    steps = records(u_curve) + records(lambda lr: 7.0, sweep_pass=1)[:30]
+    stops = (END, Stop(reason=StopReason.INTERRUPTED, step=29, sweep_pass=1))
+    test = RangeTest(
+        steps=tuple(steps), stops=stops, suggestion=SUGGESTION, world_size=2, global_batch_size=64, curve_pass=0
+    )
+    figure = lr_sweep_figure(test, beta=0.9, title="t")
+    assert len(line(figure, "raw loss").get_xdata()) == 100
+    assert len(line(figure, "other passes").get_xdata()) == 30
+    assert "end_of_ladder at step 99" in words(figure)
+
+
+def trial(number: int, lr: float, loss: float, *, num_steps: int = 100, outcome: str = "finished") -> Trial:
+    return Trial(
+        trial=number, lr=lr, num_steps=num_steps, num_steps_run=num_steps, loss=loss, outcome=TrialOutcome(outcome)
+    )
+
+
+FINISHED = (trial(0, 1.2e-3, 0.4), trial(1, 3.8e-4, 0.9), trial(2, 3.8e-3, 0.3), trial(3, 3.8e-3, 0.2, num_steps=300))
+DIVERGED = trial(4, 4e-2, math.inf, outcome="diverged")
+INTERRUPTED = trial(5, 2e-2, math.nan, outcome="interrupted")
+
+
+def confirmed_picture(*trials: Trial) -> Figure:
+    """The figure of a confirmed sweep: 1.2e-3 became 3.1e-3."""
+    found = dataclasses.replace(SUGGESTION, lr=3.1e-3, interval=(2e-3, 5e-3))
+    compared = Confirmation(
+        schedule="cosine", monitored="validation loss", horizon=10_000, budget_steps=500, sweep=SUGGESTION
+    )
+    test = RangeTest(
+        steps=tuple(records(u_curve)), stops=(END,), suggestion=found, world_size=2, global_batch_size=64,
+        trials=trials, confirmation=compared,
+    )  # fmt: skip
+    return lr_sweep_figure(test, beta=0.9, title="MLP, AdamW")
+
+
+def trial_axes(figure: Figure) -> Axes:
+    """The panel of the confirmation runs."""
+    return next(axes for axes in figure.axes if axes.get_ylabel() == "validation loss")
+
+
+def test_confirmation_runs_have_a_panel_with_one_curve_a_length(tmp_path: Path) -> None:
+    """A run of 300 steps is lower than one of 100 for another reason than its learning rate."""
+    figure = confirmed_picture(*FINISHED, INTERRUPTED)
+    lines = {line.get_label(): line for line in trial_axes(figure).lines}
+    assert list(lines["100 steps"].get_xdata()) == [3.8e-4, 1.2e-3, 3.8e-3]
+    assert list(lines["100 steps"].get_ydata()) == [0.9, 0.4, 0.3]
+    assert list(lines["300 steps"].get_xdata()) == [3.8e-3]
+    assert "confirmation runs: validation loss at the end of a cosine schedule" in words(figure)
+    save_png(figure, tmp_path / "lr_sweep.png")
+    assert png_size(tmp_path / "lr_sweep.png") == (900, 860)
+
+
+def test_the_panel_of_runs_shows_what_was_chosen_and_what_the_sweep_said() -> None:
+    """How far confirmation has moved the answer."""
+    figure = confirmed_picture(*FINISHED)
+    axes = trial_axes(figure)
+    assert axes in {artist.axes for artist in with_gid(figure, "suggestion")}
+    assert axes in {artist.axes for artist in with_gid(figure, "interval")}
+    (alone,) = with_gid(figure, "sweep alone")
+    assert alone.get_xdata()[0] == 1.2e-3
+
+
+def test_a_diverged_run_is_marked_at_the_top_and_one_far_above_too() -> None:
+    """Neither has a place on an axis that shows the differences that matter."""
+    figure = confirmed_picture(*FINISHED, DIVERGED, trial(6, 2e-2, 1e7))
+    (mark,) = with_gid(figure, "diverged")
+    assert list(mark.get_xdata()) == [4e-2]
+    (above,) = with_gid(figure, "far above")
+    assert list(above.get_xdata()) == [2e-2]
+    assert trial_axes(figure).get_ylim()[1] < 3
+    assert trial_axes(figure).get_xlim()[1] > 4e-2
+
+
+@pytest.mark.parametrize(
+    "trials",
+    [(DIVERGED,), (INTERRUPTED,), FINISHED[:1], FINISHED[:2], (trial(0, 1e-3, 0.0), trial(1, 2e-3, 0.0))],
+    ids=["diverged", "interrupted", "one", "two", "zero"],
+)
+def test_degenerate_runs_are_drawn_without_a_warning(trials: tuple[Trial, ...], tmp_path: Path) -> None:
+    """pytest turns each warning into an error."""
+    save_png(confirmed_picture(*trials), tmp_path / "lr_sweep.png")
+    assert (tmp_path / "lr_sweep.png").stat().st_size > 1000
+
+
+def test_no_words_of_the_panel_of_runs_overlap() -> None:
+    """Heading, axis labels and legend stand below the sweep's own legend."""
+    figure = confirmed_picture(*FINISHED, DIVERGED)
+    figure.canvas.draw()
+    axes = trial_axes(figure)
+    legends = [panel.get_legend() for panel in (axes, curve_axes(figure))]
+    texts = [axes.xaxis.label, axes.yaxis.label, curve_axes(figure).xaxis.label, *figure.texts]
+    texts += [text for legend in legends if legend is not None for text in legend.get_texts()]
+    boxes = [text.get_window_extent() for text in texts]
+    assert not [pair for pair in itertools.combinations(boxes, 2) if pair[0].overlaps(pair[1])]
+    assert all(box.x0 >= 0 and box.x1 <= 900 and box.y0 >= 0 and box.y1 <= 860 for box in boxes)
+
+
 def test_skipped_steps_are_no_points() -> None:
     """An overflowed fp16 step is tried again on the same rung."""
     steps = [*records(u_curve), Step(step=50, lr=1e-3, loss=1e9, skipped=True)]
@@ -365,7 +474,17 @@ def test_pyplot_and_torch_are_never_imported(tmp_path: Path) -> None:
 import sys
 from pathlib import Path
 from lrrunner.plotting import lr_sweep_figure, save_png
-from lrrunner.records import RangeTest, Step, Stop, StopReason, Suggestion, Verdict
+from lrrunner.records import (
+    Confirmation,
+    RangeTest,
+    Step,
+    Stop,
+    StopReason,
+    Suggestion,
+    Trial,
+    TrialOutcome,
+    Verdict,
+)
 test = RangeTest(
     steps=tuple(Step(step=i, lr=10.0 ** (i - 7), loss=2.0 - i / 10) for i in range(8)),
     stops=(Stop(reason=StopReason.END_OF_LADDER, step=7),),

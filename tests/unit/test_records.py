@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from lrrunner.records import RangeTest, Stop, StopReason, Suggestion, Verdict
 
 NONE = Suggestion(lr=None, method="auto", verdict=Verdict.FLAT, reason="raise sweep.end_lr")
@@ -30,3 +32,14 @@ def test_the_closing_line_has_the_contracts_form() -> None:
     assert str(NONE) == "suggested lr: none   verdict: flat   (raise sweep.end_lr)"
     found = Suggestion(lr=1.234e-3, method="auto", verdict=Verdict.OK, reason="", interval=(6.1e-4, 2.4e-3))
     assert str(found) == "suggested lr: 1.2e-03   [6.1e-04, 2.4e-03]   verdict: ok"
+
+
+def test_the_stop_is_that_of_the_pass_that_was_believed() -> None:
+    """An earlier pass that ended its ladder says nothing about the curve; a signal speaks for everything."""
+    first = Stop(reason=StopReason.END_OF_LADDER, step=99)
+    second = Stop(reason=StopReason.DIVERGED, step=80, sweep_pass=1)
+    signal = Stop(reason=StopReason.INTERRUPTED, step=3, sweep_pass=1)
+    assert range_test(first, second).stop is second
+    believed_first = dataclasses.replace(range_test(first, signal), curve_pass=0)
+    assert believed_first.curve_stop is first
+    assert believed_first.stop is signal

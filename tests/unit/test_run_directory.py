@@ -9,7 +9,18 @@ from pathlib import Path
 import pytest
 
 from lrrunner.errors import ConfigError
-from lrrunner.records import RangeTest, Step, Stop, StopReason, Suggestion, Verdict
+from lrrunner.records import (
+    Confirmation,
+    RangeTest,
+    Step,
+    Stop,
+    StopReason,
+    Suggestion,
+    SweepPass,
+    Trial,
+    TrialOutcome,
+    Verdict,
+)
 from lrrunner.redaction import Redactor
 from lrrunner.run_directory import RunDirectory
 
@@ -74,3 +85,69 @@ def test_no_suggestion_is_null_not_a_number(tmp_path: Path) -> None:
     assert content["candidates"] == {"auto": None}
     assert content["verdict"] == "flat"
     assert (content["stop_reason"], content["stop_step"]) == ("end_of_ladder", 99)
+
+
+def test_trials_are_readable_after_each_and_absent_without_any(tmp_path: Path) -> None:
+    """A row a trial, and the steps of all trials beside them."""
+    with RunDirectory(tmp_path / "run", Redactor()) as directory:
+        assert not (tmp_path / "run" / "trials.csv").exists()
+        directory.record_trial_step(0, Step(step=0, lr=0.5, loss=2.0, num_items=64.0, timestamp_ms=7))
+        directory.record_trial(
+            Trial(trial=0, lr=0.5, num_steps=9, num_steps_run=9, loss=1.5, elapsed_s=2.0), schedule="cosine"
+        )
+        outcome = TrialOutcome.DIVERGED
+        directory.record_trial(
+            Trial(trial=1, lr=5.0, num_steps=9, num_steps_run=3, loss=math.inf, outcome=outcome), schedule="cosine"
+        )
+        rows = (tmp_path / "run" / "trials.csv").read_text().splitlines()
+        steps = (tmp_path / "run" / "trial_records.csv").read_text().splitlines()
+    assert rows == [
+        "trial,schedule,lr,num_steps,num_steps_run,loss,outcome,elapsed_s",
+        "0,cosine,0.5,9,9,1.5,finished,2.0",
+        "1,cosine,5.0,9,3,inf,diverged,0.0",
+    ]
+    assert steps == [
+        "trial,step,lr,loss,smoothed_loss,grad_norm,num_items,skipped,elapsed_s,timestamp_ms",
+        "0,0,0.5,2.0,nan,nan,64.0,0,0.0,7",
+    ]
+
+
+def test_the_suggestion_keeps_what_the_sweep_said_and_what_was_only_extrapolated(tmp_path: Path) -> None:
+    """A reader must be able to tell a measurement from a guess."""
+    sweep = Suggestion(lr=1e-3, method="auto", verdict=Verdict.OK, reason="", interval=(5e-4, 2e-3))
+    found = Suggestion(lr=2e-3, method="auto", verdict=Verdict.OK, reason="", interval=(1e-3, 4e-3))
+    test = RangeTest(
+        steps=(),
+        stops=(Stop(reason=StopReason.END_OF_LADDER, step=9), Stop(reason=StopReason.DIVERGED, step=8, sweep_pass=1)),
+        suggestion=found,
+        world_size=2,
+        global_batch_size=64,
+        passes=(
+            SweepPass(start_lr=1e-7, end_lr=1e-4, suggestion=sweep, extension="too low"),
+            SweepPass(start_lr=1e-7, end_lr=1e-2, suggestion=sweep),
+        ),
+        curve_pass=1,
+        trials=(Trial(trial=0, lr=2e-3, num_steps=100, num_steps_run=100, loss=1.0),),
+        confirmation=Confirmation(
+            schedule="cosine", monitored="validation loss", horizon=5000, budget_steps=500, sweep=sweep
+        ),
+    )
+    with RunDirectory(tmp_path, Redactor()) as directory:
+        directory.write_suggestion(test)
+    content = json.loads((tmp_path / "suggestion.json").read_text())
+    assert (content["lr"], content["stop_reason"]) == (2e-3, "diverged")
+    assert content["confirmation"] == {
+        "schedule": "cosine",
+        "monitored": "validation loss",
+        "budget_steps": 500,
+        "horizon": 5000,
+        "num_trials": 1,
+        "measured_steps": 100,
+        "extrapolated_to_steps": 5000,
+        "sweep_lr": 1e-3,
+        "sweep_interval": [5e-4, 2e-3],
+    }
+    assert [(p["end_lr"], p["extension"], p["is_curve"]) for p in content["passes"]] == [
+        (1e-4, "too low", False),
+        (1e-2, None, True),
+    ]

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lrrunner.core.smoothing import Ema
-from lrrunner.core.stopping import RangeStop, RatioStop, StopRule, stop_rule
+from lrrunner.core.stopping import RangeStop, RatioStop, StopRule, stop_rule, trial_stop_rule
 from tests.unit.curves import PROPERTY, FloatArray, fall_and_blow_up, ladder, noise, with_tail
 
 
@@ -199,3 +199,29 @@ def test_unknown_rule_lists_the_known_ones() -> None:
     """A wrong choice should cost one look at the message."""
     with pytest.raises(ValueError, match="stop_rule must be one of range, ratio; got relative"):
         stop_rule("relative", factor=2.0, num_steps=100)
+
+
+def training(*, spike: float = 0.0, first: int = 20, length: int = 10) -> FloatArray:
+    """A hundred steps from 2.3 to 0.5 with a spike, a little noise."""
+    losses = 0.5 + 1.8 * np.exp(-np.arange(100) / 20) + noise(3, std=0.02)
+    losses[first : first + length] += spike
+    return np.asarray(losses)
+
+
+def test_a_trial_survives_a_spike_from_which_it_recovers() -> None:
+    """What a large learning rate throws up in the beginning may end below everything else."""
+    losses = training(spike=1e3)
+    assert first_stop(range_rule(), losses) is not None
+    assert first_stop(trial_stop_rule(num_steps=100), training(spike=20.0, length=5)) is None
+    assert first_stop(trial_stop_rule(num_steps=100), training()) is None
+
+
+def test_a_trial_that_stays_far_above_its_best_is_cut() -> None:
+    """A quarter of the schedule without hope is enough."""
+    assert first_stop(trial_stop_rule(num_steps=100), training(spike=1e3, first=30, length=70)) == 54
+
+
+@pytest.mark.parametrize("num_steps", [1, 2, 5, 9])
+def test_a_very_short_trial_is_never_cut(num_steps: int) -> None:
+    """Nothing is known of its noise."""
+    assert first_stop(trial_stop_rule(num_steps=num_steps), [1.0, 1e6, 1e9, 1e12, 1e15, 1e18][:num_steps]) is None

@@ -1,0 +1,193 @@
+"""Confirmation runs: short real trainings around the sweep's suggestion, each from the initial state."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+from lrrunner.collectives import Collective
+from lrrunner.core.confirmation import PlannedTrial
+from lrrunner.core.schedule import SCHEDULES
+from lrrunner.core.stopping import trial_stop_rule
+from lrrunner.engine import Ladder, Trainable, preserved, run_sweep
+from lrrunner.evaluation import Evaluation
+from lrrunner.records import Step, Stop, StopReason, Trial, TrialOutcome
+
+DATA_ORDER = 1_000_000
+"""Number of the data order that all trials share: no repeat of a sweep has it."""
+
+MIN_EVALUATED, EVALUATED_BATCHES = 2048, 20
+"""An evaluation takes the larger of so many samples and so many global batches, or all there are: enough for the
+standard error of a mean to be a fiftieth of the samples' own spread, and a fifth of a sweep's steps at most."""
+
+
+Plan = Callable[[Sequence[Trial]], PlannedTrial | None]
+"""The trials so far -> the next one, or None when the budget is spent or nothing is left to learn."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialSettings:
+    """What all trials have in common.
+
+    Attributes:
+        schedule: One of ``SCHEDULES``.
+        beta: Memory of the causal EMA that serves the stop.
+        seed: Fixes data order and random numbers.
+        sync_every_step: As for the sweep.
+    """
+
+    schedule: str
+    beta: float
+    seed: int = 0
+    sync_every_step: bool = False
+
+
+class Trials(NamedTuple):
+    """All trials in order, and what kept them from going on.
+
+    Attributes:
+        trials: Each trial, the interrupted one included.
+        interruption: Where a rank's wish to stop ended them.
+        trouble: Why there are none, in words; empty where there are.
+        initial_loss: What their losses are compared with: the same loss before any training.
+    """
+
+    trials: tuple[Trial, ...] = ()
+    interruption: Stop | None = None
+    trouble: str = ""
+    initial_loss: float = math.nan
+
+
+class Listener(Protocol):
+    """Follows the trials as they run."""
+
+    def begin_trial(self, number: int, planned: PlannedTrial) -> None:
+        """A trial begins."""
+        ...
+
+    def on_trial_step(self, number: int, step: Step) -> None:
+        """One step of it was read."""
+        ...
+
+    def on_trial(self, trial: Trial) -> None:
+        """It has ended."""
+        ...
+
+
+def run_trials(
+    settings: TrialSettings,
+    *,
+    plan: Plan,
+    trainable: Trainable,
+    batches: Callable[[int], Iterator[Any]],
+    evaluate: Callable[[], Evaluation],
+    collective: Collective,
+    listener: Listener | None = None,
+    stop_requested: Callable[[], bool] = lambda: False,
+) -> Trials:
+    """Train from the initial state under one schedule at several LRs. Every rank must call this.
+
+    Model, optimizer, scaler and random number generators are afterwards as before, on every rank, whatever happens.
+    Rank 0 plans and tells the others, as for the passes of a sweep.
+
+    Args:
+        settings: Schedule, seed.
+        plan: Says which trial comes next; called on rank 0 alone.
+        trainable: What to train.
+        batches: Number of a data order -> endless micro-batches of this rank.
+        evaluate: The loss of the model as it stands, the same on every rank.
+        collective: The world this rank belongs to.
+        listener: Follows the trials; may differ by rank.
+        stop_requested: This rank's wish to stop, which all ranks then follow at the same step.
+    """
+    with preserved(trainable):
+        first = evaluate()
+    if first.requesting:
+        return Trials(interruption=Stop(reason=StopReason.INTERRUPTED, step=0, ranks=first.requesting))
+    if not math.isfinite(first.loss):
+        return Trials(
+            trouble=f"the loss of the initial model is {first.loss} where trials are compared; check data.val"
+        )
+    trials: list[Trial] = []
+    while (planned := collective.broadcast(plan(trials) if collective.rank == 0 else None)) is not None:
+        number = len(trials)
+        if listener is not None:
+            listener.begin_trial(number, planned)
+        trial, stop = _run_trial(
+            number, planned, settings, trainable, batches, evaluate, collective, listener, stop_requested
+        )
+        trials.append(trial)
+        if listener is not None:
+            listener.on_trial(trial)
+        if trial.outcome == TrialOutcome.INTERRUPTED:
+            return Trials(tuple(trials), interruption=stop, initial_loss=first.loss)
+    trouble = "" if trials else "the budget allows no confirmation run; raise confirm.budget_steps"
+    return Trials(tuple(trials), trouble=trouble, initial_loss=first.loss)
+
+
+def _run_trial(
+    number: int,
+    planned: PlannedTrial,
+    settings: TrialSettings,
+    trainable: Trainable,
+    batches: Callable[[int], Iterator[Any]],
+    evaluate: Callable[[], Evaluation],
+    collective: Collective,
+    listener: Listener | None,
+    stop_requested: Callable[[], bool],
+) -> tuple[Trial, Stop]:
+    """One trial and where it ended."""
+    started = time.perf_counter()
+    measured: list[Evaluation] = []
+
+    def on_step(step: Step) -> None:
+        if listener is not None:
+            listener.on_trial_step(number, step)
+
+    def on_end(stop: Stop) -> None:
+        if stop.reason == StopReason.END_OF_LADDER:
+            measured.append(evaluate())
+
+    ladder = Ladder(
+        lrs=SCHEDULES[settings.schedule](planned.lr, num_steps=planned.num_steps).tolist(),
+        beta=settings.beta,
+        new_stop_rule=lambda: trial_stop_rule(num_steps=planned.num_steps),
+        first_repeat=DATA_ORDER,
+        seed=settings.seed,
+        sync_every_step=settings.sync_every_step,
+    )
+    (stop,) = run_sweep(
+        trainable,
+        ladder,
+        batches,
+        collective=collective,
+        on_step=on_step,
+        on_end=on_end,
+        stop_requested=stop_requested,
+    ).stops
+    if measured and measured[0].requesting:
+        stop = dataclasses.replace(stop, reason=StopReason.INTERRUPTED, ranks=measured[0].requesting)
+    outcome, loss = _outcome(stop, measured[0].loss if measured else math.nan)
+    trial = Trial(
+        trial=number,
+        lr=planned.lr,
+        num_steps=planned.num_steps,
+        num_steps_run=stop.step + 1,
+        loss=loss,
+        outcome=outcome,
+        elapsed_s=time.perf_counter() - started,
+    )
+    return trial, stop
+
+
+def _outcome(stop: Stop, loss: float) -> tuple[TrialOutcome, float]:
+    """How a trial ended and the loss that counts for it."""
+    if stop.reason == StopReason.INTERRUPTED:
+        return TrialOutcome.INTERRUPTED, math.nan
+    if stop.reason != StopReason.END_OF_LADDER or not math.isfinite(loss):
+        return TrialOutcome.DIVERGED, math.inf
+    return TrialOutcome.FINISHED, loss

@@ -1,0 +1,123 @@
+"""What the panels of a picture share: sizes, colours, axes, words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter
+from matplotlib.transforms import blended_transform_factory
+
+from lrrunner.records import Suggestion
+
+WIDTH_PX, DPI = 900, 100
+LEFT_PX, RIGHT_PX, BOTTOM_PX = 100, 72, 70
+EDGE_PX, LINE_PX, ROW_PX = 14, 18, 15
+SMALL, NORMAL, LARGE = 9, 10, 13
+
+# After Okabe and Ito, so that colour-blind readers tell them apart; line style says the same in grey.
+CURVE, RAW, SUGGESTED, STOPPED = "#0072B2", "#94BFDC", "#00795A", "#C04A00"
+INK, MUTED, GRID, EARLIER = "#222222", "#5A5A5A", "#E4E4E4", "#BDBDBD"
+
+
+def height_px(figure: Figure) -> int:
+    """Pixels from top to bottom."""
+    return round(figure.get_figheight() * DPI)
+
+
+def write(
+    figure: Figure, words: str, *, y_px: int, size: int = NORMAL, weight: str = "normal", colour: str = INK
+) -> int:
+    """One line of the heading, cut where it would leave the figure.
+
+    Returns:
+        Pixels from the top where the next line may begin.
+    """
+    line = " ".join(words.split())[:250]  # more never fits, and each cut below is measured
+    position = (EDGE_PX / WIDTH_PX, 1 - y_px / height_px(figure))
+    # A model's name may hold dollar signs: it is never mathematics.
+    text = figure.text(*position, line, size=size, weight=weight, color=colour, va="top", parse_math=False)
+    while line and text.get_window_extent().width > WIDTH_PX - 2 * EDGE_PX:
+        line = line[:-1]
+        text.set_text(f"{line}…")
+    return y_px + LINE_PX + 2 * (size - NORMAL)
+
+
+def add_axes(figure: Figure, *, top_px: int, bottom_px: int, sharex: Axes | None = None) -> Axes:
+    """A panel between two heights in pixels from the top, as wide as every other panel, with a log x axis."""
+    width = 1 - (LEFT_PX + RIGHT_PX) / WIDTH_PX
+    whole = height_px(figure)
+    box = (LEFT_PX / WIDTH_PX, 1 - bottom_px / whole, width, (bottom_px - top_px) / whole)
+    axes = figure.add_axes(box, sharex=sharex)
+    axes.set_xscale("log")
+    axes.set_axisbelow(True)
+    for side in axes.spines.values():
+        side.set_color(EARLIER)
+    return axes
+
+
+def frame(figure: Figure, axes: Axes, *, lr_limits: tuple[float, float], loss: str, legend_px: int) -> None:
+    """Limits, grid, tick labels, axis labels, and below these, where no curve runs, the legend.
+
+    Args:
+        figure: Holds the panel.
+        axes: The panel.
+        lr_limits: Left and right end of the x axis.
+        loss: Name of the y axis.
+        legend_px: Pixels from the top where the legend ends.
+    """
+    axes.set_xlim(*lr_limits)
+    axes.grid(color=GRID, lw=0.8)
+    axes.tick_params(which="both", labelsize=SMALL, color=EARLIER, labelcolor=INK)
+    axes.xaxis.set_major_formatter(_PlainExponents())
+    axes.xaxis.set_minor_formatter(_PlainExponents())
+    axes.yaxis.set_major_formatter("{x:.6g}")
+    axes.set_xlabel("learning rate (log scale)", size=NORMAL, color=INK)
+    axes.set_ylabel(loss, size=NORMAL, color=INK)
+    whole = figure.transFigure
+    beside = blended_transform_factory(whole, axes.transAxes)
+    axes.yaxis.set_label_coords(2 * EDGE_PX / WIDTH_PX, 0.5, transform=beside)
+    handles, labels = axes.get_legend_handles_labels()
+    legend = axes.legend(handles, labels, loc="lower center", ncols=6, fontsize=SMALL, frameon=False)
+    below = 1 - legend_px / height_px(figure)
+    legend.set_bbox_to_anchor((0.5, below), transform=blended_transform_factory(axes.transAxes, whole))
+
+
+def draw_suggestion(panels: Sequence[Axes], suggestion: Suggestion) -> str:
+    """The line and its interval through every panel.
+
+    Returns:
+        Both in words; empty without a suggestion.
+    """
+    if suggestion.lr is None:
+        return ""
+    words = f"suggested lr {suggestion.lr:.1e}"
+    if suggestion.interval is not None:
+        low, high = suggestion.interval
+        words += f"   [{low:.1e}, {high:.1e}]"
+    for axes in panels:
+        if suggestion.interval is not None:
+            axes.axvspan(low, high, color=SUGGESTED, alpha=0.13, lw=0, zorder=0, gid="interval")
+        axes.axvline(suggestion.lr, color=SUGGESTED, lw=2, zorder=3, gid="suggestion")
+    return words
+
+
+def lr_limits(lrs: Sequence[float], *, room: float = 0.04) -> tuple[float, float]:
+    """Ends of a log axis that holds all of these, with room beside them."""
+    low, high = np.log10([min(lrs, default=1e-7), max(lrs, default=10.0)])
+    beside = room * (high - low) or 1.0
+    return float(10 ** (low - beside)), float(10 ** (high + beside))
+
+
+class _PlainExponents(LogFormatter):
+    """Figures as on standard output (1e-03); raised exponents would be smaller than 9 points."""
+
+    def __call__(self, x: float, pos: Any = None) -> str:
+        """The label of a tick at ``x``, empty where labels would crowd."""
+        if not super().__call__(x, pos):
+            return ""
+        mantissa, exponent = f"{x:.2e}".split("e")
+        return f"{x:.3g}" if x >= 1 else f"{float(mantissa):g}e{exponent}"

@@ -1,0 +1,172 @@
+"""What one rank measures for a job: the passes of the sweep, then the confirmation runs."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+from lrrunner import collectives
+from lrrunner.build import Parts, batch_plan, evaluation_loader, planned_loader
+from lrrunner.collectives import Collective
+from lrrunner.config import Config, budget_steps
+from lrrunner.confirm import EVALUATED_BATCHES, MIN_EVALUATED, Trials, TrialSettings, run_trials
+from lrrunner.core.batches import EVALUATION, evaluation_batches
+from lrrunner.core.confirmation import next_trial
+from lrrunner.core.schedule import LADDERS
+from lrrunner.core.stopping import stop_rule
+from lrrunner.engine import Ladder, SweepResult, Trainable, run_sweep
+from lrrunner.evaluation import Evaluation, evaluate
+from lrrunner.passes import Passes, run_passes
+from lrrunner.records import Step
+from lrrunner.reporter import Reporter
+from lrrunner.snapshot import seed_rngs
+
+FIRST_EVALUATION_TIMEOUT_S = 3600.0
+"""Limit on collectives during the first evaluation, which may compile the model anew and read files for the first
+time."""
+
+
+class Measured(NamedTuple):
+    """Everything that was measured."""
+
+    passes: Passes
+    trials: Trials
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether a rank's wish to stop ended it."""
+        return self.passes.interruption is not None or self.trials.interruption is not None
+
+
+def measure(
+    job: Config,
+    parts: Parts,
+    trainable: Trainable,
+    *,
+    collective: Collective,
+    reporter: Reporter | None,
+    stop_requested: Callable[[], bool],
+    tell: Callable[[int], None] = lambda step: None,
+) -> Measured:
+    """Sweep, and confirm where that is asked for. Every rank must call this.
+
+    Args:
+        job: Typed job.
+        parts: What it is made of.
+        trainable: The same, wrapped for the world.
+        collective: The world this rank belongs to.
+        reporter: Rank 0's.
+        stop_requested: This rank's wish to stop.
+        tell: Called with each step's number, as a sign of life.
+    """
+    plan = batch_plan(job, num_samples=parts.num_samples, world_size=collective.world_size)
+    started = time.perf_counter()
+
+    def batches(repeat: int) -> Iterator[Any]:
+        return iter(planned_loader(parts, job, plan, repeat=repeat, rank=collective.rank))
+
+    def climb(number: int, start_lr: float, end_lr: float) -> SweepResult:
+        if reporter is not None:
+            reporter.begin_pass(number)
+        return run_sweep(
+            trainable,
+            _ladder(job, number, start_lr, end_lr),
+            batches,
+            collective=collective,
+            on_step=_on_step(job, reporter, tell),
+            stop_requested=stop_requested,
+            started=started,
+        )
+
+    passes = run_passes(
+        climb,
+        job.sweep,
+        method=job.suggestion.method,
+        collective=collective,
+        on_extension=reporter.on_extension if reporter is not None else lambda extension: None,
+    )
+    if not job.confirm.enabled or passes.interruption is not None or passes.suggestion.lr is None:
+        return Measured(passes, Trials())
+    if reporter is not None:
+        reporter.on_passes(passes)
+    trials = run_trials(
+        _trial_settings(job),
+        plan=functools.partial(
+            next_trial, passes.suggestion, budget_steps=budget_steps(job), horizon=job.confirm.horizon
+        ),
+        trainable=trainable,
+        batches=batches,
+        evaluate=_evaluator(job, parts, trainable, collective, stop_requested),
+        collective=collective,
+        listener=reporter,
+        stop_requested=stop_requested,
+    )
+    return Measured(passes, trials)
+
+
+def _on_step(job: Config, reporter: Reporter | None, tell: Callable[[int], None]) -> Callable[[Step], None]:
+    """Behind the first step, collectives get the user's time limit; rank 0 records."""
+
+    def on_step(step: Step) -> None:
+        if step.step == 0 and step.repeat == 0:
+            collectives.set_timeout(job.run.timeout_s)
+        if reporter is not None:
+            reporter.on_step(step)
+        tell(step.step)
+
+    return on_step
+
+
+def _ladder(job: Config, number: int, start_lr: float, end_lr: float) -> Ladder:
+    sweep = job.sweep
+    return Ladder(
+        lrs=LADDERS[sweep.mode.value](start_lr=start_lr, end_lr=end_lr, num_steps=sweep.num_steps).tolist(),
+        beta=sweep.smoothing,
+        new_stop_rule=functools.partial(
+            stop_rule, sweep.stop_rule.value, factor=sweep.diverge_factor, num_steps=sweep.num_steps
+        ),
+        repeats=sweep.repeats,
+        seed=sweep.seed,
+        sync_every_step=sweep.sync_every_step,
+        sweep_pass=number,
+    )
+
+
+def _trial_settings(job: Config) -> TrialSettings:
+    return TrialSettings(
+        schedule=job.confirm.schedule.value,
+        beta=job.sweep.smoothing,
+        seed=job.sweep.seed,
+        sync_every_step=job.sweep.sync_every_step,
+    )
+
+
+def _evaluator(
+    job: Config, parts: Parts, trainable: Trainable, collective: Collective, stop_requested: Callable[[], bool]
+) -> Callable[[], Evaluation]:
+    """Evaluates always the same samples, with the same random numbers. Every rank must call what this returns."""
+    dataset: Any = parts.dataset if parts.validation is None else parts.validation
+    share = evaluation_batches(
+        dataset_size=len(dataset),
+        num_samples=max(MIN_EVALUATED, EVALUATED_BATCHES * job.data.global_batch_size),
+        batch_size=trainable.micro_batch_size,
+        world_size=collective.world_size,
+        rank=collective.rank,
+        seed=job.sweep.seed,
+    )
+    indices, weights = [batch for batch, _ in share], [weight for _, weight in share]
+    is_first = True
+
+    def evaluate_now() -> Evaluation:
+        nonlocal is_first
+        collectives.set_timeout(max(FIRST_EVALUATION_TIMEOUT_S, job.run.timeout_s) if is_first else job.run.timeout_s)
+        is_first = False
+        seed_rngs(job.sweep.seed, EVALUATION, collective.rank)
+        batches = zip(evaluation_loader(parts, job, indices), weights, strict=True)
+        evaluation = evaluate(trainable, batches, collective=collective, stop_requested=stop_requested)
+        collectives.set_timeout(job.run.timeout_s)
+        return evaluation
+
+    return evaluate_now
