@@ -10,8 +10,9 @@ from typing import Any
 
 import yaml
 from hydra import compose, initialize_config_module
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-from hydra.core.config_loader import ConfigLoader
+from hydra._internal.utils import create_config_search_path
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
@@ -82,30 +83,25 @@ def expanded_grid(overrides: Sequence[str], *, config_dir: str | None = None) ->
         ConfigError: every override that is none, or sweeps in a way that needs another sweeper.
     """
     register_schema()
-    with _hydra(config_dir) as search_path:
-        compose("config", overrides=search_path)  # sets up the search path that a glob needs
-        parser = OverridesParser.create(config_loader=_loader(search_path))
-        errors, parsed = [], []
-        for word in overrides:
-            try:
-                parsed += parser.parse_overrides([word])
-            except HydraException:
-                errors.append(f"{word!r} is not an override; write key=value, and quote values with special characters")
-        if errors:
-            raise ConfigError(errors)
+    search_path = create_config_search_path("pkg://lrrunner.conf")
+    if config_dir is not None:
+        search_path.append("lrrunner", f"file://{Path(config_dir).resolve()}")
+    parser = OverridesParser.create(config_loader=ConfigLoaderImpl(config_search_path=search_path))
+    errors, parsed = [], []
+    for word in overrides:
         try:
-            return [tuple(point) for point in BasicSweeper.split_arguments(parsed, None)[0]]
-        except HydraException as error:
-            raise ConfigError([f"the grid cannot be expanded: {error}; use lists, ranges or globs"]) from None
-
-
-def _loader(search_path: Sequence[str]) -> ConfigLoader:
-    """A loader that knows the user's own directory too, as Hydra's command line has it."""
-    loader = GlobalHydra.instance().config_loader()
-    for word in search_path:
-        path = word.partition("=")[2].strip("[]'")
-        loader.get_search_path().append("lrrunner", path)
-    return loader
+            parsed += parser.parse_overrides([word])
+        except HydraException:
+            errors.append(f"{word!r} is not an override; write key=value, and quote values with special characters")
+    if errors:
+        raise ConfigError(errors)
+    try:
+        points = [tuple(point) for point in BasicSweeper.split_arguments(parsed, None)[0]]
+    except HydraException as error:
+        raise ConfigError([f"the grid cannot be expanded: {error}; use lists, ranges or globs"]) from None
+    if not points:
+        raise ConfigError([f"the grid must have a point, got none from {' '.join(overrides)}; check its globs"])
+    return points
 
 
 @contextmanager

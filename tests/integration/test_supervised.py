@@ -105,7 +105,7 @@ def test_a_killed_rank_is_named(tmp_path: Path, rank: int) -> None:
     assert run.info.status == "FAILED"
     assert f"rank {rank}: killed by SIGKILL" in run.data.tags["mlflow.note.content"]
     client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path}/mlflow.db")
-    assert [metric.step for metric in client.get_metric_history(run.info.run_id, "loss")] == [0, 1, 2]
+    assert [metric.step for metric in client.get_metric_history(run.info.run_id, "pass_0/loss")] == [0, 1, 2]
 
 
 def test_an_error_is_named_once_with_its_traceback_on_disk(tmp_path: Path) -> None:
