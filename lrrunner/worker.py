@@ -360,6 +360,8 @@ def leave(code: int) -> NoReturn:
 
 def release_memory() -> None:
     """Free what a job held; its frames have returned by now."""
+    if "torch._dynamo" in sys.modules:
+        torch.compiler.reset()  # compiled code holds on to the model that it was compiled for
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -116,13 +116,14 @@ def test_a_batch_that_was_killed_goes_on_with_what_is_missing(tmp_path: Path) ->
 
 
 def test_ranks_are_warm(tmp_path: Path) -> None:
-    """Three jobs, one set of processes: nobody imports torch twice."""
+    """Three jobs, one set of processes: nobody imports torch twice, and no model outlives its job."""
     process = start(tmp_path, *BATCH, *NO_TRACKING, "model=custom", "model._target_=parts.Pids", "+model.tag=x,y,z")
     code, out, err = finish(process)
     assert code == 0, err
     pids = [(tmp_path / f"pids-{tag}").read_text().split() for tag in "xyz"]
     assert len(set(pids[0])) == 2
     assert all(set(tag_pids) == set(pids[0]) for tag_pids in pids)
+    assert all(word.endswith(":0") for tag_pids in pids for word in tag_pids)
     assert [line.split("   ")[0] for line in out.splitlines()[1:4]] == [
         "[1/3] +model.tag=x", "[2/3] +model.tag=y", "[3/3] +model.tag=z",
     ]  # fmt: skip

@@ -88,7 +88,7 @@ def test_a_killed_run_is_closed_and_brought(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     (run,) = everything(tmp_path).values()
     assert run["status"] == "KILLED"
-    assert len(run["points"]["loss"]) >= 3
+    assert len(run["points"]["pass_0/loss"]) >= 3
 
 
 def test_a_batch_is_brought_with_its_page(tmp_path: Path) -> None:
