@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import hydra
 from omegaconf import DictConfig
@@ -16,7 +17,7 @@ from omegaconf import DictConfig
 from lrrunner.compose import compose_job
 from lrrunner.config import register_schema
 from lrrunner.errors import ConfigError
-from lrrunner.launch import launch_command
+from lrrunner.launch import INHERITED_FROM_A_LAUNCHER
 from lrrunner.redaction import Redactor
 
 EXIT_CONFIG = 2
@@ -110,8 +111,17 @@ def run(arguments: Sequence[str]) -> int:
         return 0
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))  # so that a _target_ in the user's own directory is found
+    launched = any(name in os.environ for name in ("RANK", *INHERITED_FROM_A_LAUNCHER))
     try:
-        container = _checked_job(words, world_size)
+        if words.multirun and not launched and not words.unsupported:
+            from lrrunner.grid import run_grid
+
+            return run_grid(words.overrides, words.options, config_dir=words.config_dir, config_name=words.config_name)
+        container = _checked_job(words, world_size if launched else None)
+        if not launched and container["launch"]["num_processes"] is not None:
+            from lrrunner.supervised import supervise
+
+            return supervise(container, words.overrides, words.options)
     except ConfigError as error:
         _show(error, words, rank)
         return EXIT_CONFIG
@@ -120,21 +130,29 @@ def run(arguments: Sequence[str]) -> int:
     return work(container, words.overrides, words.options)
 
 
-def _checked_job(words: CommandLine, world_size: int) -> dict[str, object]:
-    """Stage A."""
+def _checked_job(words: CommandLine, world_size: int | None) -> dict[str, Any]:
+    """Stage A; a world size of None: this process is in no world yet."""
     if words.unsupported:
         raise ConfigError(
             f"{flag} is not supported; name your own directory with --config-dir" for flag in words.unsupported
         )
     if words.multirun:
-        where = f"inside {world_size} ranks" if world_size > 1 else "yet"
-        command = launch_command(["model=mlp"], num_processes=max(2, world_size), on_cpu=True)
+        number = max(2, world_size or 1)
+        command = shlex.join(["lrrunner", "-m", f"launch.num_processes={number}", *words.overrides])
         raise ConfigError(
-            [f"-m must not be given {where}, got {' '.join(words.overrides)}; run one sweep after another: {command}"]
+            [
+                f"-m must not be given inside {world_size} ranks, got {' '.join(words.overrides)}; "
+                f"one parent starts them: {command}"
+            ]
         )
-    return compose_job(
+    container = compose_job(
         words.overrides, config_dir=words.config_dir, config_name=words.config_name, world_size=world_size
     )
+    if container["run"]["resume"] is not None:
+        raise ConfigError(
+            [f"run.resume must go with the grid of a batch, got {container['run']['resume']}; repeat its command"]
+        )
+    return container
 
 
 def _show(error: ConfigError, words: CommandLine, rank: int) -> None:

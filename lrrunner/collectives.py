@@ -85,8 +85,8 @@ def set_timeout(timeout_s: float) -> None:
         dist.distributed_c10d._set_pg_timeout(timedelta(seconds=timeout_s))
 
 
-def first_failure(cause: str) -> str:
-    """The cause that some rank reported first; ``cause`` itself if nobody did before.
+def first_failure(cause: str, *, job: int = 0) -> str:
+    """The cause that some rank reported first for a job; ``cause`` itself if nobody did before.
 
     Not a collective: a rank that fails calls it alone, before its end breaks the collectives of the others, which then
     learn here whose fault it was.
@@ -95,7 +95,7 @@ def first_failure(cause: str) -> str:
         return cause
     try:
         store = dist.distributed_c10d._get_default_store()
-        stored: bytes = store.compare_set("lrrunner/first_failure", "", cause)
+        stored: bytes = store.compare_set(f"lrrunner/first_failure/{job}", "", cause)
     except (RuntimeError, ValueError):  # the store lived in a rank that is gone
         return cause
     return stored.decode()

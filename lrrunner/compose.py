@@ -10,6 +10,9 @@ from typing import Any
 
 import yaml
 from hydra import compose, initialize_config_module
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra._internal.utils import create_config_search_path
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
@@ -27,7 +30,7 @@ def compose_job(
     *,
     config_dir: str | None = None,
     config_name: str = "config",
-    world_size: int = 1,
+    world_size: int | None = 1,
 ) -> dict[str, Any]:
     """Stage A: compose, resolve and check the configuration of one job.
 
@@ -35,7 +38,7 @@ def compose_job(
         overrides: Hydra overrides as typed.
         config_dir: The user's own directory of configuration groups.
         config_name: Primary configuration.
-        world_size: Number of ranks that will share a global batch.
+        world_size: Number of ranks that will share a global batch; None: as many as ``launch.num_processes`` says.
 
     Raises:
         ConfigError: every override that cannot be applied, and every value that the rest leaves wrong.
@@ -67,6 +70,38 @@ def compose_job(
         if errors:
             raise ConfigError(errors)
         return container
+
+
+def expanded_grid(overrides: Sequence[str], *, config_dir: str | None = None) -> list[tuple[str, ...]]:
+    """The points of a grid, as Hydra's basic sweeper expands it: each a list of overrides without sweeps in them.
+
+    Args:
+        overrides: As typed, with lists, ranges and globs.
+        config_dir: The user's own directory of configuration groups.
+
+    Raises:
+        ConfigError: every override that is none, or sweeps in a way that needs another sweeper.
+    """
+    register_schema()
+    search_path = create_config_search_path("pkg://lrrunner.conf")
+    if config_dir is not None:
+        search_path.append("lrrunner", f"file://{Path(config_dir).resolve()}")
+    parser = OverridesParser.create(config_loader=ConfigLoaderImpl(config_search_path=search_path))
+    errors, parsed = [], []
+    for word in overrides:
+        try:
+            parsed += parser.parse_overrides([word])
+        except HydraException:
+            errors.append(f"{word!r} is not an override; write key=value, and quote values with special characters")
+    if errors:
+        raise ConfigError(errors)
+    try:
+        points = [tuple(point) for point in BasicSweeper.split_arguments(parsed, None)[0]]
+    except HydraException as error:
+        raise ConfigError([f"the grid cannot be expanded: {error}; use lists, ranges or globs"]) from None
+    if not points:
+        raise ConfigError([f"the grid must have a point, got none from {' '.join(overrides)}; check its globs"])
+    return points
 
 
 @contextmanager

@@ -143,9 +143,16 @@ class TrainConfig:
 
 @dataclass(kw_only=True)
 class LaunchConfig:
-    """How many ranks the job claims; null claims nothing."""
+    """How many ranks to start or, in ranks, the number claimed; null starts and claims nothing.
+
+    ``concurrent`` sets of ranks work side by side in a batch. A set without a sign of life for ``timeout_s`` seconds is
+    ended. ``config_file`` is the user's own file of ``accelerate launch``.
+    """
 
     num_processes: int | None = None
+    concurrent: int = 1
+    timeout_s: float = 1800.0
+    config_file: str | None = None
 
 
 @dataclass(kw_only=True)
@@ -162,9 +169,13 @@ class TrackingConfig:
 
 @dataclass(kw_only=True)
 class RunConfig:
-    """Where the run directory goes (null: runs/<time>-<short id>), and how long a collective may take."""
+    """Where the run or batch directory goes (null: runs/<time>-<short id>), and how long a collective may take.
+
+    ``resume`` names the directory of a batch to go on with.
+    """
 
     dir: str | None = None
+    resume: str | None = None
     timeout_s: float = 300.0
 
 
@@ -220,12 +231,12 @@ def job_from(container: Mapping[str, Any]) -> Config:
     return job
 
 
-def check(container: Mapping[str, Any], *, world_size: int) -> None:
+def check(container: Mapping[str, Any], *, world_size: int | None) -> None:
     """Stage A: schema, ranges, names, divisibility.
 
     Args:
         container: Resolved configuration.
-        world_size: Number of ranks that will share a global batch.
+        world_size: Number of ranks that will share a global batch; None: ``launch.num_processes`` are to be started.
 
     Raises:
         ConfigError: all errors at once.
@@ -235,8 +246,9 @@ def check(container: Mapping[str, Any], *, world_size: int) -> None:
     errors += [
         *_part_errors(job),
         *_sweep_errors(job.sweep),
+        *_launch_errors(job.launch),
         *_confirm_errors(job.confirm),
-        *_train_errors(job, world_size),
+        *_train_errors(job, world_size or max(1, job.launch.num_processes or 1)),
         *_tracking_errors(job.tracking),
     ]
     if job.suggestion.method not in RULES:
@@ -372,6 +384,15 @@ def _sweep_errors(sweep: SweepConfig) -> Iterator[str]:
         yield f"sweep.seed must be 0 or above, got {sweep.seed}; try 0"
 
 
+def _launch_errors(launch: LaunchConfig) -> Iterator[str]:
+    if launch.num_processes is not None and launch.num_processes < 1:
+        yield f"launch.num_processes must be at least 1, got {launch.num_processes}; give the number of ranks"
+    if launch.concurrent < 1:
+        yield f"launch.concurrent must be at least 1, got {launch.concurrent}; try 1"
+    if not 0 < launch.timeout_s < MAX_TIMEOUT_S:
+        yield f"launch.timeout_s must lie between 0 and {MAX_TIMEOUT_S:g}, got {launch.timeout_s:g}; try 1800"
+
+
 def _confirm_errors(confirm: ConfirmConfig) -> Iterator[str]:
     if confirm.horizon is not None and confirm.horizon < 1:
         yield f"confirm.horizon must be at least 1, got {confirm.horizon}; null is a training of unknown length"
@@ -384,7 +405,7 @@ def _confirm_errors(confirm: ConfirmConfig) -> Iterator[str]:
 
 def _train_errors(job: Config, world_size: int) -> Iterator[str]:
     train, batch, claimed = job.train, job.data.global_batch_size, job.launch.num_processes
-    if claimed is not None and claimed != world_size:
+    if claimed is not None and claimed >= 1 and claimed != world_size:
         command = launch_command([], num_processes=max(2, claimed), on_cpu=True)
         yield (
             f"launch.num_processes must equal the {world_size} rank(s) that were started, got {claimed}; "

@@ -38,8 +38,40 @@ def _pid_namespace() -> str:
 
 def _start_ticks(pid: int) -> str:
     """Start time since boot (field 22 of /proc/<pid>/stat), "?" when there is no such process or only its zombie."""
+    fields = _stat_fields(pid)
+    return "?" if not fields or fields[0] == "Z" else fields[19]
+
+
+def _stat_fields(pid: int) -> list[str]:
+    """/proc/<pid>/stat from the third field (state, parent, ...) on; empty when there is no such process."""
     try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
-        return "?"
-    return "?" if fields[0] == "Z" else fields[19]
+        return []
+
+
+def is_stopped(pid: int) -> bool:
+    """Whether a process stands still after SIGSTOP."""
+    return _stat_fields(pid)[:1] in (["T"], ["t"])
+
+
+def descendants(pid: int) -> list[int]:
+    """Children of a process, their children, and so on; empty where /proc does not tell."""
+    children: dict[int, list[int]] = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        fields = _stat_fields(int(folder.name))
+        if fields:
+            children.setdefault(int(fields[1]), []).append(int(folder.name))
+    found: list[int] = []
+    waiting = [pid]
+    while waiting:
+        next_ones = children.get(waiting.pop(), [])
+        found += next_ones
+        waiting += next_ones
+    return found
+
+
+def pid_of(identity: str) -> int | None:
+    """The process id of an identity whose process still runs on this machine."""
+    boot, pid, *_ = identity.split(":")
+    return int(pid) if boot == _boot() and pid.isdigit() and is_alive(identity) else None

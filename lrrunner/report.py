@@ -56,8 +56,16 @@ def stop_in_words(stop: Stop) -> str:
     return words[stop.reason]
 
 
-def note(test: RangeTest, job: Config, *, run_id: str, command: str, directory: str) -> str:
-    """Markdown for the MLflow run's description."""
+PICTURE = "![LR sweep](lr_sweep.png)"
+
+
+def with_picture(note: str, *, run_id: str) -> str:
+    """A run's note with its picture where MLflow serves it."""
+    return note.replace(PICTURE, f"![LR sweep](get-artifact?path=lr_sweep.png&run_uuid={run_id})")
+
+
+def note(test: RangeTest, job: Config, *, command: str, directory: str) -> str:
+    """Markdown for the MLflow run's description and for note.md."""
     suggestion = test.suggestion
     if suggestion.lr is None or suggestion.interval is None:
         headline = f"**No suggested LR** (verdict: {suggestion.verdict})"
@@ -75,7 +83,7 @@ def note(test: RangeTest, job: Config, *, run_id: str, command: str, directory: 
 {suggestion.reason[0].upper()}{suggestion.reason[1:]}.
 {more}The sweep ended at step {test.stop.step} of {job.sweep.num_steps}: {stop_in_words(test.stop)}.
 
-![LR sweep](get-artifact?path=lr_sweep.png&run_uuid={run_id})
+{PICTURE}
 
 {batch_summary(job, world_size=test.world_size)}
 

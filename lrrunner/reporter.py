@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
+import socket
 import sys
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +18,16 @@ from lrrunner import report
 from lrrunner.config import Config, batch_summary, budget_steps
 from lrrunner.confirm import Trials
 from lrrunner.core.confirmation import PlannedTrial, confirmed
-from lrrunner.core.curve import pooled_steps
 from lrrunner.core.extension import Extension
 from lrrunner.errors import ConfigError
 from lrrunner.passes import Passes
+from lrrunner.points import final_points, live_prefix, superseded
+from lrrunner.process import process_identity
 from lrrunner.records import Confirmation, RangeTest, Step, Trial, TrialOutcome
 from lrrunner.redaction import Redactor
 from lrrunner.run_directory import RunDirectory, new_run_path
-from lrrunner.tracking import TRIAL_METRICS, MlflowRun, Point, configure_mlflow
+from lrrunner.run_files import shown_path
+from lrrunner.tracking import TRIAL_METRICS, MlflowRun, configure_mlflow
 
 logger = logging.getLogger(__name__)
 
@@ -41,17 +43,31 @@ class Reporter:
         command: What repeats the run.
         world_size: Number of ranks.
         redactor: Masks secrets in everything shown and written.
+        run_id: MLflow run that a supervisor has made; None: make one.
+        tags: Further tags for an MLflow run made here.
+        tell: Called with each step's number of a confirmation run, as a sign of life.
 
     Raises:
         ConfigError: run directory or tracking store cannot be used; all reasons at once.
     """
 
     def __init__(
-        self, *, job: Config, config: dict[str, Any], command: str, world_size: int, redactor: Redactor
+        self,
+        *,
+        job: Config,
+        config: dict[str, Any],
+        command: str,
+        world_size: int,
+        redactor: Redactor,
+        run_id: str | None = None,
+        tags: Mapping[str, str] | None = None,
+        tell: Callable[[int], None] = lambda step: None,
     ) -> None:
+        self._run_id, self._tags, self._tell = run_id, dict(tags or {}), tell
         self._job, self._config, self._redactor, self._world_size = job, config, redactor, world_size
         self._command = redactor.text(command)
         self._last_step: int | None = None
+        self._last_trial_ms = 0
         errors: list[str] = []
         directory: RunDirectory | None = None
         self._mlflow: MlflowRun | None = None
@@ -89,6 +105,9 @@ class Reporter:
             last_step=None,
             cause=None,
             version=lrrunner.__version__,
+            host=socket.gethostname(),
+            process=process_identity(),
+            command=self._command,
         )
         summary = batch_summary(self._job, world_size=self._world_size)
         logger.info("%s, on %s", summary, device)
@@ -106,7 +125,7 @@ class Reporter:
         self._last_step = step.step
         self.directory.record(step)
         if self._mlflow is not None:
-            self._mlflow.log(step, prefix=self._live_prefix(step))
+            self._mlflow.log(step, prefix=live_prefix(step, self._job.sweep))
         self._show(step)
 
     def on_extension(self, extension: Extension) -> None:
@@ -127,6 +146,8 @@ class Reporter:
     def on_trial_step(self, number: int, step: Step) -> None:
         """Take in one record of a confirmation run."""
         self.directory.record_trial_step(number, step)
+        self._tell(step.step)
+        self._last_trial_ms = step.timestamp_ms
         if self._mlflow is not None:
             self._mlflow.log(step, prefix=f"trial_{number}/", names=TRIAL_METRICS)
         self._show(step)
@@ -136,8 +157,7 @@ class Reporter:
         logger.info("%s", trial)
         self.directory.record_trial(trial, schedule=self._job.confirm.schedule.value)
         if self._mlflow is not None:
-            now_ms = time.time_ns() // 1_000_000
-            point = Step(step=trial.trial, lr=trial.lr, loss=trial.loss, timestamp_ms=now_ms)
+            point = Step(step=trial.trial, lr=trial.lr, loss=trial.loss, timestamp_ms=self._last_trial_ms)
             self._mlflow.log(point, prefix="confirm/", names=TRIAL_METRICS)
 
     def _show(self, step: Step) -> None:
@@ -153,6 +173,8 @@ class Reporter:
         logger.info("%s; %s", test.stop, test.suggestion)
         self.directory.write_suggestion(test)
         picture = self._draw(test)
+        note = report.note(test, self._job, command=self._command, directory=str(self.directory.path))
+        self.directory.write_note(note)
         self.directory.update_status(
             state="killed" if cause else "finished",
             last_step=self._last_step,
@@ -162,7 +184,7 @@ class Reporter:
         for line in report.closing_lines(test, self._job, directory=shown_path(self.directory.path), mlflow=location):
             print(self._redactor.text(line), flush=True)  # before the upload, which a server may keep waiting
         if self._mlflow is not None:
-            self._finish_mlflow(test, picture, status="KILLED" if cause else "FINISHED")
+            self._finish_mlflow(test, picture, note, status="KILLED" if cause else "FINISHED")
 
     def fail(self, cause: str) -> None:
         """The sweep broke: keep what there is and say why."""
@@ -204,46 +226,29 @@ class Reporter:
             self._mlflow.start(
                 run_name=tracking.run_name or self.directory.path.name,
                 params=self._config,
-                tags=tags | {key: str(value) for key, value in tracking.tags.items()},
+                tags=tags | {key: str(value) for key, value in tracking.tags.items()} | self._tags,
+                run_id=self._run_id,
             )
         except Exception as error:  # noqa: BLE001 - a server that fails now must not cost the sweep
             logger.warning("MLflow failed (%s); the run directory keeps everything", error)
             self._mlflow.set_status("FAILED")
             self._mlflow = None
 
-    def _finish_mlflow(self, test: RangeTest, picture: Path, *, status: str) -> None:
+    def _finish_mlflow(self, test: RangeTest, picture: Path, note: str, *, status: str) -> None:
         assert self._mlflow is not None
         directory = self.directory
-        number = test.curve_pass
         self._mlflow.finish(
             status=status,
             test=test,
-            final=list(self._final_points(test)),
-            superseded=lambda prefix: prefix.startswith(f"pass_{number}/"),
-            note=report.note(
-                test, self._job, run_id=self._mlflow.run_id, command=self._command, directory=str(directory.path)
-            ),
+            final=list(final_points(test, self._job.sweep)),
+            superseded=superseded(test),
+            note=report.with_picture(note, run_id=self._mlflow.run_id),
             files=directory.files(),
             root=directory.path,
             picture=picture,
         )
         if self._mlflow.error:
             logger.warning("MLflow is missing something (%s); the run directory has it all", self._mlflow.error)
-
-    def _live_prefix(self, step: Step) -> str:
-        """What goes before the metrics of a step that a later pass may supersede: what MLflow has, it keeps."""
-        of_pass = f"pass_{step.sweep_pass}/" if self._job.sweep.auto_range else ""
-        return of_pass + (f"repeat_{step.repeat}/" if self._job.sweep.repeats > 1 else "")
-
-    def _final_points(self, test: RangeTest) -> Iterator[Point]:
-        """The curve under its plain names, and its repeats under theirs."""
-        sweep = self._job.sweep
-        if sweep.auto_range:
-            for step in test.curve_steps:
-                yield Point(step, f"repeat_{step.repeat}/" if sweep.repeats > 1 else "")
-        if sweep.repeats > 1:
-            for step in pooled_steps(test.curve_steps, beta=sweep.smoothing):
-                yield Point(step)
 
     def _range_test(self, passes: Passes, trials: Trials) -> RangeTest:
         job, sweep = self._job, passes.suggestion
@@ -307,10 +312,3 @@ def _interruption(passes: Passes, trials: Trials) -> str | None:
         where = f"trial {trials.trials[-1].trial}" if trials.trials else "the first evaluation"
         return f"{trials.interruption} of {where}"
     return None
-
-
-def shown_path(path: Path) -> str:
-    """Relative to the current directory where it lies below it."""
-    with contextlib.suppress(ValueError):
-        return str(path.relative_to(Path.cwd()))
-    return str(path)

@@ -154,6 +154,10 @@ class RunDirectory:
         }
         self._write("suggestion.json", json.dumps(content, indent=2) + "\n")
 
+    def write_note(self, note: str) -> None:
+        """note.md: what the run came to, in words."""
+        self._write("note.md", self._redactor.text(note))
+
     def update_status(self, **changes: Any) -> None:
         """Change fields of status.json."""
         self._status |= self._redactor.tree(changes)

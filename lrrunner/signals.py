@@ -43,12 +43,12 @@ class StopSignal:
 
     Args:
         on_stuck: Called from the thread just before it ends the process; records what it can.
-        watch_parent: Treat the death of the parent process as a request to stop.
+        orphaned: Whether nobody waits for this process any more, asked twice a second: a request to stop.
     """
 
-    def __init__(self, *, on_stuck: Callable[[str], None], watch_parent: bool) -> None:
+    def __init__(self, *, on_stuck: Callable[[str], None], orphaned: Callable[[], bool]) -> None:
         self._on_stuck = on_stuck
-        self._parent = os.getppid() if watch_parent else None
+        self._orphaned = orphaned
         self._signal: int | None = None
         self._requested_at: float | None = None
         self._interrupts = 0
@@ -109,7 +109,7 @@ class StopSignal:
                 if number in (signal.SIGTERM, signal.SIGINT):
                     self._request(number)
                     self._count_interrupt(number)
-            if self._parent is not None and os.getppid() != self._parent:
+            if self._orphaned():
                 self._request(signal.SIGTERM)
             if not self._closed.is_set() and self._is_overdue():
                 try:

@@ -49,6 +49,7 @@ def measure(
     collective: Collective,
     reporter: Reporter | None,
     stop_requested: Callable[[], bool],
+    tell: Callable[[int], None] = lambda step: None,
 ) -> Measured:
     """Sweep, and confirm where that is asked for. Every rank must call this.
 
@@ -59,6 +60,7 @@ def measure(
         collective: The world this rank belongs to.
         reporter: Rank 0's.
         stop_requested: This rank's wish to stop.
+        tell: Called with each step's number, as a sign of life.
     """
     plan = batch_plan(job, num_samples=parts.num_samples, world_size=collective.world_size)
     started = time.perf_counter()
@@ -74,7 +76,7 @@ def measure(
             _ladder(job, number, start_lr, end_lr),
             batches,
             collective=collective,
-            on_step=_on_step(job, reporter),
+            on_step=_on_step(job, reporter, tell),
             stop_requested=stop_requested,
             started=started,
         )
@@ -112,7 +114,7 @@ def measure(
     return Measured(passes, trials)
 
 
-def _on_step(job: Config, reporter: Reporter | None) -> Callable[[Step], None]:
+def _on_step(job: Config, reporter: Reporter | None, tell: Callable[[int], None]) -> Callable[[Step], None]:
     """Behind the first step, collectives get the user's time limit; rank 0 records."""
 
     def on_step(step: Step) -> None:
@@ -120,6 +122,7 @@ def _on_step(job: Config, reporter: Reporter | None) -> Callable[[Step], None]:
             collectives.set_timeout(job.run.timeout_s)
         if reporter is not None:
             reporter.on_step(step)
+        tell(step.step)
 
     return on_step
 

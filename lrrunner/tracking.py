@@ -7,6 +7,7 @@ twice changes nothing. What a server misses stays in the run directory.
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import math
 import os
@@ -46,6 +47,7 @@ TRIAL_METRICS = ("lr", "loss")
 MAX_PARAMS_PER_BATCH = 100
 MAX_PARAM_LENGTH = 6000
 MAX_NOTE_LENGTH = 8000
+SUMMARY_TABLE = "summary.json"
 UNREACHABLE = ("Max retries exceeded", "database is locked", "Connection refused", "could not connect", "timed out")
 LOCAL_SCHEMES = ("sqlite", "postgresql", "mysql", "mssql")
 
@@ -117,7 +119,7 @@ class MlflowRun:
         # run_id stays empty until the run is started
         self.uri = absolute_uri(uri)
         self.experiment = experiment
-        self.run_id = ""
+        self.run_id = self.run_name = ""
         self.error: str | None = None
         self._redactor = redactor
         self._queue: queue.SimpleQueue[Point] = queue.SimpleQueue()
@@ -140,16 +142,16 @@ class MlflowRun:
                 [f"tracking.uri must name a usable store, got {shown} ({message}); or set tracking.enabled=false"]
             ) from None
 
-    def start(self, *, run_name: str, params: Mapping[str, Any], tags: Mapping[str, str]) -> None:
-        """Create the run and begin to send what :meth:`log` is given.
+    def create(self, *, run_name: str, tags: Mapping[str, str]) -> str:
+        """Create the run.
 
         Args:
             run_name: Shown name.
-            params: Resolved configuration.
             tags: The user's tags and ours.
-        """
-        from mlflow.entities import Param
 
+        Returns:
+            The run's id.
+        """
         all_tags = {
             **_context_tags(),
             "lrrunner.host": socket.gethostname(),
@@ -163,6 +165,34 @@ class MlflowRun:
         )
         self.run_id = run.info.run_id
         self.run_name = self._redactor.text(run_name)
+        return self.run_id
+
+    def start(
+        self,
+        *,
+        run_name: str,
+        params: Mapping[str, Any],
+        tags: Mapping[str, str],
+        run_id: str | None = None,
+    ) -> None:
+        """Create the run, or join one that a supervisor has made, and begin to send what :meth:`log` is given.
+
+        Args:
+            run_name: Shown name.
+            params: Resolved configuration.
+            tags: The user's tags and ours.
+            run_id: The run to join.
+        """
+        from mlflow.entities import Param, RunTag
+
+        if run_id is None:
+            self.create(run_name=run_name, tags=tags)
+        else:
+            self.run_id, self.run_name = run_id, self._redactor.text(run_name)
+            texts = [RunTag(key, self._redactor.text(str(value))) for key, value in tags.items()]
+            self._client.log_batch(self.run_id, tags=texts)
+            known = self._client.get_run(run_id).data.metrics
+            self._sent_prefixes = {name[: name.rfind("/") + 1] for name in known}
         flat = flattened(self._redactor.tree(params))
         entities = [Param(_valid_name(key), value[:MAX_PARAM_LENGTH]) for key, value in flat.items()]
         for chunk in _chunks(entities, MAX_PARAMS_PER_BATCH):
@@ -234,6 +264,98 @@ class MlflowRun:
         except Exception as error:  # noqa: BLE001 - as in finish
             self._note_error(error)
 
+    def finish_empty(self, status: str, *, note: str) -> None:
+        """End a run that came to nothing, with a word about why."""
+        self._client.set_tag(self.run_id, "mlflow.note.content", self._redactor.text(note)[:MAX_NOTE_LENGTH])
+        self.set_status(status)
+
+    def reopen(self, run_id: str) -> None:
+        """Go on with a run that has ended, on behalf of this process."""
+        self._client.update_run(run_id, status="RUNNING")
+        self._client.set_tag(run_id, "lrrunner.process", process_identity())
+
+    def publish(
+        self,
+        run_id: str,
+        *,
+        status: str,
+        note: str,
+        table: Mapping[str, Any],
+        pictures: Sequence[Path],
+        picture_step: int,
+        files: Iterable[Path],
+        tags: Mapping[str, str],
+    ) -> None:
+        """Bring the page of a batch up to date. Sending twice changes nothing.
+
+        Args:
+            run_id: The batch's run.
+            status: FINISHED, FAILED or KILLED.
+            note: Markdown for the description.
+            table: Columns and rows, for a table artifact.
+            pictures: PNGs, pinned under their names.
+            picture_step: Tells an earlier state of the batch from a later one.
+            files: Further artifacts.
+            tags: Counts.
+        """
+        from PIL import Image
+
+        self.run_id = run_id
+        try:
+            self.run_name = self._client.get_run(run_id).info.run_name
+            self._client.log_text(run_id, json.dumps(table), SUMMARY_TABLE)
+            self._client.set_tag(
+                run_id, "mlflow.loggedArtifacts", json.dumps([{"path": SUMMARY_TABLE, "type": "table"}])
+            )
+            pinned = [item.path for item in self._client.list_artifacts(run_id, "images")]
+            for path in pictures:
+                self._client.log_artifact(run_id, str(path))
+                name = re.compile(rf"/{re.escape(path.stem)}[%+]step[%+]{picture_step}[%+]")
+                if not any(map(name.search, pinned)):
+                    with Image.open(path) as image:
+                        self._client.log_image(run_id, image, key=path.stem, step=picture_step, synchronous=True)
+            for path in files:
+                self._client.log_artifact(run_id, str(path))
+            all_tags = {"mlflow.note.content": note[:MAX_NOTE_LENGTH], **tags}
+            for key, text in all_tags.items():
+                self._client.set_tag(run_id, key, self._redactor.text(text))
+        except Exception as error:  # noqa: BLE001 - as in finish
+            self._note_error(error)
+        finally:
+            self.set_status(status)
+
+    def status(self, run_id: str) -> str:
+        """RUNNING, FINISHED, FAILED or KILLED."""
+        return str(self._client.get_run(run_id).info.status)
+
+    def exists(self, run_id: str) -> bool:
+        """Whether the store has a run, and nobody has deleted it."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return str(self._client.get_run(run_id).info.lifecycle_stage) == "active"
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            return False
+
+    def find(self, tags: Mapping[str, str]) -> str | None:
+        """The id of a run of the experiment that has these tags."""
+        wanted = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
+        found = self._client.search_runs([self.experiment_id], wanted, max_results=1)
+        return str(found[0].info.run_id) if found else None
+
+    def has_picture(self, run_id: str) -> bool:
+        """Whether the picture of a run is pinned already."""
+        return any("lr_sweep" in item.path for item in self._client.list_artifacts(run_id, "images"))
+
+    def delete(self, run_id: str) -> None:
+        """Remove a run that turned out to be a mistake."""
+        try:
+            self._client.delete_run(run_id)
+        except Exception as error:  # noqa: BLE001 - as in finish
+            self._note_error(error)
+
     def location(self) -> str:
         """Where to look at the run, in words."""
         shown = self._redactor.text(self.uri)
@@ -250,7 +372,8 @@ class MlflowRun:
     def _send_result(self, test: RangeTest) -> None:
         """Suggested LR and verdict."""
         for key, value in _result_metrics(test).items():
-            self._client.log_metric(self.run_id, key, value, synchronous=True)
+            # with the time of the last step, so that sending it twice changes nothing
+            self._client.log_metric(self.run_id, key, value, timestamp=test.steps[-1].timestamp_ms, synchronous=True)
         for key, text in _result_tags(test).items():
             self._client.set_tag(self.run_id, key, text)
 

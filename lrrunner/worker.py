@@ -1,4 +1,4 @@
-"""What one rank runs: join the world, agree on the job, build it, sweep, and (rank 0) report."""
+"""What one rank runs: join the world once; then, for each job, agree on it, build it, sweep, and (rank 0) report."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, NoReturn
@@ -25,10 +25,12 @@ from lrrunner.collectives import Collective
 from lrrunner.config import Config, job_from
 from lrrunner.engine import Trainable
 from lrrunner.errors import ConfigError
+from lrrunner.handover import ANOTHER_RANK_IS_GONE, ANOTHER_RANK_IS_SILENT
 from lrrunner.launch import launch_command
-from lrrunner.logs import early_log, log_to, speak_on_stderr
+from lrrunner.logs import JobLog
 from lrrunner.redaction import Redactor
-from lrrunner.reporter import Reporter, shown_path
+from lrrunner.reporter import Reporter
+from lrrunner.run_files import shown_path
 from lrrunner.signals import StopSignal
 from lrrunner.stages import Measured, measure
 
@@ -39,23 +41,67 @@ MAX_CAUSE_LENGTH = 300
 
 LOST_CONNECTION = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited")
 
+TIMED_OUT = ("Timed out waiting", "timed out after", "Watchdog caught collective operation timeout")
+
 EXIT_OK, EXIT_FAILED, EXIT_CONFIG = 0, 1, 2
 
 logger = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, kw_only=True)
+class World:
+    """The ranks that this process belongs to; joined once, and good for many jobs.
+
+    Attributes:
+        collective: How the ranks talk.
+        on_cpu: Whether they train on CPUs.
+    """
+
+    collective: Collective
+    on_cpu: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """One job as it is given to a rank.
+
+    Attributes:
+        container: Resolved configuration that passed stage A; rank 0's binds every rank.
+        overrides: The overrides as typed, for the record.
+        options: Hydra's own flags as typed, for the command that repeats the run.
+        number: Tells the jobs of one world apart.
+        run_id: MLflow run made by a supervisor; None: rank 0 makes one.
+        tags: Further tags of an MLflow run that rank 0 makes.
+        on_step: Called with each step's number, on every rank.
+        supervised: A supervisor tells the user how the job ended.
+    """
+
+    container: Mapping[str, Any]
+    overrides: Sequence[str] = ()
+    options: Sequence[str] = ()
+    number: int = 0
+    run_id: str | None = None
+    tags: Mapping[str, str] = field(default_factory=dict)
+    on_step: Callable[[int], None] = lambda step: None
+    supervised: bool = False
+
+
 @dataclass
 class Session:
-    """One rank's part in a run. ``reporter`` is rank 0's, from stage B on."""
+    """One rank's part in a job. ``reporter`` is rank 0's, from stage B on."""
 
     config: dict[str, Any]
-    overrides: Sequence[str]
-    options: Sequence[str]
-    on_cpu: bool
-    collective: Collective
+    work: Work
+    world: World
     redactor: Redactor
+    log: JobLog
     reporter: Reporter | None = None
     directory: Path | None = None
+
+    @property
+    def collective(self) -> Collective:
+        """How the ranks talk."""
+        return self.world.collective
 
 
 def work(container: Mapping[str, Any], overrides: Sequence[str], options: Sequence[str]) -> int:
@@ -69,31 +115,21 @@ def work(container: Mapping[str, Any], overrides: Sequence[str], options: Sequen
     Returns:
         Exit code of this process.
     """
-    session = _joined(container, overrides, options)
-    speak_on_stderr(session.redactor)
-
-    def cut_off(cause: str) -> None:
-        if session.reporter is not None:
-            session.reporter.cut_off(cause)
-
-    with StopSignal(on_stuck=cut_off, watch_parent=session.collective.world_size > 1) as stop_signal:
-        try:
-            code = _run(session, stop_signal)
-        except ConfigError as error:
-            if session.collective.rank == 0:
-                print(session.redactor.text(str(error)), file=sys.stderr)
-            code = EXIT_CONFIG
-        except BaseException as error:  # noqa: BLE001 - the last stop of whatever a user's code or a dead peer raises
-            try:
-                _report_failure(error, session)
-            finally:
-                _leave(EXIT_FAILED)
-    _end_world()
+    world = joined_world()
+    parent = os.getppid()
+    code = run_job(
+        world,
+        Work(container=container, overrides=overrides, options=options),
+        orphaned=lambda: world.collective.world_size > 1 and os.getppid() != parent,
+        on_mistake=lambda message: print(message, file=sys.stderr),
+        on_failure=lambda cause: leave(EXIT_FAILED),
+    )
+    end_world()
     return code
 
 
-def _joined(container: Mapping[str, Any], overrides: Sequence[str], options: Sequence[str]) -> Session:
-    """Join the world that the launcher describes and take over rank 0's configuration."""
+def joined_world() -> World:
+    """Join the world that the launcher describes; a process that finds itself in another one ends."""
     on_cpu = _must_use_cpu()
     PartialState(cpu=on_cpu, timeout=BUILD_TIMEOUT)
     collective = collectives.collective_for_world()
@@ -101,29 +137,76 @@ def _joined(container: Mapping[str, Any], overrides: Sequence[str], options: Seq
     if claimed != collective.world_size:
         if os.environ.get("RANK", "0") == "0":
             print(_world_message(claimed, collective.world_size), file=sys.stderr)
-        _leave(EXIT_CONFIG)
-    config: dict[str, Any] = collective.broadcast(dict(container))
-    redactor = Redactor.for_run(config, os.environ, overrides)
-    return Session(config, overrides, options, on_cpu, collective, redactor)
+        leave(EXIT_CONFIG)
+    return World(collective=collective, on_cpu=on_cpu)
+
+
+def run_job(
+    world: World,
+    work: Work,
+    *,
+    orphaned: Callable[[], bool],
+    on_mistake: Callable[[str], None],
+    on_failure: Callable[[str], NoReturn],
+) -> int:
+    """Run one job of a world; every rank must call this. Nothing of the job is left behind in the process.
+
+    Only what fails before the first step, agreed by all ranks, leaves the world whole. After any later failure the next
+    job's first reduction would pair with this job's leftovers, so the rank must end: ``on_failure`` does not return.
+
+    Args:
+        world: The world, from :func:`joined_world`.
+        work: The job.
+        orphaned: Whether nobody waits for this rank any more, asked twice a second.
+        on_mistake: Given the message on rank 0 when the configuration turns out to be wrong.
+        on_failure: Given the cause that some rank was the first to report; ends the process.
+
+    Returns:
+        Exit code of the job: 0, 2 after a mistake, or 128 + the signal that ended it.
+    """
+    collectives.set_timeout(BUILD_TIMEOUT.total_seconds())
+    config: dict[str, Any] = world.collective.broadcast(dict(work.container))
+    redactor = Redactor.for_run(config, os.environ, work.overrides)
+    with JobLog(redactor) as log:
+        session = Session(config, work, world, redactor, log)
+
+        def cut_off(cause: str) -> None:
+            if session.reporter is not None:
+                session.reporter.cut_off(cause)
+
+        with StopSignal(on_stuck=cut_off, orphaned=orphaned) as stop_signal:
+            try:
+                code = _run(session, stop_signal)
+            except ConfigError as error:
+                if world.collective.rank == 0:
+                    on_mistake(redactor.text(str(error)))
+                code = EXIT_CONFIG
+            except BaseException as error:  # noqa: BLE001 - the last stop of whatever a user's code or a dead peer raises
+                cause = redactor.text(f"rank {world.collective.rank}: {_in_one_line(error)}")
+                try:
+                    cause = _report_failure(error, cause, session)
+                finally:
+                    on_failure(cause)
+    release_memory()
+    return code
 
 
 def _run(session: Session, stop_signal: StopSignal) -> int:
     """Stage B, the sweep and the report. Holds every reference to the model, so that its return frees them."""
     job = job_from(session.config)
-    with early_log() as early:
-        try:
-            chosen, parts = _stage_b(session, job)
-        except ConfigError:
-            raise
-        except BaseException:
-            if session.reporter is not None:
-                log_to(session.reporter.directory.path, session.collective.rank, session.redactor, early)
-            raise
+    try:
+        chosen, parts = _stage_b(session, job)
+    except ConfigError:
+        raise
+    except BaseException:
+        if session.reporter is not None:
+            session.log.write_to(session.reporter.directory.path, session.collective.rank)
+        raise
     session.directory = session.collective.broadcast(session.reporter and session.reporter.directory.path)
     assert session.directory is not None
-    log_to(session.directory, session.collective.rank, session.redactor, early)
+    session.log.write_to(session.directory, session.collective.rank)
     if session.reporter is not None:
-        session.reporter.start(overrides=list(session.overrides), device=f"{PartialState().device}")
+        session.reporter.start(overrides=list(session.work.overrides), device=f"{PartialState().device}")
     measured = _sweep(session, job, parts, chosen, stop_signal)
     stop_signal.loop_ended()
     if session.reporter is not None:
@@ -159,13 +242,17 @@ def _stage_b(session: Session, job: Config) -> tuple[Regime, Parts]:
 
 def _reporter(session: Session, job: Config) -> Reporter:
     world_size = session.collective.world_size
-    words = [*session.options, *session.overrides]
+    words = [*session.work.options, *session.work.overrides]
+    num_started = 1 if session.work.supervised else world_size
     return Reporter(
         job=job,
         config=session.config,
-        command=launch_command(words, num_processes=world_size, on_cpu=session.on_cpu),
+        command=launch_command(words, num_processes=num_started, on_cpu=session.world.on_cpu),
         world_size=world_size,
         redactor=session.redactor,
+        run_id=session.work.run_id,
+        tags=session.work.tags,
+        tell=session.work.on_step,
     )
 
 
@@ -185,7 +272,7 @@ def _agree(collective: Collective, errors: list[str]) -> None:
 
 def _sweep(session: Session, job: Config, parts: Parts, chosen: Regime, stop_signal: StopSignal) -> Measured:
     """Wrap the parts for the world, climb the ladder and what follows it."""
-    accelerator = _accelerator(job, chosen, session.on_cpu)
+    accelerator = _accelerator(job, chosen, session.world.on_cpu)
     try:
         return measure(
             job,
@@ -194,6 +281,7 @@ def _sweep(session: Session, job: Config, parts: Parts, chosen: Regime, stop_sig
             collective=session.collective,
             reporter=session.reporter,
             stop_requested=lambda: stop_signal.requested,
+            tell=session.work.on_step,
         )
     finally:
         accelerator.free_memory()
@@ -236,27 +324,33 @@ def _to_device(device: torch.device) -> Callable[[Any], Any]:
     return functools.partial(send_to_device, device=device, non_blocking=True)
 
 
-def _report_failure(error: BaseException, session: Session) -> None:
-    """Say once what failed, where and why, and leave nothing running in files or MLflow."""
+def _report_failure(error: BaseException, own_cause: str, session: Session) -> str:
+    """Say once what failed, where and why, and leave nothing running in files or MLflow.
+
+    Returns:
+        The cause that some rank was the first to report.
+    """
     rank = session.collective.rank
-    own_cause = session.redactor.text(f"rank {rank}: {_in_one_line(error)}")
     logger.info("the sweep failed", exc_info=error)
-    first_cause = collectives.first_failure(own_cause)
-    if own_cause == first_cause:
+    first_cause = collectives.first_failure(own_cause, job=session.work.number)
+    if own_cause == first_cause and not session.work.supervised:
         where = f"; see {shown_path(session.directory / 'ranks' / f'{rank}.log')}" if session.directory else ""
         print(f"lrrunner: the sweep failed on {first_cause}{where}", file=sys.stderr, flush=True)
     if session.reporter is not None:
         session.reporter.fail(first_cause)
+    return first_cause
 
 
 def _in_one_line(error: BaseException) -> str:
     text = " ".join(str(error).split())[:MAX_CAUSE_LENGTH]
     if isinstance(error, RuntimeError) and any(mark in text for mark in LOST_CONNECTION):
-        return f"another rank is gone, its connection was lost ({text})"
+        return f"{ANOTHER_RANK_IS_GONE}, its connection was lost ({text})"
+    if isinstance(error, RuntimeError) and any(mark in text for mark in TIMED_OUT):
+        return f"{ANOTHER_RANK_IS_SILENT}, a collective timed out ({text})"
     return f"{type(error).__name__}: {text}"
 
 
-def _leave(code: int) -> NoReturn:
+def leave(code: int) -> NoReturn:
     """End a failed rank at once: frames of the traceback still hold DDP, whose end after its world's may abort."""
     logging.shutdown()
     sys.stdout.flush()
@@ -264,7 +358,16 @@ def _leave(code: int) -> NoReturn:
     os._exit(code)
 
 
-def _end_world() -> None:
+def release_memory() -> None:
+    """Free what a job held; its frames have returned by now."""
+    if "torch._dynamo" in sys.modules:
+        torch.compiler.reset()  # compiled code holds on to the model that it was compiled for
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def end_world() -> None:
     """Free what still refers to DDP, then destroy the process group: the other order aborts up to half of gloo runs."""
     gc.collect()
     if dist.is_available() and dist.is_initialized():

@@ -3,6 +3,8 @@
 import os
 import signal
 import time
+import weakref
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -35,10 +37,54 @@ class Failing(SlowMlp):
         if self.calls == self.at and int(os.environ.get("RANK", "0")) == self.rank:
             if self.how == "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
+            if self.how == "hang":
+                while True:
+                    time.sleep(0.01)
+            if self.how == "stop":
+                os.kill(os.getpid(), signal.SIGSTOP)
             if self.how == "exit":
                 raise SystemExit(3)
             raise RuntimeError("the culprit's own words, api_key=canary-in-an-exception")
         return super().forward(x)
+
+
+class Moody(Failing):
+    """Fails in its fourth forward in the way its mood says; most moods are fine."""
+
+    def __init__(self, mood: str) -> None:
+        known = {"all_raise": "raise", "raise": "raise", "kill": "kill", "stop": "stop"}
+        super().__init__(4 if mood in known else -1, rank=1, how=known.get(mood, "raise"))
+        if mood == "all_raise":
+            self.rank = int(os.environ.get("RANK", "0"))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Class scores, until the mood turns."""
+        try:
+            return super().forward(x)
+        except RuntimeError:
+            raise RuntimeError("in a bad mood") from None
+
+
+class Pids(SlowMlp):
+    """Leaves the process ids of its ranks in a file named after its tag, and how many like it are alive there."""
+
+    alive: ClassVar[weakref.WeakSet[nn.Module]] = weakref.WeakSet()
+
+    def __init__(self, tag: str) -> None:
+        super().__init__(0.0)
+        if tag == "bad":
+            raise ValueError("a bad tag")
+        with open(f"pids-{tag}", "a") as file:  # noqa: PTH123 - one short write, appended
+            file.write(f"{os.getpid()}:{len(self.alive)}\n")
+        self.alive.add(self)
+
+
+class Talking(SlowMlp):
+    """Prints on every rank, a secret too."""
+
+    def __init__(self) -> None:
+        super().__init__(0.0)
+        print(f"rank {os.environ.get('RANK')} says {os.environ.get('CANARY_TOKEN')}", flush=True)
 
 
 class Net(nn.Module):

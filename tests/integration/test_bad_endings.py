@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -90,9 +91,14 @@ def test_a_grid_inside_ranks_is_refused_with_the_right_command(tmp_path: Path) -
 
 def test_worlds_of_one_are_noticed(tmp_path: Path) -> None:
     """`accelerate launch --cpu --num_processes 2` silently starts one rank; a claim says so."""
-    done = launch(tmp_path, "launch.num_processes=2")
-    assert done.code == 2
-    assert "launch.num_processes must equal the 1 rank(s) that were started, got 2" in done.err
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
+    settings = ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "-m", "lrrunner"]
+    done = subprocess.run(
+        [*launcher, *settings, "launch.num_processes=2"], cwd=tmp_path, env=environment(), capture_output=True,
+        text=True, timeout=60,
+    )  # fmt: skip
+    assert done.returncode != 0
+    assert "launch.num_processes must equal the 1 rank(s) that were started, got 2" in done.stderr
 
 
 def test_sigterm_saves_and_ends_with_143(tmp_path: Path) -> None:

@@ -84,6 +84,7 @@ def test_the_run_directory_holds_the_contracts_files(finished: Finished) -> None
         "suggestion.json",
         "lr_sweep.png",
         "status.json",
+        "note.md",
         "ranks/0.log",
     }
     status = finished.read("status.json")

@@ -75,6 +75,9 @@ MISTAKES = {
     "run.timeout_s=inf": "run.timeout_s must lie between 0 and 1e+06, got inf; try 300",
     "run.timeout_s=nan": "run.timeout_s must lie between 0 and 1e+06, got nan; try 300",
     "tracking.timeout_s=0": "tracking.timeout_s must lie between 0 and 1e+06, got 0; try 10",
+    "launch.num_processes=0": "launch.num_processes must be at least 1, got 0; give the number of ranks",
+    "launch.concurrent=0": "launch.concurrent must be at least 1, got 0; try 1",
+    "launch.timeout_s=0": "launch.timeout_s must lie between 0 and 1e+06, got 0; try 1800",
     "+experiment=digits_mlp": "experiment has a value already, got +experiment=digits_mlp; write it without +",
     "sweep": "'sweep' is not an override; write key=value, and quote values with special characters",
 }
@@ -112,7 +115,7 @@ def test_a_claimed_world_must_be_the_world() -> None:
     (error,) = errors_of("launch.num_processes=2", world_size=1)
     assert error.startswith("launch.num_processes must equal the 1 rank(s) that were started, got 2;")
     assert "ACCELERATE_USE_CPU=1 accelerate launch --multi_gpu --num_processes 2 -m lrrunner" in error
-    assert compose_job(["launch.num_processes=2"], world_size=2)["launch"] == {"num_processes": 2}
+    assert compose_job(["launch.num_processes=2"], world_size=2)["launch"]["num_processes"] == 2
 
 
 def test_an_unset_variable_is_named() -> None:

@@ -1,0 +1,328 @@
+"""``lrrunner -m``: Hydra's sweepers expand the grid, and a launcher of ours runs it as a batch. No torch.
+
+Hydra takes a launcher only from below ``hydra_plugins``. :func:`register_launcher` puts ours there when it is needed,
+so that the package needs no second top-level folder.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import secrets
+import shlex
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import hydra
+from filelock import FileLock, Timeout
+from hydra.core.config_store import ConfigStore
+from hydra.core.plugins import Plugins
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig
+
+from lrrunner import ledger
+from lrrunner.batch import Batch, BatchJob, Slot, new_slots
+from lrrunner.batch_page import close_page, connected, open_page, read_state, status_of, write_summary
+from lrrunner.compose import compose_job, expanded_grid
+from lrrunner.config import register_schema
+from lrrunner.devices import usable_cores, visible_gpus
+from lrrunner.errors import ConfigError
+from lrrunner.interrupts import Interrupts
+from lrrunner.logs import JobLog
+from lrrunner.redaction import Redactor
+from lrrunner.run_files import shown_path
+from lrrunner.summary import terminal_table
+from lrrunner.supervised import machine_errors
+from lrrunner.supervised_job import Job
+
+PLUGIN_MODULE = "hydra_plugins.lrrunner_launcher"
+WHOLE_BATCH = ("run.dir", "run.resume", "launch.concurrent")
+"""Overrides that concern the batch, not a job of it."""
+
+OURS = {"hydra/launcher": "leave it out", "hydra.sweep.dir": "give run.dir=...", "hydra.sweep.subdir": "leave it out"}
+
+MAX_SHOWN_POINTS = 3
+
+RunJobs = Callable[[Sequence[Sequence[str]], int], None]
+
+
+def run_grid(overrides: Sequence[str], options: Sequence[str], *, config_dir: str | None, config_name: str) -> int:
+    """Run every point of a grid.
+
+    Args:
+        overrides: As typed, with Hydra's sweeps in them.
+        options: Hydra's own flags as typed.
+        config_dir: The user's own directory of configuration groups.
+        config_name: Primary configuration.
+
+    Returns:
+        Exit code: 0 all jobs ran to their end, 1 some failed, 128 + signal.
+
+    Raises:
+        ConfigError: the grid, or a point of it, is wrong; nothing has been started.
+    """
+    _refuse_ours(overrides)
+    points = expanded_grid(overrides, config_dir=config_dir)
+    containers = _checked_points(points, config_dir=config_dir, config_name=config_name)
+    directory = _batch_directory(containers)
+    redactor = Redactor.for_run(containers, os.environ, overrides)
+    tracking = containers[0]["tracking"]
+    known = {tuple(point): container for point, container in zip(points, containers, strict=True)}
+
+    def jobs_of(job_overrides: Sequence[Sequence[str]], first_number: int) -> list[BatchJob]:
+        found = [
+            known.get(tuple(point))
+            or compose_job(point, config_dir=config_dir, config_name=config_name, world_size=None)
+            for point in job_overrides
+        ]
+        return _batch_jobs(job_overrides, found, directory, options, first_number=first_number)
+
+    jobs: list[BatchJob] = []
+    slots = _slots(containers)
+    with _only_one(directory), JobLog(redactor), Interrupts() as interrupts, Batch(directory, slots) as batch:
+        print(f"{len(points)} jobs in {directory}", flush=True)
+        batch.warm_up(jobs_of(points, 0))
+        command = redactor.text(shlex.join(["lrrunner", "-m", *options, *overrides]))
+        page = open_page(directory, tracking, command=command, redactor=redactor)
+        if page is not None:
+            batch.tags = {"mlflow.parentRunId": page}
+
+        def run_jobs(job_overrides: Sequence[Sequence[str]], first_number: int) -> None:
+            _mask(directory / "multirun.yaml", redactor)
+            new = jobs_of(job_overrides, first_number)
+            jobs.extend(new)
+            batch.run(new, interrupts)
+
+        try:
+            _let_hydra_run(overrides, options, directory, run_jobs)
+        finally:
+            batch.dismiss()
+            _mask(directory / "multirun.yaml", redactor)
+            entries = _entries(directory, jobs)
+            status = status_of(entries, num_jobs=len(points), interrupted=bool(interrupts.count))
+            where = _report(directory, entries, tracking, redactor, status)
+        print(f"batch: {shown_path(directory)}{where}", flush=True)
+    if interrupts.count:
+        return interrupts.exit_code
+    return 0 if status == "FINISHED" else 1
+
+
+def _refuse_ours(overrides: Sequence[str]) -> None:
+    errors = [
+        f"{key} must be left to lrrunner in a batch, got {word}; {hint}"
+        for word in overrides
+        for key, hint in OURS.items()
+        if word.lstrip("+").startswith(f"{key}=")
+    ]
+    if errors:
+        raise ConfigError(errors)
+
+
+def _slots(containers: Sequence[dict[str, Any]]) -> list[Slot]:
+    """Places for sets, each large enough for the largest job."""
+    return new_slots(
+        int(containers[0]["launch"]["concurrent"]),
+        num_processes=max(int(container["launch"]["num_processes"] or 1) for container in containers),
+        gpus=visible_gpus(os.environ),
+        cores=usable_cores(),
+    )
+
+
+def _report(
+    directory: Path, entries: Sequence[ledger.Entry], tracking: Mapping[str, Any], redactor: Redactor, status: str
+) -> str:
+    """Table, pictures and page.
+
+    Returns:
+        Where the page is, in words.
+    """
+    pictures = write_summary(directory, entries) if entries else []
+    if entries:
+        print(f"\n{terminal_table(entries)}", flush=True)
+    state = read_state(directory)
+    run_id = state.get("mlflow_run_id")
+    run = connected(tracking, redactor) if run_id is not None else None
+    if run is None or run_id is None:
+        return ""
+    close_page(directory, entries, pictures, run=run, run_id=run_id, status=status, command=state["command"])
+    return f"   mlflow: {run.location()}"
+
+
+class BatchLauncher(Launcher):
+    """Hands the jobs of Hydra's sweeper to the batch that runs in this process."""
+
+    run_jobs: RunJobs | None = None
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Nothing of Hydra's is needed."""
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        """Run the jobs; failures are the batch's to tell, so none is one for Hydra."""
+        run_jobs = type(self).run_jobs
+        assert run_jobs is not None
+        run_jobs(job_overrides, initial_job_idx)
+        return [JobReturn(overrides=list(words), status=JobStatus.COMPLETED) for words in job_overrides]
+
+
+def register_launcher() -> None:
+    """Make ``hydra/launcher=lrrunner`` known."""
+    try:
+        package = importlib.import_module("hydra_plugins")
+    except ModuleNotFoundError:
+        package = ModuleType("hydra_plugins")
+        package.__path__ = []
+        sys.modules["hydra_plugins"] = package
+    module = ModuleType(PLUGIN_MODULE)
+    name = PLUGIN_MODULE.rpartition(".")[2]
+    plugin = type(BatchLauncher.__name__, (BatchLauncher,), {"__module__": PLUGIN_MODULE})
+    setattr(module, plugin.__name__, plugin)
+    setattr(package, name, module)
+    sys.modules[PLUGIN_MODULE] = module
+    Plugins.instance().register(plugin)
+    target = {"_target_": f"{PLUGIN_MODULE}.{plugin.__name__}"}
+    ConfigStore.instance().store(group="hydra/launcher", name="lrrunner", node=target, provider="lrrunner")
+
+
+def _let_hydra_run(overrides: Sequence[str], options: Sequence[str], directory: Path, run_jobs: RunJobs) -> None:
+    register_schema()
+    register_launcher()
+    BatchLauncher.run_jobs = run_jobs
+    old_argv = sys.argv
+    where = ["hydra/launcher=lrrunner", f"hydra.sweep.dir='{directory}'", "hydra.sweep.subdir=${hydra.job.num}"]
+    sys.argv = ["lrrunner", "--multirun", *options, *overrides, *where]
+    try:
+        hydra.main(config_path="pkg://lrrunner.conf", config_name="config", version_base="1.3")(_nothing)()
+    finally:
+        sys.argv = old_argv
+        BatchLauncher.run_jobs = None
+
+
+def _nothing(cfg: DictConfig) -> None:
+    """Jobs are run by the launcher."""
+
+
+def _checked_points(
+    points: Sequence[Sequence[str]], *, config_dir: str | None, config_name: str
+) -> list[dict[str, Any]]:
+    """Stage A of every point; what is wrong with one is told with its overrides, what is wrong with all only once."""
+    containers: list[dict[str, Any]] = []
+    errors: dict[str, list[str]] = {}
+    labels = _labels(points)
+    gpus = visible_gpus(os.environ)
+    for label, point in zip(labels, points, strict=True):
+        try:
+            container = compose_job(point, config_dir=config_dir, config_name=config_name, world_size=None)
+        except ConfigError as error:
+            for message in error.errors:
+                errors.setdefault(message, []).append(label)
+            continue
+        containers.append(container)
+        for message in machine_errors(container, gpus):
+            errors.setdefault(message, []).append(label)
+    for key in WHOLE_BATCH:
+        section, _, name = key.partition(".")
+        if len({container[section][name] for container in containers}) > 1:
+            errors[f"{key} must be one value for the whole batch, got several; give one"] = labels
+    if errors:
+        raise ConfigError(
+            message if len(where) == len(points) else f"{message} (in {_listed(where)})"
+            for message, where in errors.items()
+        )
+    return containers
+
+
+def _listed(labels: Sequence[str]) -> str:
+    more = len(labels) - MAX_SHOWN_POINTS
+    shown = ", and in ".join(f"job {label!r}" if label else "the job" for label in labels[:MAX_SHOWN_POINTS])
+    return f"{shown}, and {more} more" if more > 0 else shown
+
+
+def _labels(points: Sequence[Sequence[str]]) -> list[str]:
+    """For each point, the overrides that not all points have."""
+    common = set(points[0]).intersection(*points) if points else set()
+    return [" ".join(word for word in point if word not in common) for point in points]
+
+
+def _batch_directory(containers: Sequence[dict[str, Any]]) -> Path:
+    """Where the batch lives: a new directory, or the one to go on in."""
+    run = containers[0]["run"]
+    resume = run["resume"]
+    if resume is not None:
+        if not (Path(resume) / ledger.FILE_NAME).exists() and not (Path(resume) / "multirun.yaml").exists():
+            raise ConfigError(
+                [f"run.resume must name a batch directory, got {resume}; leave it out to begin a new one"]
+            )
+        return Path(resume).resolve()
+    name = f"batch-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
+    directory = Path(run["dir"] or Path("runs") / name).resolve()
+    if (directory / ledger.FILE_NAME).exists() or (directory / "status.json").exists():
+        raise ConfigError([f"run.dir must not hold a batch yet, got {directory}; go on with run.resume={directory}"])
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            [f"run.dir must be a writable directory, got {directory} ({error.strerror}); choose another directory"]
+        ) from None
+    return directory
+
+
+@contextmanager
+def _only_one(directory: Path) -> Iterator[None]:
+    """Two batches in one directory would run everything twice."""
+    lock = FileLock(directory / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ConfigError(
+            [f"run.resume must name a batch that nobody is running, got {directory}; wait for it to end"]
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _batch_jobs(
+    points: Sequence[Sequence[str]],
+    containers: Sequence[dict[str, Any]],
+    directory: Path,
+    options: Sequence[str],
+    *,
+    first_number: int,
+) -> list[BatchJob]:
+    jobs = []
+    for number, (label, point, container) in enumerate(
+        zip(_labels(points), points, containers, strict=True), start=first_number
+    ):
+        own = [word for word in point if not _is_for_the_batch(word)]
+        run = {**container["run"], "dir": str(directory / f"{number:03d}"), "resume": None}
+        launch = {**container["launch"], "concurrent": 1}
+        job = Job(container={**container, "run": run, "launch": launch}, overrides=tuple(own), options=tuple(options))
+        jobs.append(BatchJob(number=number, label=label or " ".join(own), job=job))
+    return jobs
+
+
+def _is_for_the_batch(word: str) -> bool:
+    key = word.partition("=")[0].lstrip("+~")
+    return key in WHOLE_BATCH or key.partition("/")[0].partition(".")[0] == "hydra"
+
+
+def _entries(directory: Path, jobs: Sequence[BatchJob]) -> list[ledger.Entry]:
+    known = ledger.latest(ledger.read(directory))
+    return [known[job.key] for job in jobs if job.key in known]
+
+
+def _mask(path: Path, redactor: Redactor) -> None:
+    """Hydra writes its own record of the batch; secrets must not stay in it."""
+    with suppress(OSError):
+        text = path.read_text(encoding="utf-8")
+        partial = path.with_name(f".{path.name}.part")
+        partial.write_text(redactor.text(text), encoding="utf-8")
+        partial.replace(path)

@@ -1,0 +1,35 @@
+"""Signals that ask a supervisor to stop: the first to save and stop, the second to stop at once."""
+
+from __future__ import annotations
+
+import signal
+from types import FrameType, TracebackType
+from typing import Self
+
+
+class Interrupts:
+    """Counts SIGINT and SIGTERM instead of ending the process."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.signal: int | None = None
+
+    def __enter__(self) -> Self:
+        numbers = (signal.SIGINT, signal.SIGTERM)
+        self._old_handlers = {number: signal.signal(number, self._handle) for number in numbers}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._old_handlers.items():
+            signal.signal(number, handler)
+
+    @property
+    def exit_code(self) -> int:
+        """128 + the number of the first signal."""
+        return 128 + (self.signal or signal.SIGTERM)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        self.count += 1
+        self.signal = self.signal or number

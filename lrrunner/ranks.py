@@ -1,0 +1,100 @@
+"""What a supervised rank runs: it joins its world once, then takes job after job until there is none to come."""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from lrrunner.agent import die_with_parent, is_supervised, keep_to_cores
+from lrrunner.handover import IDLE, Handover, JobOrder, Pulse, RankOutcome
+from lrrunner.launch import OUTPUT_VARIABLE, SET_VARIABLE
+
+if TYPE_CHECKING:
+    from lrrunner.worker import Work
+
+
+def main() -> NoReturn:
+    """Take jobs until told to stop; a job that fails in the middle ends the process, and its world with it."""
+    _speak_into_pipes()
+    _show_stack_when_asked()
+    parent = os.getppid()
+    if "RANK" not in os.environ:  # no launcher between the supervisor and this rank
+        die_with_parent()
+        keep_to_cores()
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))  # so that a _target_ in the user's own directory is found
+    handover, rank = Handover(Path(os.environ[SET_VARIABLE])), int(os.environ.get("RANK", "0"))
+    pulse = Pulse(handover, rank)
+    pulse.change(job=IDLE)
+
+    def orphaned() -> bool:
+        return os.getppid() != parent or not is_supervised()
+
+    from lrrunner.worker import EXIT_FAILED, EXIT_OK, end_world, joined_world, leave, run_job
+
+    world = joined_world()
+    number = 0
+    while (order := handover.next_job(number, orphaned=orphaned)) is not None:
+        pulse.change(job=number)
+        mistakes: list[str] = []
+
+        def on_failure(cause: str, job: int = number) -> NoReturn:
+            with contextlib.suppress(OSError):
+                handover.report(job, RankOutcome(rank=rank, code=EXIT_FAILED, cause=cause))
+            leave(EXIT_FAILED)
+
+        code = run_job(
+            world,
+            _work(order, pulse),
+            orphaned=orphaned,
+            on_mistake=mistakes.append,
+            on_failure=on_failure,
+        )
+        handover.report(number, RankOutcome(rank=rank, code=code, cause=mistakes[0] if mistakes else None))
+        pulse.change(job=IDLE)
+        number += 1
+    end_world()
+    leave(EXIT_OK)  # at once: taking torch apart takes seconds that the supervisor would wait
+
+
+def _work(order: JobOrder, pulse: Pulse) -> Work:
+    from lrrunner.worker import Work
+
+    return Work(
+        container=order.container,
+        overrides=order.overrides,
+        options=order.options,
+        number=order.number,
+        run_id=order.run_id,
+        tags=order.tags,
+        on_step=lambda step: pulse.step(order.number, step),
+        supervised=True,
+    )
+
+
+def _speak_into_pipes() -> None:
+    """Standard output and error go to the supervisor, which masks secrets and knows where they belong."""
+    folder = os.environ.get(OUTPUT_VARIABLE)
+    local_rank = os.environ.get("LOCAL_RANK", "0")
+    if not folder or not Path(folder).is_dir():
+        return
+    for descriptor, name in ((1, "out"), (2, "err")):
+        # for reading too, so that a supervisor's death breaks no print() of a rank that has yet to save
+        pipe = os.open(Path(folder) / f"{local_rank}.{name}", os.O_RDWR)
+        os.dup2(pipe, descriptor)
+        os.close(pipe)
+
+
+def _show_stack_when_asked() -> None:
+    """SIGUSR1 prints where every thread is, also while the main one waits in a collective."""
+    faulthandler.enable()
+    faulthandler.register(signal.SIGUSR1, all_threads=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,216 @@
+"""A batch from the command line to the ledger: what fails is named, the rest finishes, and nobody waits for ever."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow import MlflowClient
+
+from tests.integration.launching import NO_TRACKING, environment, start
+from tests.integration.test_supervised import all_below, assert_gone
+
+BATCH = ("-m", "launch.num_processes=2", "sweep.num_steps=12")
+TIMEOUT_S = 25
+
+
+def ledger(folder: Path) -> list[dict[str, Any]]:
+    path = folder / "run" / "ledger.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def by_label(folder: Path, key: str) -> dict[str, dict[str, Any]]:
+    """Ledger lines by the value of one override."""
+    found = {}
+    for line in ledger(folder):
+        (value,) = [word.partition("=")[2] for word in line["overrides"] if word.startswith(f"{key}=")]
+        found[value] = line
+    return found
+
+
+def finish(process: subprocess.Popen[str], timeout_s: float = 280) -> tuple[int, str, str]:
+    try:
+        out, err = process.communicate(timeout=timeout_s)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        out, err = process.communicate()
+        raise AssertionError(f"still running after {timeout_s} s\n{out}\n{err}") from None
+    return process.returncode, out, err
+
+
+def wait_for_lines(folder: Path, count: int, process: subprocess.Popen[str], timeout_s: float = 120) -> None:
+    deadline = time.monotonic() + timeout_s
+    while len(ledger(folder)) < count:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline, ledger(folder)
+        time.sleep(0.05)
+
+
+def batch_runs(folder: Path) -> list[Any]:
+    client = MlflowClient(tracking_uri=f"sqlite:///{folder}/mlflow.db")
+    return list(client.search_runs([e.experiment_id for e in client.search_experiments()]))
+
+
+MODES = ("fine", "all_raise", "raise", "kill", "stop", "a", "b", "c", "d", "e", "f", "g")
+
+
+def test_twelve_jobs_of_which_four_fail(tmp_path: Path) -> None:
+    """One fails on all ranks, one raises on rank 1 only, one rank is killed, one stands still; eight finish."""
+    process = start(
+        tmp_path, *BATCH, "model=custom", "model._target_=parts.Moody", f"+model.mood={','.join(MODES)}",
+        f"launch.timeout_s={TIMEOUT_S}",
+    )  # fmt: skip
+    code, _out, err = finish(process)
+    assert code == 1, err
+    assert "Traceback" not in err
+    lines = by_label(tmp_path, "+model.mood")
+    assert len(ledger(tmp_path)) == 12
+    assert {mood for mood, line in lines.items() if line["state"] == "finished"} == set(MODES) - {
+        "all_raise", "raise", "kill", "stop",
+    }  # fmt: skip
+    causes = {mood: line["cause"] for mood, line in lines.items() if line["state"] == "failed"}
+    assert causes["all_raise"].startswith("rank ")
+    assert causes["all_raise"].endswith("RuntimeError: in a bad mood")
+    assert causes["raise"] == "rank 1: RuntimeError: in a bad mood"
+    assert causes["kill"] == "rank 1: killed by SIGKILL"
+    assert causes["stop"] == f"rank 1: stopped by a signal (SIGSTOP), no step for {TIMEOUT_S} s"
+    assert max(line["seconds"] for line in lines.values()) < TIMEOUT_S + 40
+    statuses = {run.info.run_id: run.info.status for run in batch_runs(tmp_path)}
+    assert "RUNNING" not in statuses.values()
+    for line in lines.values():
+        assert statuses[line["run_id"]] == {"finished": "FINISHED", "failed": "FAILED"}[line["state"]]
+        status = json.loads((tmp_path / "run" / line["run_dir"] / "status.json").read_text())
+        assert (status["state"], status["cause"]) == (line["state"], line["cause"])
+    assert not list((tmp_path / "run" / "sets").glob("*"))
+
+
+def test_a_batch_that_was_killed_goes_on_with_what_is_missing(tmp_path: Path) -> None:
+    """SIGKILL of the parent after five jobs: no orphan, and the same command with run.resume repeats nothing."""
+    grid = (*BATCH, *NO_TRACKING, "sweep.seed=range(12)")
+    process = start(tmp_path, *grid)
+    wait_for_lines(tmp_path, 5, process)
+    below = all_below(process)
+    process.kill()
+    process.communicate()
+    assert_gone(below, 60)
+    before = ledger(tmp_path)
+    assert 5 <= len(before) < 12
+    again = subprocess.run(
+        [sys.executable, "-m", "lrrunner", *grid, "run.resume=run"], cwd=tmp_path, capture_output=True, text=True,
+        env=environment(ACCELERATE_USE_CPU="1"), timeout=200,
+    )  # fmt: skip
+    assert again.returncode == 0, again.stderr
+    after = ledger(tmp_path)
+    assert after[: len(before)] == before
+    assert sorted(line["job"] for line in after) == list(range(12))
+    assert all(line["state"] == "finished" for line in after)
+    for line in after:
+        status = json.loads((tmp_path / "run" / line["run_dir"] / "status.json").read_text())
+        assert status["state"] == "finished"
+
+
+def test_ranks_are_warm(tmp_path: Path) -> None:
+    """Three jobs, one set of processes: nobody imports torch twice, and no model outlives its job."""
+    process = start(tmp_path, *BATCH, *NO_TRACKING, "model=custom", "model._target_=parts.Pids", "+model.tag=x,y,z")
+    code, out, err = finish(process)
+    assert code == 0, err
+    pids = [(tmp_path / f"pids-{tag}").read_text().split() for tag in "xyz"]
+    assert len(set(pids[0])) == 2
+    assert all(set(tag_pids) == set(pids[0]) for tag_pids in pids)
+    assert all(word.endswith(":0") for tag_pids in pids for word in tag_pids)
+    assert [line.split("   ")[0] for line in out.splitlines()[1:4]] == [
+        "[1/3] +model.tag=x", "[2/3] +model.tag=y", "[3/3] +model.tag=z",
+    ]  # fmt: skip
+
+
+def test_a_mistake_of_stage_b_costs_one_job_and_no_set(tmp_path: Path) -> None:
+    """All ranks agree on it before the first forward, and take the next job."""
+    process = start(tmp_path, *BATCH, *NO_TRACKING, "model=custom", "model._target_=parts.Pids", "+model.tag=x,bad,z")
+    code, _, err = finish(process)
+    assert code == 1, err
+    lines = by_label(tmp_path, "+model.tag")
+    assert {tag: line["state"] for tag, line in lines.items()} == {"x": "finished", "bad": "failed", "z": "finished"}
+    assert lines["bad"]["cause"] == "model could not be built: parts.Pids raised ValueError: a bad tag"
+    assert set((tmp_path / "pids-x").read_text().split()) == set((tmp_path / "pids-z").read_text().split())
+
+
+def test_wrong_points_are_told_with_their_overrides_before_anything_starts(tmp_path: Path) -> None:
+    """Stage A of all jobs; what is wrong with all of them is told once."""
+    process = start(tmp_path, *BATCH, "model=mlp,resnet", "data.global_batch_size=64,63", "sweep.strat_lr=1")
+    code, _out, err = finish(process, 60)
+    assert code == 2
+    assert err.count("sweep.strat_lr is not a configuration key; did you mean sweep.start_lr?\n") == 1
+    assert "model must be one of cnn, custom, gpt, lenet, mlp; got resnet (in job 'model=resnet data." in err
+    assert "got 63; use 62 or 64 (in job 'model=mlp data.global_batch_size=63'" in err
+    assert "Traceback" not in err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("times", "within_s"), [(1, 60), (2, 20)])
+def test_an_interrupt_leaves_a_right_ledger(tmp_path: Path, times: int, within_s: float) -> None:
+    """Once: the running job saves, nothing more starts. Twice: at once."""
+    process = start(
+        tmp_path, *BATCH, "model=custom", "model._target_=parts.SlowMlp", "+model.seconds=0.05,0.2,0.3",
+        "sweep.num_steps=40",
+    )  # fmt: skip
+    wait_for_lines(tmp_path, 1, process)
+    records = tmp_path / "run" / "001" / "records.csv"
+    deadline = time.monotonic() + 60
+    while not records.exists() or len(records.read_text().splitlines()) < 4:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    below = all_below(process)
+    process.send_signal(signal.SIGINT)
+    if times == 2:
+        time.sleep(0.2)
+        process.send_signal(signal.SIGINT)
+    code, _, err = finish(process, within_s)
+    assert code == 130, err
+    assert_gone(below, 5)
+    assert [line["state"] for line in ledger(tmp_path)] == ["finished", "killed"]
+    assert "RUNNING" not in {run.info.status for run in batch_runs(tmp_path)}
+    assert json.loads((tmp_path / "run" / "001" / "status.json").read_text())["state"] == "killed"
+
+
+def test_sets_side_by_side_and_sets_of_their_own(tmp_path: Path) -> None:
+    """Two sets at a time; a job of another precision gets a set of its own."""
+    process = start(
+        tmp_path, "-m", "launch.num_processes=1", "launch.concurrent=2", "sweep.num_steps=12", *NO_TRACKING,
+        "model=custom", "model._target_=parts.Pids", "+model.tag=x,y,z", "train.mixed_precision=fp32,bf16",
+    )  # fmt: skip
+    code, _, err = finish(process)
+    assert code == 0, err
+    assert len(ledger(tmp_path)) == 6
+    pids = [set((tmp_path / f"pids-{tag}").read_text().split()) for tag in "xyz"]
+    assert len(set().union(*pids)) >= 2
+
+
+def test_no_secret_stays_on_disk(tmp_path: Path) -> None:
+    """Hydra writes its own record of the batch, and jobs are handed over as files: none keeps a secret."""
+    process = start(
+        tmp_path, *BATCH, "+tracking.tags.hub_token=canary-of-a-batch-1", "sweep.seed=1,2",
+        "+tracking.tags.api_key=canary-of-a-batch-2",
+    )  # fmt: skip
+    code, out, err = finish(process)
+    assert code == 0, err
+    assert "canary-of-a-batch" not in out + err
+    for path in tmp_path.rglob("*"):
+        assert not path.is_file() or b"canary-of-a-batch" not in path.read_bytes(), path
+
+
+def test_a_directory_in_use_or_of_another_batch_is_refused(tmp_path: Path) -> None:
+    """Nothing recorded is overwritten, and nothing is run twice."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "ledger.jsonl").touch()
+    code, _, err = finish(start(tmp_path, *BATCH, *NO_TRACKING, "sweep.seed=1,2"), 60)
+    assert code == 2
+    assert "run.dir must not hold a batch yet, got " in err
+    code, _, err = finish(start(tmp_path, *BATCH, *NO_TRACKING, "sweep.seed=1,2", "run.resume=nowhere"), 60)
+    assert code == 2
+    assert "run.resume must name a batch directory, got nowhere" in err

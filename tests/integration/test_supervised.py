@@ -1,0 +1,212 @@
+"""`lrrunner launch.num_processes=N`: one parent that starts the ranks, watches them, and outlives whatever they do."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from mlflow import MlflowClient
+
+from tests.integration.launching import NO_TRACKING, environment, launch, start
+from tests.integration.test_bad_endings import finish, run_status, wait_for_rows
+
+TWO = "launch.num_processes=2"
+SLOW = (TWO, "model=custom", "model._target_=parts.SlowMlp")
+FAILING = (TWO, "model=custom", "model._target_=parts.Failing", "+model.at=4")
+
+
+def supervised_ranks(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    """The ranks below a supervisor, by rank."""
+    children = psutil.Process(process.pid).children(recursive=True)
+    ranks = [child for child in children if "lrrunner.ranks" in child.cmdline() and "RANK" in child.environ()]
+    return sorted(ranks, key=lambda child: int(child.environ()["RANK"]))
+
+
+def all_below(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    return psutil.Process(process.pid).children(recursive=True)
+
+
+def assert_gone(processes: list[psutil.Process], within_s: float) -> None:
+    _, alive = psutil.wait_procs(processes, timeout=within_s)
+    for left in alive:
+        left.kill()
+    assert not alive
+
+
+def runs(folder: Path) -> list[Any]:
+    client = MlflowClient(tracking_uri=f"sqlite:///{folder}/mlflow.db")
+    return list(client.search_runs([e.experiment_id for e in client.search_experiments()]))
+
+
+def test_two_ranks_run_one_sweep(tmp_path: Path) -> None:
+    """One command, one run, the last lines as always, and the run is made by the parent."""
+    done = launch(tmp_path, TWO, "sweep.num_steps=30")
+    assert done.code == 0, done.err
+    assert done.out.splitlines()[0] == "2 ranks, global batch 64 = 2 ranks x 32 x 1 accumulation step"
+    assert "suggested lr: " in done.out
+    assert done.err == ""
+    (run,) = runs(tmp_path)
+    assert run.info.status == "FINISHED"
+    assert run.info.run_id == done.read("status.json")["mlflow_run_id"]
+    assert run.data.params["sweep.num_steps"] == "30"
+    assert run.data.tags["lrrunner.world_size"] == "2"
+    assert "lrrunner run.dir=run launch.num_processes=2 sweep.num_steps=30" in run.data.tags["mlflow.note.content"]
+
+
+def test_the_parent_loads_no_torch(tmp_path: Path) -> None:
+    """It lives as long as the sweep and must not hold a gigabyte or a GPU."""
+    program = "import sys, lrrunner.supervised, mlflow; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=tmp_path, env=environment(), timeout=60)
+
+
+def test_mistakes_leave_nothing(tmp_path: Path) -> None:
+    """Stage B on ranks: code 2 reaches the shell, one message, no run and no directory."""
+    done = launch(tmp_path, TWO, "model._target_=parts.Missing", "loss._target_=torch.nn.Nope")
+    assert done.code == 2
+    assert done.err.startswith("lrrunner: the configuration is wrong (2 errors)")
+    assert done.err.count("model._target_ must be importable, got parts.Missing") == 1
+    assert "Traceback" not in done.err
+    assert not (tmp_path / "run").exists()
+    assert runs(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (("launch.config_file=nowhere.yaml",), "launch.config_file must be a file of accelerate launch, got nowhere"),
+        (("tracking.uri=sqlite:////nowhere/mlflow.db",), "tracking.uri must lie in an existing directory"),
+        (("data.global_batch_size=63",), "data.global_batch_size must be divisible by 2 ranks x 1"),
+    ],
+)
+def test_the_parent_finds_mistakes_before_ranks_start(tmp_path: Path, overrides: tuple[str, ...], message: str) -> None:
+    """A second, not ten."""
+    done = launch(tmp_path, TWO, *overrides)
+    assert done.code == 2
+    assert message in done.err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_killed_rank_is_named(tmp_path: Path, rank: int) -> None:
+    """SIGKILL leaves no words; the launcher saw which rank went first, and no run stays RUNNING, even rank 0's."""
+    done = launch(tmp_path, *FAILING, f"+model.rank={rank}", "+model.how=kill")
+    assert done.code == 1
+    assert f"lrrunner: the sweep failed on rank {rank}: killed by SIGKILL; see run/ranks" in done.err
+    assert done.read("status.json")["state"] == "failed"
+    assert done.read("status.json")["cause"] == f"rank {rank}: killed by SIGKILL"
+    (run,) = runs(tmp_path)
+    assert run.info.status == "FAILED"
+    assert f"rank {rank}: killed by SIGKILL" in run.data.tags["mlflow.note.content"]
+    client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path}/mlflow.db")
+    assert [metric.step for metric in client.get_metric_history(run.info.run_id, "pass_0/loss")] == [0, 1, 2]
+
+
+def test_an_error_is_named_once_with_its_traceback_on_disk(tmp_path: Path) -> None:
+    """And what the rank said is kept, secrets masked."""
+    done = launch(tmp_path, *FAILING, "+model.rank=1", CANARY_TOKEN="canary-in-the-environment")
+    assert done.code == 1
+    assert done.err.count("RuntimeError: the culprit's own words") == 1
+    assert "lrrunner: the sweep failed on rank 1: RuntimeError" in done.err
+    assert "Traceback" not in done.err
+    assert "Traceback" in (done.run / "ranks" / "1.log").read_text()
+    assert done.read("status.json")["cause"].startswith("rank 1: RuntimeError: the culprit's own words")
+    assert run_status(tmp_path) == "FAILED"
+    for path in tmp_path.rglob("*"):
+        assert not path.is_file() or b"canary-in-" not in path.read_bytes() or path.name.startswith("parts")
+
+
+def test_what_ranks_print_is_kept_with_secrets_masked(tmp_path: Path) -> None:
+    """print() in a user's model goes past every logger."""
+    done = launch(
+        tmp_path, TWO, "model=custom", "model._target_=parts.Talking", "sweep.num_steps=12", *NO_TRACKING,
+        CANARY_TOKEN="canary-in-the-environment",
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    assert "rank 0 says ***" in done.out
+    assert "rank 1 says ***" in (done.run / "ranks" / "1.out").read_text()
+
+
+def test_a_rank_that_stands_still_is_named(tmp_path: Path) -> None:
+    """SIGSTOP: the others wait in a collective; the time-out ends them all."""
+    process = start(tmp_path, *SLOW, "launch.timeout_s=20")
+    wait_for_rows(tmp_path, 3, process)
+    below = all_below(process)
+    supervised_ranks(process)[1].suspend()
+    done = finish(process, tmp_path)
+    assert done.code == 1
+    assert "the sweep failed on rank 1: stopped by a signal (SIGSTOP), no step for 20 s" in done.err
+    assert run_status(tmp_path) == "FAILED"
+    assert_gone(below, 5)
+
+
+def test_a_hang_in_the_users_code_is_named_with_its_place(tmp_path: Path) -> None:
+    """An endless loop on one rank: the stack says where."""
+    done = launch(tmp_path, *FAILING, "+model.rank=1", "+model.how=hang", "launch.timeout_s=20")
+    assert done.code == 1
+    assert "the sweep failed on rank 1: no step for 20 s, at " in done.err
+    assert "parts.py" in done.err
+
+
+def test_a_collective_that_times_out_blames_the_silent_rank(tmp_path: Path) -> None:
+    """run.timeout_s comes first by default: the rank that gave up waiting is not the culprit."""
+    done = launch(tmp_path, *FAILING, *NO_TRACKING, "+model.rank=1", "+model.how=stop", "run.timeout_s=5")
+    assert done.code == 1
+    assert "the sweep failed on rank 1: stopped by a signal (SIGSTOP), no answer within run.timeout_s" in done.err
+    assert done.read("status.json")["cause"].startswith("rank 1: stopped by a signal")
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_saves_and_ends_with_its_code(tmp_path: Path, number: int, code: int) -> None:
+    """Unlike `accelerate launch`, which turns everything into 1."""
+    process = start(tmp_path, *SLOW, new_session=True)
+    wait_for_rows(tmp_path, 5, process)
+    below = all_below(process)
+    os.killpg(process.pid, number)
+    done = finish(process, tmp_path)
+    assert done.code == code, done.err
+    assert done.read("status.json")["state"] == "killed"
+    assert done.read("suggestion.json")["stop_reason"] == "interrupted"
+    assert "suggested lr: " in done.out
+    assert run_status(tmp_path) == "KILLED"
+    assert_gone(below, 5)
+
+
+def test_a_second_interrupt_ends_at_once(tmp_path: Path) -> None:
+    """Whatever the ranks are doing."""
+    process = start(tmp_path, *SLOW, "+model.seconds=30")
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "run" / "status.json").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    below = all_below(process)
+    process.send_signal(signal.SIGINT)
+    time.sleep(1)
+    process.send_signal(signal.SIGINT)
+    done = finish(process, tmp_path, timeout_s=15)
+    assert done.code == 130
+    assert done.read("status.json")["state"] == "killed"
+    assert run_status(tmp_path) == "KILLED"
+    assert_gone(below, 5)
+
+
+@pytest.mark.parametrize("stopped", [(), (1,), (0, 1)])
+def test_ranks_do_not_outlive_a_killed_parent(tmp_path: Path, stopped: tuple[int, ...]) -> None:
+    """SIGKILL of the parent, even with ranks that stand still: the launcher dies with it and takes them along."""
+    process = start(tmp_path, *SLOW, *NO_TRACKING, "+model.seconds=0.2")
+    wait_for_rows(tmp_path, 2, process)
+    below = all_below(process)
+    ranks = supervised_ranks(process)
+    for rank in stopped:
+        ranks[rank].suspend()
+    process.kill()
+    assert_gone(below, 60)
+    process.communicate(timeout=10)
+    if not stopped:
+        assert '"killed"' in (tmp_path / "run" / "status.json").read_text()

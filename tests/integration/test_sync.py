@@ -1,0 +1,126 @@
+"""`lrrunner-sync`: what an unreachable server missed, exactly once."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from mlflow import MlflowClient
+
+from tests.integration.launching import NO_TRACKING, environment, launch, start
+from tests.integration.test_bad_endings import wait_for_rows
+
+UNREACHABLE = ("tracking.uri=http://127.0.0.1:9", "tracking.timeout_s=1", "sweep.num_steps=12")
+
+
+def sync(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "lrrunner.sync", *arguments],
+        cwd=folder, capture_output=True, text=True, env=environment(), timeout=120,
+    )  # fmt: skip
+
+
+def client(folder: Path) -> MlflowClient:
+    return MlflowClient(tracking_uri=f"sqlite:///{folder}/mlflow.db")
+
+
+def everything(folder: Path) -> dict[str, Any]:
+    """What MLflow holds, by run name: status, points, artifacts, pictures, parent."""
+    store = client(folder)
+    found = {}
+    for run in store.search_runs([e.experiment_id for e in store.search_experiments()]):
+        run_id = run.info.run_id
+        keys = run.data.metrics
+        found[run.info.run_name] = {
+            "status": run.info.status,
+            "points": {
+                key: [(m.step, m.value, m.timestamp) for m in store.get_metric_history(run_id, key)] for key in keys
+            },
+            "artifacts": sorted(item.path for item in store.list_artifacts(run_id)),
+            "pictures": len(store.list_artifacts(run_id, "images")),
+            "parent": run.data.tags.get("mlflow.parentRunId"),
+            "id": run_id,
+            "note": run.data.tags["mlflow.note.content"],
+        }
+    return found
+
+
+def test_a_run_is_brought_once_however_often_it_is_asked(tmp_path: Path) -> None:
+    """The server was down; sending twice changes nothing."""
+    done = launch(tmp_path, *UNREACHABLE, timeout_s=90)
+    assert done.code == 0, done.err
+    first = sync(tmp_path, "run", "--uri", "sqlite:///mlflow.db")
+    assert first.returncode == 0, first.stderr
+    before = everything(tmp_path)
+    (run,) = before.values()
+    assert run["status"] == "FINISHED"
+    assert [step for step, _, _ in run["points"]["loss"]] == list(range(len(run["points"]["loss"])))
+    assert {"records.csv", "lr_sweep.png", "suggestion.json", "images"} <= set(run["artifacts"])
+    assert "Suggested LR" in run["note"] or "No suggested LR" in run["note"]
+    assert done.read("status.json")["mlflow_run_id"] == run["id"]
+    assert sync(tmp_path, "run", "--uri", "sqlite:///mlflow.db").returncode == 0
+    assert everything(tmp_path) == before
+
+
+def test_a_run_that_mlflow_has_stays_as_it_is(tmp_path: Path) -> None:
+    """The same points, the same picture, one run."""
+    done = launch(tmp_path, "sweep.num_steps=30", "sweep.repeats=2", timeout_s=90)
+    assert done.code == 0, done.err
+    before = everything(tmp_path)
+    again = sync(tmp_path, "run")
+    assert again.returncode == 0, again.stderr
+    assert everything(tmp_path) == before
+
+
+def test_a_killed_run_is_closed_and_brought(tmp_path: Path) -> None:
+    """SIGKILL and no server: the records are on disk, and that is enough."""
+    process = start(tmp_path, *NO_TRACKING, "model=custom", "model._target_=parts.SlowMlp", "+model.seconds=0.2")
+    wait_for_rows(tmp_path, 3, process)
+    running = sync(tmp_path, "run")
+    assert running.returncode == 1
+    assert "still works" in running.stderr
+    process.kill()
+    process.communicate()
+    done = sync(tmp_path, "run")
+    assert done.returncode == 0, done.stderr
+    (run,) = everything(tmp_path).values()
+    assert run["status"] == "KILLED"
+    assert len(run["points"]["pass_0/loss"]) >= 3
+
+
+def test_a_batch_is_brought_with_its_page(tmp_path: Path) -> None:
+    """Runs below one parent, the table on it; twice is once."""
+    process = start(tmp_path, "-m", "launch.num_processes=1", *UNREACHABLE, "sweep.seed=1,2")
+    _out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert "MLflow does not answer" in err
+    first = sync(tmp_path, "run", "--uri", "sqlite:///mlflow.db")
+    assert first.returncode == 0, first.stderr
+    before = everything(tmp_path)
+    page = before.pop("run")
+    assert {name: run["parent"] for name, run in before.items()} == {"000": page["id"], "001": page["id"]}
+    assert {"summary.csv", "summary.png", "summary.json", "ledger.jsonl"} <= set(page["artifacts"])
+    assert page["status"] == "FINISHED"
+    assert "sweep.seed=1" in page["note"]
+    assert sync(tmp_path, "run", "--uri", "sqlite:///mlflow.db").returncode == 0
+    after = everything(tmp_path)
+    assert after.pop("run") == page
+    assert after == before
+    ids = {json.loads((tmp_path / "run" / name / "status.json").read_text())["mlflow_run_id"] for name in before}
+    assert ids == {run["id"] for run in before.values()}
+
+
+def test_mistakes_are_told(tmp_path: Path) -> None:
+    """A directory of something else; a server that still does not answer."""
+    (tmp_path / "empty").mkdir()
+    wrong = sync(tmp_path, "empty")
+    assert wrong.returncode == 2
+    assert "the directory must hold a run or a batch, got empty" in wrong.stderr
+    assert launch(tmp_path, *UNREACHABLE, timeout_s=90).code == 0
+    down = sync(tmp_path, "run")
+    assert down.returncode == 1
+    assert "MLflow does not answer" in down.stderr
+    assert "Traceback" not in down.stderr

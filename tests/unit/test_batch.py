@@ -1,0 +1,129 @@
+"""How a machine is shared among sets of ranks, and how a grid becomes jobs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hydra.core.plugins import Plugins
+
+from lrrunner.batch import Slot, new_slots, outcome_in_words, set_key
+from lrrunner.compose import compose_job, expanded_grid
+from lrrunner.devices import visible_gpus
+from lrrunner.errors import ConfigError
+from lrrunner.grid import register_launcher, run_grid
+from lrrunner.ledger import Entry
+from lrrunner.supervised import machine_errors
+from lrrunner.supervised_job import Job
+
+
+def test_sets_side_by_side_have_their_own_gpus() -> None:
+    """Two sets on one GPU would slow each other down, or run out of its memory."""
+    slots = new_slots(2, num_processes=2, gpus=("0", "1", "2", "3", "4"), cores=(0, 1))
+    assert slots == [Slot(gpus=("0", "1"), cores=()), Slot(gpus=("2", "3"), cores=())]
+
+
+def test_sets_side_by_side_have_their_own_cores() -> None:
+    """Where there are GPUs for none of them; a set alone has all cores."""
+    cores = (0, 1, 2, 3, 8)
+    assert new_slots(2, num_processes=2, gpus=(), cores=cores) == [
+        Slot(gpus=(), cores=(0, 1)), Slot(gpus=(), cores=(2, 3)),
+    ]  # fmt: skip
+    assert new_slots(1, num_processes=2, gpus=(), cores=cores) == [Slot(gpus=(), cores=())]
+    assert new_slots(3, num_processes=1, gpus=(), cores=(0, 1)) == [Slot(gpus=(), cores=())] * 3
+
+
+def job(*overrides: str) -> Job:
+    container = compose_job(overrides, world_size=None)
+    return Job(container={**container, "run": {**container["run"], "dir": "x"}}, overrides=overrides)
+
+
+def test_what_jobs_must_share_to_share_ranks() -> None:
+    """Accelerate's state is one per process; models and data are not."""
+    same = set_key(job("launch.num_processes=2"))
+    assert set_key(job("launch.num_processes=2", "model=cnn", "data.global_batch_size=128")) == same
+    for other in ("train.mixed_precision=bf16", "train.compile=true", "launch.config_file=x.yaml"):
+        assert set_key(job("launch.num_processes=2", other)) != same
+    assert set_key(job("launch.num_processes=4")) != same
+
+
+def test_more_ranks_than_gpus_are_refused() -> None:
+    """Before anything starts, with the way out."""
+    container = compose_job(["launch.num_processes=2", "launch.concurrent=3"], world_size=None)
+    assert machine_errors(container, ("0", "1", "2", "3")) == [
+        "launch.num_processes x launch.concurrent=3 must be at most the 4 GPU(s) of this machine, got 2; "
+        "ask for fewer, or train on CPUs with ACCELERATE_USE_CPU=1"
+    ]
+    assert machine_errors(container, tuple("012345")) == []
+    assert machine_errors(container, ()) == []
+
+
+def test_gpus_are_those_that_the_user_shows() -> None:
+    """An empty list hides them all."""
+    assert visible_gpus({"CUDA_VISIBLE_DEVICES": "GPU-a, GPU-b"}) == ("GPU-a", "GPU-b")
+    assert visible_gpus({"CUDA_VISIBLE_DEVICES": ""}) == ()
+    assert visible_gpus({"CUDA_VISIBLE_DEVICES": "-1"}) == ()
+
+
+def test_grids_are_expanded_as_hydra_does(tmp_path: Path) -> None:
+    """Lists, ranges, globs (also over the user's own directory), and values that are lists."""
+    assert expanded_grid(["model=mlp,cnn", "sweep.seed=range(2)", "x=1"]) == [
+        ("model=mlp", "sweep.seed=0", "x=1"), ("model=mlp", "sweep.seed=1", "x=1"),
+        ("model=cnn", "sweep.seed=0", "x=1"), ("model=cnn", "sweep.seed=1", "x=1"),
+    ]  # fmt: skip
+    assert expanded_grid(["optimizer=glob(ada*)"]) == [
+        ("optimizer=adagrad",), ("optimizer=adam",), ("optimizer=adamw",),
+    ]  # fmt: skip
+    assert expanded_grid(["model.hidden_sizes=[32],[64,64]"]) == [
+        ("model.hidden_sizes=[32]",), ("model.hidden_sizes=[64,64]",),
+    ]  # fmt: skip
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine_a.yaml").touch()
+    (tmp_path / "experiment" / "mine_b.yaml").touch()
+    points = expanded_grid(["experiment=glob(mine_*)"], config_dir=str(tmp_path))
+    assert points == [("experiment=mine_a",), ("experiment=mine_b",)]
+
+
+def test_what_cannot_be_expanded_is_told() -> None:
+    """All of it at once."""
+    with pytest.raises(ConfigError) as caught:
+        expanded_grid(["model", "a=b=c[", "sweep.seed=1,2"])
+    assert [error.partition(" is not an override")[0] for error in caught.value.errors] == ["'model'", "'a=b=c['"]
+    with pytest.raises(ConfigError, match="the grid must have a point, got none from optimizer="):
+        expanded_grid(["optimizer=glob(nothing*)"])
+    with pytest.raises(ConfigError, match="the grid cannot be expanded"):
+        expanded_grid(["optimizer.lr=interval(0,1)"])
+
+
+def test_what_is_ours_in_a_batch_is_refused() -> None:
+    """A batch directory that Hydra puts elsewhere, or another launcher, would lose the ledger."""
+    with pytest.raises(ConfigError) as caught:
+        run_grid(["hydra/launcher=basic", "hydra.sweep.dir=x"], [], config_dir=None, config_name="config")
+    assert caught.value.errors == (
+        "hydra/launcher must be left to lrrunner in a batch, got hydra/launcher=basic; leave it out",
+        "hydra.sweep.dir must be left to lrrunner in a batch, got hydra.sweep.dir=x; give run.dir=...",
+    )
+
+
+def test_the_launcher_is_where_hydra_looks_for_it() -> None:
+    """Hydra refuses a class that is not below hydra_plugins; a second registration is none."""
+    register_launcher()
+    register_launcher()
+    assert "hydra_plugins.lrrunner_launcher.BatchLauncher" in Plugins.instance().class_name_to_class
+    from hydra_plugins import lrrunner_launcher
+
+    assert lrrunner_launcher.BatchLauncher.__module__ == "hydra_plugins.lrrunner_launcher"
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"lr": 1e-3, "interval": (5e-4, 2e-3), "verdict": "ok"}, "lr 1.0e-03   [5.0e-04, 2.0e-03]   ok   1.5 s"),
+        ({"verdict": "flat"}, "lr none   flat   1.5 s"),
+        ({"state": "failed", "cause": "rank 1: killed by SIGKILL"}, "failed: rank 1: killed by SIGKILL"),
+    ],
+)
+def test_each_job_ends_with_a_line(changes: dict[str, object], words: str) -> None:
+    """What a person watches."""
+    settings: dict[str, object] = {"job": 0, "overrides": (), "state": "finished", "seconds": 1.5}
+    assert outcome_in_words(Entry(**(settings | changes))) == words  # type: ignore[arg-type]
