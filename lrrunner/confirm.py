@@ -22,11 +22,26 @@ DATA_ORDER = 1_000_000
 
 MIN_EVALUATED, EVALUATED_BATCHES = 2048, 20
 """An evaluation takes the larger of so many samples and so many global batches, or all there are: enough for the
-standard error of a mean to be a fiftieth of the samples' own spread, and a fifth of a sweep's steps at most."""
+standard error of a mean to be a fiftieth of the samples' own spread."""
+
+MAX_EVALUATION_PASSES = 100
+"""But at most so many forward passes of each rank, since small batches would make evaluating dearer than training."""
 
 
 Plan = Callable[[Sequence[Trial], float], PlannedTrial | None]
 """(trials so far, initial loss) -> the next one, or None when the budget is spent or nothing is left to learn."""
+
+
+def num_evaluated(global_batch_size: int, *, accumulation_steps: int) -> int:
+    """How many samples an evaluation takes at most; independent of the number of ranks.
+
+    >>> num_evaluated(64, accumulation_steps=1), num_evaluated(512, accumulation_steps=2)
+    (2048, 10240)
+    >>> num_evaluated(4, accumulation_steps=1)
+    400
+    """
+    wanted = max(MIN_EVALUATED, EVALUATED_BATCHES * global_batch_size)
+    return min(wanted, MAX_EVALUATION_PASSES * global_batch_size // accumulation_steps)
 
 
 @dataclass(frozen=True, kw_only=True)

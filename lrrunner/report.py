@@ -26,9 +26,10 @@ def passes_in_words(test: RangeTest) -> str:
 
 def trials_in_words(test: RangeTest) -> str:
     """How the confirmation runs went, beside what the sweep alone says; empty without any."""
-    confirmation = test.confirmation
+    confirmation, suggestion = test.confirmation, test.suggestion
+    _, not_confirmed, why = suggestion.reason.partition("not confirmed: ")
     if confirmation is None:
-        return ""
+        return not_confirmed + why
     lengths = sorted({trial.num_steps for trial in test.trials})
     outcomes = [trial.outcome for trial in test.trials]
     counts = [f"{outcomes.count(outcome)} {outcome}" for outcome in TrialOutcome if outcome in outcomes]
@@ -38,10 +39,17 @@ def trials_in_words(test: RangeTest) -> str:
     if alone and sweep.interval is not None:
         alone += f"   [{sweep.interval[0]:.1e}, {sweep.interval[1]:.1e}]"
     runs = "1 confirmation run" if len(outcomes) == 1 else f"{len(outcomes)} confirmation runs"
+    beyond = f", {not_confirmed}{why}" if not_confirmed else extrapolation_in_words(test)
     return (
         f"{runs} of {of} steps ({confirmation.schedule} schedule, {', '.join(counts)}) compared on the "
-        f"{confirmation.monitored}{alone}"
+        f"{confirmation.monitored}{beyond}{alone}"
     )
+
+
+def extrapolation_in_words(test: RangeTest) -> str:
+    """From which length of run to which the confirmed LR was brought; empty where it was measured."""
+    _, extrapolated, rest = test.suggestion.reason.partition("extrapolated from ")
+    return f", {extrapolated}{rest.partition(' by ')[0]}" if extrapolated else ""
 
 
 def stop_in_words(stop: Stop) -> str:

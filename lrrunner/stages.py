@@ -11,13 +11,13 @@ from lrrunner import collectives
 from lrrunner.build import Parts, batch_plan, evaluation_loader, planned_loader
 from lrrunner.collectives import Collective
 from lrrunner.config import Config, budget_steps
-from lrrunner.confirm import EVALUATED_BATCHES, MIN_EVALUATED, Trials, TrialSettings, run_trials
+from lrrunner.confirm import Trials, TrialSettings, num_evaluated, run_trials
 from lrrunner.core.batches import EVALUATION, evaluation_batches
 from lrrunner.core.confirmation import next_trial
 from lrrunner.core.curve import curve_from_steps
 from lrrunner.core.schedule import LADDERS
 from lrrunner.core.stopping import stop_rule
-from lrrunner.engine import Ladder, SweepResult, Trainable, run_sweep
+from lrrunner.engine import Ladder, SweepResult, Trainable, preserved, run_sweep
 from lrrunner.evaluation import Evaluation, evaluate
 from lrrunner.passes import Passes, run_passes
 from lrrunner.records import Step
@@ -81,6 +81,10 @@ def measure(
             started=started,
         )
 
+    evaluate_now = _evaluator(job, parts, trainable, collective, stop_requested) if job.confirm.enabled else None
+    if evaluate_now is not None:  # what is wrong with data.val shows before the sweep, not behind it
+        with preserved(trainable):
+            evaluate_now()
     passes = run_passes(
         climb,
         job.sweep,
@@ -88,7 +92,7 @@ def measure(
         collective=collective,
         on_extension=reporter.on_extension if reporter is not None else lambda extension: None,
     )
-    if not job.confirm.enabled or passes.interruption is not None or passes.suggestion.lr is None:
+    if evaluate_now is None or passes.interruption is not None or passes.suggestion.lr is None:
         return Measured(passes, Trials())
     if reporter is not None:
         reporter.on_passes(passes)
@@ -106,7 +110,7 @@ def measure(
         ),
         trainable=trainable,
         batches=batches,
-        evaluate=_evaluator(job, parts, trainable, collective, stop_requested),
+        evaluate=evaluate_now,
         collective=collective,
         listener=reporter,
         stop_requested=stop_requested,
@@ -158,7 +162,7 @@ def _evaluator(
     dataset: Any = parts.dataset if parts.validation is None else parts.validation
     share = evaluation_batches(
         dataset_size=len(dataset),
-        num_samples=max(MIN_EVALUATED, EVALUATED_BATCHES * job.data.global_batch_size),
+        num_samples=num_evaluated(job.data.global_batch_size, accumulation_steps=job.train.accumulation_steps),
         batch_size=trainable.micro_batch_size,
         world_size=collective.world_size,
         rank=collective.rank,

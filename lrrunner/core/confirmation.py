@@ -13,9 +13,6 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import numpy as np
-
-from lrrunner.core.schedule import FloatArray
 from lrrunner.records import Suggestion, Trial, Verdict
 
 STEPS_PER_DECADE = 3
@@ -60,9 +57,9 @@ class _Start(NamedTuple):
     loss: float
     noise: float
 
-    def is_above(self, loss: float) -> bool:
-        """Whether a loss has clearly fallen; yes where that is not known."""
-        return math.isnan(self.loss) or loss < self.loss - self.noise
+    def is_near(self, loss: float) -> bool:
+        """Whether a loss has neither clearly fallen nor risen; no where that is not known."""
+        return abs(loss - self.loss) <= self.noise
 
     def is_below(self, loss: float) -> bool:
         """Whether a loss has clearly risen; no where that is not known."""
@@ -118,10 +115,10 @@ def _next_short(short: dict[int, float], start: _Start) -> int | None:
         return 0
     if len(short) >= MAX_SHORT_TRIALS:
         return None
-    best = _best(short)
-    if not math.isfinite(short[best]) or start.is_below(short[best]):
+    best = _best(short, within=start.noise / 2)
+    if not math.isfinite(short[best]) or (start.is_below(short[best]) and best == min(short)):
         return min(short) - DIVERGED_STEPS_BACK
-    if not start.is_above(short[best]):  # near the initial loss, less is mostly nearer, and says nothing
+    if start.is_near(short[best]):  # there, a lower LR is mostly nearer to the start, and says nothing
         return LOOK_UP if list(short) == [0] else None
     sides = (best - 1, best + 1) if len(short) % 2 else (best + 1, best - 1)
     return next((side for side in sides if side not in short), None)
@@ -130,25 +127,26 @@ def _next_short(short: dict[int, float], start: _Start) -> int | None:
 def _next_long(short: dict[int, float], long: dict[int, float], start: _Start) -> int | None:
     """Where the next long trial goes: the best short one, a neighbour, and then the side that promises more.
 
-    The lower neighbour, since longer trainings want less; the upper one, where the short trials learnt nothing.
+    The lower neighbour, since longer trainings want less; the upper one, where the short trials learnt nothing. Never
+    to where one diverged, or above.
     """
-    best = _best(short)
+    best, side = _best(short, within=start.noise / 2), -1
     if not math.isfinite(short[best]):
         return None
-    side = -1
-    if not start.is_above(short[best]):
-        best, side = 0, 1
-    if best not in long:
-        return best
-    if best + side not in long:
-        return best + side
-    better = best + side if long[best + side] < long[best] else best
-    if not math.isfinite(long[better]):
-        better = min(best, best + side)
-        third = better - 1
-    else:
-        third = best + 2 * side if better != best else best - side
-    return None if third in long or not math.isfinite(short.get(third, 0.0)) else third
+    too_high = min((position for position, loss in (short | long).items() if math.isinf(loss)), default=None)
+    if start.is_near(short[best]):
+        best, side = (best if start.is_below(short[0]) else 0), 1
+        if too_high is not None and best + 1 >= too_high and best + 1 not in long:
+            side = -1
+    wanted = [best, best + side]
+    if all(position in long for position in wanted):
+        first, second = (long[position] for position in wanted)
+        if math.isinf(min(first, second)):
+            wanted.append(min(wanted) - 1)
+        else:
+            wanted.append(best + 2 * side if second < first else best - side)
+    position = next((position for position in wanted if position not in long), None)
+    return None if position is None or (too_high is not None and position >= too_high) else position
 
 
 def confirmed(
@@ -172,8 +170,9 @@ def confirmed(
         initial_loss: The same loss before any training; NaN when it is not known.
 
     Returns:
-        The sweep's own suggestion when nothing was run; without an LR when every run diverged; else with another LR,
-        interval and reason.
+        The sweep's own suggestion when nothing was compared, or nothing learnt; without an LR when every run diverged;
+        else with another LR, interval and reason. An interval ends at a trial's distance from the lowest loss, but is
+        open as far as the sweep's own where the lowest loss is the last one that was tried.
     """
     if not trials:
         return sweep
@@ -186,55 +185,106 @@ def confirmed(
             "below that finished; warm up, clip gradients (train.max_grad_norm), or raise confirm.budget_steps"
         )
         return dataclasses.replace(sweep, lr=None, interval=None, verdict=Verdict.NO_DESCENT, reason=reason)
-    num_steps = max(trial.num_steps for trial in finished)
-    rung = {trial.lr: trial for trial in finished if trial.num_steps == num_steps}
-    best = min(rung.values(), key=lambda trial: (trial.loss, trial.lr))
-    losses = {lr: trial.loss for lr, trial in rung.items()} | ({too_high: math.inf} if diverged else {})
-    lrs = sorted(losses)
-    log_lr = _lowest_point(np.log10(lrs), np.array([losses[lr] for lr in lrs]), cap=initial_loss)
-    further = max(0.0, math.log10(horizon / num_steps)) if horizon is not None else 0.0
-    log_lr -= HORIZON_EXPONENT * further
+    rung = _rung_to_believe(finished, too_high)
+    best = rung.trials[rung.lowest]
+    if len(rung.x) == 1:
+        return _not_confirmed(sweep, too_high, "a single run compares nothing; raise confirm.budget_steps")
+    if best.loss >= initial_loss:
+        return _not_confirmed(sweep, too_high, f"no run brought the {monitored} below its start, {initial_loss:.4g}")
+    further = max(0.0, math.log10(horizon / best.num_steps)) if horizon is not None else 0.0
+    log_lr = _lowest_point(rung, cap=initial_loss) - HORIZON_EXPONENT * further
     half_width = math.hypot(MEASURED_ERROR_DECADES, HORIZON_EXPONENT_ERROR * further)
+    low, high = 10 ** (log_lr - half_width), 10 ** (log_lr + half_width)
+    if sweep.interval is not None and rung.lowest == 0:
+        low = min(low / 10 ** (1 / STEPS_PER_DECADE), sweep.interval[0])
+    if sweep.interval is not None and rung.is_last:
+        high = max(high * 10 ** (1 / STEPS_PER_DECADE), sweep.interval[1])
+    words = [_measured(trials, best, monitored), *_caveats(rung, horizon)]
+    if not rung.is_closed:
+        return dataclasses.replace(sweep, lr=10**log_lr, interval=(low, high), reason="; ".join([sweep.reason, *words]))
+    said = [sweep.reason] if sweep.verdict == Verdict.OK else []
     return dataclasses.replace(
-        sweep,
-        lr=10**log_lr,
-        interval=(10 ** (log_lr - half_width), 10 ** (log_lr + half_width)),
-        reason=f"{sweep.reason}; {_measured(trials, best, monitored, initial_loss)}{_extrapolated(horizon, num_steps)}",
+        sweep, lr=10**log_lr, interval=(low, high), verdict=Verdict.OK, reason="; ".join([*said, *words])
     )
 
 
-def _measured(trials: Sequence[Trial], best: Trial, monitored: str, initial_loss: float) -> str:
+class _Rung(NamedTuple):
+    """Trials of one length by LR, the lowest loss among them, and the divergence above them where one was seen."""
+
+    trials: list[Trial]
+    x: list[float]
+    losses: list[float]
+    lowest: int
+
+    @property
+    def is_last(self) -> bool:
+        """Whether nothing higher was tried."""
+        return self.lowest == len(self.x) - 1
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether the lowest loss has a worse one on both sides."""
+        return 0 < self.lowest < len(self.x) - 1
+
+
+def _rung_to_believe(finished: Sequence[Trial], too_high: float) -> _Rung:
+    """The longest trials that there are several of."""
+    rungs = []
+    for num_steps in sorted({trial.num_steps for trial in finished}, reverse=True):
+        trials = sorted((trial for trial in finished if trial.num_steps == num_steps), key=lambda trial: trial.lr)
+        lrs, losses = [trial.lr for trial in trials], [trial.loss for trial in trials]
+        if math.isfinite(too_high):
+            lrs, losses = [*lrs, too_high], [*losses, math.inf]
+        rungs.append(_Rung(trials, [math.log10(lr) for lr in lrs], losses, losses.index(min(losses))))
+    return next((rung for rung in rungs if len(rung.x) > 1), rungs[0])
+
+
+def _not_confirmed(sweep: Suggestion, too_high: float, why: str) -> Suggestion:
+    """The sweep's word, unless it was seen to diverge."""
+    assert sweep.lr is not None
+    if sweep.lr >= too_high:
+        reason = f"a confirmation run diverged at {too_high:.1e}, and below it {why}"
+        return dataclasses.replace(sweep, lr=None, interval=None, verdict=Verdict.NO_DESCENT, reason=reason)
+    return dataclasses.replace(sweep, reason=f"{sweep.reason}; not confirmed: {why}")
+
+
+def _measured(trials: Sequence[Trial], best: Trial, monitored: str) -> str:
     number = "1 run" if len(trials) == 1 else f"{len(trials)} runs"
-    lowest = f"which {best.num_steps} steps at {best.lr:.1e} bring to {best.loss:.4g}"
-    return f"{number} compared on the {monitored}, {lowest}" + (", not below its start" * (best.loss >= initial_loss))
+    return (
+        f"{number} compared on the {monitored}, which {best.num_steps} steps at {best.lr:.1e} bring to {best.loss:.4g}"
+    )
 
 
-def _extrapolated(horizon: int | None, num_steps: int) -> str:
+def _caveats(rung: _Rung, horizon: int | None) -> list[str]:
+    """What the measurement does not cover."""
+    num_steps = rung.trials[rung.lowest].num_steps
+    words = []
+    if not rung.is_closed:
+        words.append(f"nothing {'lower' if rung.lowest == 0 else 'higher'} was tried (confirm.budget_steps)")
     if horizon is None:
-        return "; longer trainings mostly want less (confirm.horizon)"
-    if horizon <= num_steps:
-        return ""
-    return f"; extrapolated from {num_steps} to {horizon} steps by ({num_steps}/{horizon})**{HORIZON_EXPONENT}"
+        words.append("longer trainings mostly want less (confirm.horizon)")
+    elif horizon > num_steps:
+        words.append(f"extrapolated from {num_steps} to {horizon} steps by ({num_steps}/{horizon})**{HORIZON_EXPONENT}")
+    return words
 
 
-def _lowest_point(x: FloatArray, losses: FloatArray, *, cap: float) -> float:
+def _lowest_point(rung: _Rung, *, cap: float) -> float:
     """Where a parabola through the lowest loss and its neighbours is lowest; the lowest itself at an end.
 
     Losses above ``cap`` count as ``cap`` (without one, as twice the spread of the finite ones above their lowest): how
     far a run diverged says nothing about where the lowest loss is.
     """
-    finite = losses[np.isfinite(losses)]
-    if not math.isfinite(cap) or cap <= finite.min():
-        cap = float(finite.min() + 2 * np.ptp(finite))
-    losses = np.minimum(losses, cap)
-    i = int(np.argmin(losses))
-    if i in (0, len(x) - 1):
-        return float(x[i])
+    x, i = rung.x, rung.lowest
+    if not rung.is_closed:
+        return x[i]
+    finite = [loss for loss in rung.losses if math.isfinite(loss)]
+    if not math.isfinite(cap) or cap <= min(finite):
+        cap = min(finite) + 2 * (max(finite) - min(finite))
     left, right = x[i] - x[i - 1], x[i + 1] - x[i]
-    rise_left, rise_right = losses[i - 1] - losses[i], losses[i + 1] - losses[i]
+    rise_left, rise_right = (min(rung.losses[j], cap) - rung.losses[i] for j in (i - 1, i + 1))
     curvature = rise_left * right + rise_right * left
     shift = 0.5 * (rise_left * right**2 - rise_right * left**2) / curvature if curvature > 0 else 0.0
-    return float(x[i] + np.clip(shift, -left / 2, right / 2))
+    return x[i] + min(max(shift, -left / 2), right / 2)
 
 
 def _losses_by_position(trials: Sequence[Trial], centre: float) -> dict[int, float]:
@@ -245,6 +295,7 @@ def _lr_at(position: int, centre: float) -> float:
     return float(centre * 10 ** (position / STEPS_PER_DECADE))
 
 
-def _best(losses: dict[int, float]) -> int:
-    """Position of the lowest loss, of equal ones the lowest LR."""
-    return min(losses, key=lambda position: (losses[position], position))
+def _best(losses: dict[int, float], *, within: float) -> int:
+    """Position of the lowest loss; of those within so much of it the nearest to the sweep's LR, then the lowest LR."""
+    enough = min(losses.values()) + within
+    return min((abs(position), position) for position, loss in losses.items() if loss <= enough)[1]

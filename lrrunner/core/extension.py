@@ -87,10 +87,12 @@ def curve_pass(suggestions: Sequence[Suggestion], *, interrupted: bool) -> int:
         Its index.
     """
 
-    def rank(number: int) -> tuple[bool, bool, bool, int]:
+    seen = {Verdict.OK: 2, Verdict.NO_DIVERGENCE: 1}
+
+    def rank(number: int) -> tuple[bool, bool, int, int]:
         suggestion = suggestions[number]
         complete = not interrupted or number < len(suggestions) - 1
-        return suggestion.lr is not None, complete, suggestion.verdict == Verdict.OK, number
+        return suggestion.lr is not None, complete, seen.get(suggestion.verdict, 0), number
 
     return max(range(len(suggestions)), key=rank)
 
@@ -108,7 +110,7 @@ def _begins_too_high(
     curve = curve_from_steps(steps, beta=beta)
     if curve is None:
         return ""
-    if suggestion.verdict == Verdict.NO_DESCENT and _rises_from_the_start(curve):
+    if suggestion.verdict == Verdict.NO_DESCENT and _rises_from_the_start(curve, linear=linear):
         return "the loss rises from the start"
     if not linear and _never_below_its_first(curve):
         return "no loss is below the first one"
@@ -126,11 +128,12 @@ def _never_below_its_first(curve: Curve) -> bool:
     return bool(curve.raw[1:].min() > curve.raw[0] + 1e-6 * abs(curve.raw[0]))
 
 
-def _rises_from_the_start(curve: Curve) -> bool:
-    """Whether the causal loss leaves its initial level for good within two decades."""
+def _rises_from_the_start(curve: Curve, *, linear: bool) -> bool:
+    """Whether the causal loss leaves its initial level for good within two decades, or a tenth of an even ladder."""
     level = curve.level + max(SIGNIFICANCE * curve.noise, 1e-6 * abs(curve.level))
     below = np.flatnonzero(curve.causal <= level)
-    return bool(len(below) == 0 or curve.lr[below[-1]] < RISES_WITHIN * curve.lr[0])
+    limit = curve.lr[len(curve.lr) // 10] if linear else RISES_WITHIN * curve.lr[0]
+    return bool(len(below) == 0 or curve.lr[below[-1]] < limit)
 
 
 def _falls_from_the_start(curve: Curve) -> bool:

@@ -21,10 +21,6 @@ exceeds four about once in a thousand sweeps."""
 NOISY_SHARE = 0.1
 """Noise above this share of the initial loss hides whether the curve responds at all."""
 
-HIDING_SHARE = 0.005
-"""Noise above this share of the initial loss may hide a fall that a training lives on; a quieter curve that shows none
-has none."""
-
 FLAT_DECADES = 3.0
 """A blow-up that far above the first LR comes out of a flat curve, not of one that rises from its start."""
 
@@ -257,12 +253,17 @@ def _examine(curve: Curve | None, stops: Sequence[Stop]) -> _Finding:
 
 
 def _without_descent(curve: Curve, rises: bool, blew_up: bool) -> _Finding:
-    blow_up = 10 ** _blow_up_log(curve)
-    from_flat = blew_up and blow_up <= curve.lr[-1] and blow_up >= curve.lr[0] * 10**FLAT_DECADES
-    if from_flat and curve.noise > HIDING_SHARE * abs(curve.level):
+    index = _blow_up_index(curve)
+    if (
+        blew_up
+        and index is not None
+        and np.log10(curve.lr[index] / curve.lr[0]) >= FLAT_DECADES - 1e-9  # whatever the unit of the LR rounds to
+        and curve.noise > 1e-6 * abs(curve.level)  # without noise, a fall that is not seen is not there
+    ):
         reason = (
-            f"no fall stands out of the noise before the loss blows up at {blow_up:.1e}: the learning rate only keeps "
-            "its distance from there; raise sweep.num_steps or sweep.repeats, or confirm it with confirm.enabled=true"
+            f"no fall stands out of the noise before the loss blows up at {curve.lr[index]:.1e}: the learning rate "
+            "only keeps its distance from there; raise sweep.num_steps or sweep.repeats, or try it with "
+            "confirm.enabled=true"
         )
         return _Finding(Verdict.NO_DESCENT, True, reason)
     if rises:

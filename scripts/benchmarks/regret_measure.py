@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -112,7 +113,15 @@ def confirmed_suggestion(known: Known, test: RangeTest, schedule: str, budget_st
         return sweep
     horizon, initial_loss = known.kept["num_steps"], known.kept["start"]
     trials: list[Trial] = []
-    while planned := next_trial(sweep, trials, budget_steps=budget_steps, horizon=horizon, initial_loss=initial_loss):
+    plan = partial(
+        next_trial,
+        sweep,
+        budget_steps=budget_steps,
+        horizon=horizon,
+        initial_loss=initial_loss,
+        noise=curve.noise,
+    )
+    while planned := plan(trials):
         loss = known.trial(schedule, planned.lr, planned.num_steps, seed)
         number, steps = len(trials), planned.num_steps
         trials.append(Trial(trial=number, lr=planned.lr, num_steps=steps, num_steps_run=steps, loss=loss))

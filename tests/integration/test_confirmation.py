@@ -70,7 +70,8 @@ def test_the_closing_lines_tell_of_the_trials(confirmed: Finished) -> None:
     """The contract's last two lines stay the last two."""
     lines = confirmed.out.strip().splitlines()
     sentence = (
-        r"\d+ confirmation runs of .* steps \(cosine schedule, .*\) compared on the validation loss; the sweep al"
+        r"\d+ confirmation runs of .* steps \(cosine schedule, .*\) compared on the validation loss, "
+        r"extrapolated from \d+ to 2000 steps; the sweep al"
     )
     assert re.match(sentence, lines[-4])
     assert lines[-2].startswith("suggested lr: ")

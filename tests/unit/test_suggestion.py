@@ -429,11 +429,21 @@ def test_fall_to_a_plateau_without_divergence_keeps_its_lr(std: float) -> None:
     assert_all_with_lr(found, Verdict.NO_DIVERGENCE, -3.1, 1.0)
 
 
-@pytest.mark.parametrize("std", [0.0, 0.002])
-def test_blow_up_of_a_quiet_curve_without_a_fall_has_no_lr(std: float) -> None:
-    """Where the noise is too small to hide a fall there is none: something else is wrong."""
+def test_blow_up_of_a_curve_without_noise_and_fall_has_no_lr() -> None:
+    """Where no noise hides a fall there is none: something else is wrong."""
     losses = 2.3 + np.maximum(0.0, 20 * (np.log10(LRS) + 1))
-    assert_all_without_lr(suggestions(losses, diverged(), std=std), Verdict.NO_DESCENT)
+    assert_all_without_lr(suggestions(losses, diverged(), std=0.0), Verdict.NO_DESCENT)
+
+
+@pytest.mark.parametrize("shift", [-2.3, 10.0, 1000.0])
+def test_zero_of_the_loss_does_not_matter_to_a_curve_without_a_fall(shift: float) -> None:
+    """Nor whether an LR is given at all; the unit of the LR moves it by exactly that, on any rounding."""
+    losses = 2.3 + np.maximum(0.0, 20 * (np.log10(LRS) + 1)) + noise(0, std=0.03)
+    expected = suggest(records(LRS, losses), diverged()).lr
+    assert expected is not None
+    assert_same_lr(suggest(records(LRS, losses + shift), diverged()).lr, expected)
+    for unit in np.geomspace(1e-3, 1e3, 31):
+        assert_same_lr(suggest(records(LRS * unit, losses), diverged()).lr, expected, factor=unit)
 
 
 @pytest.mark.parametrize("std", [0.03, 0.1])
