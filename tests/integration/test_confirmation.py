@@ -192,12 +192,12 @@ def test_sigterm_in_a_trial_keeps_what_was_measured(tmp_path: Path) -> None:
     assert client.get_metric_history(run.info.run_id, "trial_0/loss")
 
 
-def test_a_model_that_breaks_in_the_evaluation_does_not_cost_the_sweep(tmp_path: Path) -> None:
-    """The run has failed, and what the sweep supports is in its directory."""
+def test_a_model_that_breaks_in_the_evaluation_is_told_before_the_sweep(tmp_path: Path) -> None:
+    """What is wrong with data.val, or with eval mode, must not cost a sweep first."""
     done = launch(
         tmp_path, "model=custom", "model._target_=parts.FailsInEval", "+model.width=32", "confirm.enabled=true"
     )
     assert done.code == 1
     assert "lrrunner: the sweep failed on rank 0: RuntimeError: no evaluation with me" in done.err
     assert done.read("status.json")["state"] == "failed"
-    assert done.read("suggestion.json")["lr"] is not None
+    assert len((done.folder / "run" / "records.csv").read_text().splitlines()) <= 1
