@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from lrrunner import ledger
+from lrrunner.batch_state import read_state
 from lrrunner.errors import ConfigError
 from lrrunner.interrupts import Interrupts
 from lrrunner.ledger import Entry
@@ -23,7 +24,8 @@ from lrrunner.supervised_job import Job, OutputFiles
 from lrrunner.supervisor import JobResult, JobState, RankSet
 
 POLL_S = 0.02
-SETS_FOLDER = "sets"
+SETS_FOLDER = ".lrrunner-sets"
+"""A name that is nobody else's: what a batch that was killed left in it is removed."""
 
 SetKey = tuple[Any, ...]
 
@@ -91,7 +93,8 @@ class Batch:
         self._total = 0
 
     def __enter__(self) -> Self:
-        shutil.rmtree(self.directory / SETS_FOLDER, ignore_errors=True)  # of a batch that was killed
+        if read_state(self.directory):  # the directory is a batch of ours, and we hold its lock
+            shutil.rmtree(self.directory / SETS_FOLDER, ignore_errors=True)
         return self
 
     def __exit__(

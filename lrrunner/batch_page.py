@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 
 import lrrunner
 from lrrunner import summary
+from lrrunner.batch_state import read_state, update_state
 from lrrunner.core.curve import curve_from_steps
 from lrrunner.core.power_law import power_law
 from lrrunner.ledger import FILE_NAME, Entry
@@ -19,18 +19,7 @@ from lrrunner.redaction import Redactor
 from lrrunner.run_files import read_run
 from lrrunner.tracking import MlflowRun, configure_mlflow
 
-STATE_FILE = "batch.json"
-
 logger = logging.getLogger(__name__)
-
-
-def read_state(directory: Path) -> dict[str, Any]:
-    """batch.json: the batch's run in MLflow and where that is; empty where there is none."""
-    try:
-        content: dict[str, Any] = json.loads((directory / STATE_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content
 
 
 def open_page(directory: Path, tracking: Mapping[str, Any], *, command: str, redactor: Redactor) -> str | None:
@@ -62,9 +51,7 @@ def open_page(directory: Path, tracking: Mapping[str, Any], *, command: str, red
                 state["mlflow_run_id"] = _opened(run, directory, state["mlflow_run_id"])
             except Exception as error:  # noqa: BLE001 - a server that fails now must not cost the batch
                 logger.warning("MLflow failed (%s); the batch directory keeps everything", redactor.text(str(error)))
-    partial = directory / f".{STATE_FILE}.part"
-    partial.write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
-    partial.replace(directory / STATE_FILE)
+    update_state(directory, **state)
     run_id: str | None = state["mlflow_run_id"]
     return run_id
 

@@ -27,10 +27,12 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
+import lrrunner
 from lrrunner import ledger
 from lrrunner.batch import Batch, BatchJob, Slot, new_slots
-from lrrunner.batch_page import close_page, connected, open_page, read_state, status_of, write_summary
-from lrrunner.compose import compose_job, expanded_grid
+from lrrunner.batch_page import close_page, connected, open_page, status_of, write_summary
+from lrrunner.batch_state import LOCK_FILE, STATE_FILE, read_state, update_state
+from lrrunner.compose import as_typed, compose_job, expanded_grid
 from lrrunner.config import register_schema
 from lrrunner.devices import usable_cores, visible_gpus
 from lrrunner.errors import ConfigError
@@ -86,8 +88,10 @@ def run_grid(overrides: Sequence[str], options: Sequence[str], *, config_dir: st
 
     jobs: list[BatchJob] = []
     slots = _slots(containers)
-    with _only_one(directory), JobLog(redactor), Interrupts() as interrupts, Batch(directory, slots) as batch:
+    key = "run.dir" if containers[0]["run"]["resume"] is None else "run.resume"
+    with _only_one(directory, key), JobLog(redactor), Interrupts() as interrupts, Batch(directory, slots) as batch:
         print(f"{len(points)} jobs in {directory}", flush=True)
+        update_state(directory, lrrunner=lrrunner.__version__)
         batch.warm_up(jobs_of(points, 0))
         command = redactor.text(shlex.join(["lrrunner", "-m", *options, *overrides]))
         page = open_page(directory, tracking, command=command, redactor=redactor)
@@ -247,7 +251,7 @@ def _listed(labels: Sequence[str]) -> str:
 def _labels(points: Sequence[Sequence[str]]) -> list[str]:
     """For each point, the overrides that not all points have."""
     common = set(points[0]).intersection(*points) if points else set()
-    return [" ".join(word for word in point if word not in common) for point in points]
+    return [" ".join(as_typed(word) for word in point if word not in common) for point in points]
 
 
 def _batch_directory(containers: Sequence[dict[str, Any]]) -> Path:
@@ -255,33 +259,44 @@ def _batch_directory(containers: Sequence[dict[str, Any]]) -> Path:
     run = containers[0]["run"]
     resume = run["resume"]
     if resume is not None:
-        if not (Path(resume) / ledger.FILE_NAME).exists() and not (Path(resume) / "multirun.yaml").exists():
+        if not any((Path(resume) / name).exists() for name in (STATE_FILE, ledger.FILE_NAME)):
             raise ConfigError(
                 [f"run.resume must name a batch directory, got {resume}; leave it out to begin a new one"]
             )
         return Path(resume).resolve()
     name = f"batch-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
     directory = Path(run["dir"] or Path("runs") / name).resolve()
-    if (directory / ledger.FILE_NAME).exists() or (directory / "status.json").exists():
+    if (directory / STATE_FILE).exists() or (directory / ledger.FILE_NAME).exists():
         raise ConfigError([f"run.dir must not hold a batch yet, got {directory}; go on with run.resume={directory}"])
     try:
         directory.mkdir(parents=True, exist_ok=True)
+        others = sorted(path.name for path in directory.iterdir() if path.name != LOCK_FILE)
     except OSError as error:
         raise ConfigError(
             [f"run.dir must be a writable directory, got {directory} ({error.strerror}); choose another directory"]
         ) from None
+    if others:
+        raise ConfigError(
+            [
+                f"run.dir must be new or empty for a batch, got {directory} with {others[0]} in it; "
+                "choose another directory"
+            ]
+        )
     return directory
 
 
 @contextmanager
-def _only_one(directory: Path) -> Iterator[None]:
+def _only_one(directory: Path, key: str) -> Iterator[None]:
     """Two batches in one directory would run everything twice."""
-    lock = FileLock(directory / ".lock")
+    lock = FileLock(directory / LOCK_FILE)
     try:
         lock.acquire(timeout=0)
     except Timeout:
         raise ConfigError(
-            [f"run.resume must name a batch that nobody is running, got {directory}; wait for it to end"]
+            [
+                f"{key} must name a directory where no batch is running, got {directory}; wait for its end, "
+                f"then go on with run.resume={directory}"
+            ]
         ) from None
     try:
         yield
@@ -301,7 +316,7 @@ def _batch_jobs(
     for number, (label, point, container) in enumerate(
         zip(_labels(points), points, containers, strict=True), start=first_number
     ):
-        own = [word for word in point if not _is_for_the_batch(word)]
+        own = [as_typed(word) for word in point if not _is_for_the_batch(word)]
         run = {**container["run"], "dir": str(directory / f"{number:03d}"), "resume": None}
         launch = {**container["launch"], "concurrent": 1}
         job = Job(container={**container, "run": run, "launch": launch}, overrides=tuple(own), options=tuple(options))

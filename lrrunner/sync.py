@@ -13,7 +13,8 @@ from typing import Any, NoReturn
 
 import lrrunner
 from lrrunner import ledger
-from lrrunner.batch_page import STATE_FILE, close_page, open_page, read_state, status_of, write_summary
+from lrrunner.batch_page import close_page, open_page, status_of, write_summary
+from lrrunner.batch_state import STATE_FILE, read_state
 from lrrunner.catching_up import catch_up
 from lrrunner.errors import ConfigError
 from lrrunner.process import is_alive

@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 from hydra.core.plugins import Plugins
 
-from lrrunner.batch import Slot, new_slots, outcome_in_words, set_key
-from lrrunner.compose import compose_job, expanded_grid
+from lrrunner.batch import Batch, Slot, new_slots, outcome_in_words, set_key
+from lrrunner.batch_state import update_state
+from lrrunner.compose import as_typed, compose_job, expanded_grid
 from lrrunner.devices import visible_gpus
 from lrrunner.errors import ConfigError
-from lrrunner.grid import register_launcher, run_grid
+from lrrunner.grid import _batch_directory, register_launcher, run_grid
 from lrrunner.ledger import Entry
 from lrrunner.supervised import machine_errors
 from lrrunner.supervised_job import Job
@@ -127,3 +128,45 @@ def test_each_job_ends_with_a_line(changes: dict[str, object], words: str) -> No
     """What a person watches."""
     settings: dict[str, object] = {"job": 0, "overrides": (), "state": "finished", "seconds": 1.5}
     assert outcome_in_words(Entry(**(settings | changes))) == words  # type: ignore[arg-type]
+
+
+def test_a_batch_removes_nothing_that_is_not_its_own(tmp_path: Path) -> None:
+    """A directory with anything in it is refused; the folder that is swept is ours by its name and by batch.json."""
+    (tmp_path / "sets").mkdir()
+    with pytest.raises(ConfigError, match=r"run\.dir must be new or empty for a batch, got .* with sets in it"):
+        _batch_directory([compose_job([f"run.dir={tmp_path}"], world_size=None)])
+    left = tmp_path / ".lrrunner-sets" / "0123"
+    left.mkdir(parents=True)
+    with Batch(tmp_path, []):
+        assert left.exists()
+    update_state(tmp_path, lrrunner="0")
+    with Batch(tmp_path, []):
+        assert not left.exists()
+    assert (tmp_path / "sets").exists()
+
+
+def test_an_empty_directory_and_one_of_a_batch(tmp_path: Path) -> None:
+    """The first takes a batch; the second goes on only when asked."""
+    containers = [compose_job([f"run.dir={tmp_path}"], world_size=None)]
+    (tmp_path / ".lock").touch()
+    assert _batch_directory(containers) == tmp_path
+    update_state(tmp_path, lrrunner="0")
+    with pytest.raises(ConfigError, match=r"run\.dir must not hold a batch yet, got .*; go on with run.resume="):
+        _batch_directory(containers)
+    assert _batch_directory([compose_job([f"run.resume={tmp_path}"], world_size=None)]) == tmp_path
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        "tracking.uri=http://ann:CAN:ARY123@host:5000/a",
+        "tracking.run_name=a b",
+        "+model.text='x, y'",
+        '+model.text="it\'s (a) [test]"',
+        "model.hidden_sizes=[32,64]",
+    ],
+)
+def test_a_point_shows_its_overrides_as_they_were_typed(word: str) -> None:
+    """The sweeper's backslashes make commands unreadable, and hide passwords from whoever looks for them."""
+    ((point,),) = expanded_grid([word])
+    assert as_typed(point) == word
