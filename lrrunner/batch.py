@@ -193,7 +193,7 @@ class Batch:
         if slot.ranks is None:
             folder = self.directory / SETS_FOLDER / secrets.token_hex(4)
             plan = job.plan(gpus=slot.gpus, cores=slot.cores)
-            slot.ranks = RankSet(plan, folder, environ=os.environ, sink=lambda *line: _hear(slot, *line))
+            slot.ranks = RankSet(plan, folder, environ=os.environ, sink=lambda *words: _hear(slot, *words))
             slot.set_key = key
 
     def _finish(self, running: Running, result: JobResult) -> None:
@@ -275,9 +275,9 @@ def _in_free_directory(job: Job) -> Job:
     return replace(job, container={**job.container, "run": {**job.container["run"], "dir": str(directory)}})
 
 
-def _hear(slot: Slot, rank: int, name: str, line: str) -> None:
+def _hear(slot: Slot, rank: int, name: str, lines: Sequence[str]) -> None:
     if slot.running is not None:
-        slot.running.output.take(rank, name, line)
+        slot.running.output.take(rank, name, lines)
 
 
 def _in_one_line(cause: str | None) -> str | None:

@@ -13,7 +13,7 @@ import subprocess
 import tempfile
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -289,12 +289,12 @@ class RankSet:
                 return f"rank {rank}: {words}{_place(stack)}"
         return f"{words} on any rank; see ranks/*.out for where each one stands"
 
-    def _hear(self, local_rank: int, name: str, line: str) -> None:
+    def _hear(self, local_rank: int, name: str, lines: Sequence[str]) -> None:
         if self._stacks is not None:
-            self._stacks.setdefault(local_rank, []).append(line)
+            self._stacks.setdefault(local_rank, []).extend(lines)
             name = "stack"
-        self._launcher_lines.append(line)
-        self._sink(local_rank, name, line)
+        self._launcher_lines.extend(lines)
+        self._sink(local_rank, name, lines)
 
 
 def _told(outcome: RankOutcome) -> JobResult:
