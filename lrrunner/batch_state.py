@@ -2,13 +2,48 @@
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 import json
 import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 STATE_FILE = "batch.json"
 LOCK_FILE = ".lock"
+
+
+SALT_BYTES = 16
+
+NOT_OF_THE_JOB = ("tracking", "run")
+NOT_OF_THE_JOB_IN_LAUNCH = ("concurrent", "timeout_s")
+
+
+def job_key(container: Mapping[str, Any], *, salt: str) -> str:
+    """What a job computes, as a name that is the same in a later process: secrets count, but cannot be read from it.
+
+    Where and how long it runs and where it is recorded do not count, nor in which words it was asked for.
+
+    Args:
+        container: Resolved configuration, secrets unmasked.
+        salt: The batch's own, so that short secrets cannot be found by trying.
+    """
+    counted = {key: value for key, value in container.items() if key not in NOT_OF_THE_JOB}
+    counted["launch"] = {k: v for k, v in container["launch"].items() if k not in NOT_OF_THE_JOB_IN_LAUNCH}
+    text = json.dumps(counted, sort_keys=True, default=str)
+    return hmac.new(bytes.fromhex(salt), text.encode(), hashlib.sha256).hexdigest()[:32]
+
+
+def unique_keys(keys: Sequence[str], *, earlier: Sequence[str] = ()) -> list[str]:
+    """The keys, with a number behind those that were there before: a grid may ask for one job twice."""
+    counts = Counter(key.partition("-")[0] for key in earlier)
+    unique = []
+    for key in keys:
+        counts[key] += 1
+        unique.append(key if counts[key] == 1 else f"{key}-{counts[key]}")
+    return unique
 
 
 def read_state(directory: Path) -> dict[str, Any]:

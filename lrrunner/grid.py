@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -31,7 +32,7 @@ import lrrunner
 from lrrunner import ledger
 from lrrunner.batch import Batch, BatchJob, Slot, new_slots
 from lrrunner.batch_page import close_page, connected, open_page, status_of, write_summary
-from lrrunner.batch_state import LOCK_FILE, STATE_FILE, read_state, update_state
+from lrrunner.batch_state import LOCK_FILE, SALT_BYTES, STATE_FILE, job_key, read_state, unique_keys, update_state
 from lrrunner.compose import as_typed, compose_job, expanded_grid
 from lrrunner.config import register_schema
 from lrrunner.devices import usable_cores, visible_gpus
@@ -84,14 +85,21 @@ def run_grid(overrides: Sequence[str], options: Sequence[str], *, config_dir: st
             or compose_job(point, config_dir=config_dir, config_name=config_name, world_size=None)
             for point in job_overrides
         ]
-        return _batch_jobs(job_overrides, found, directory, options, first_number=first_number)
+        bare = _batch_jobs(job_overrides, found, directory, options, first_number=first_number)
+        return _with_keys(bare, salt=state["salt"], earlier=jobs)
 
     jobs: list[BatchJob] = []
     slots = _slots(containers)
     key = "run.dir" if containers[0]["run"]["resume"] is None else "run.resume"
     with _only_one(directory, key), JobLog(redactor), Interrupts() as interrupts, Batch(directory, slots) as batch:
         print(f"{len(points)} jobs in {directory}", flush=True)
-        update_state(directory, lrrunner=lrrunner.__version__)
+        state = update_state(
+            directory,
+            lrrunner=lrrunner.__version__,
+            salt=read_state(directory).get("salt") or secrets.token_hex(SALT_BYTES),
+            num_jobs=len(points),
+            state="running",
+        )
         batch.warm_up(jobs_of(points, 0))
         command = redactor.text(shlex.join(["lrrunner", "-m", *options, *overrides]))
         page = open_page(directory, tracking, command=command, redactor=redactor)
@@ -111,6 +119,7 @@ def run_grid(overrides: Sequence[str], options: Sequence[str], *, config_dir: st
             _mask(directory / "multirun.yaml", redactor)
             entries = _entries(directory, jobs)
             status = status_of(entries, num_jobs=len(points), interrupted=bool(interrupts.count))
+            update_state(directory, state=status.lower())
             where = _report(directory, entries, tracking, redactor, status)
         print(f"batch: {shown_path(directory)}{where}", flush=True)
     if interrupts.count:
@@ -320,8 +329,14 @@ def _batch_jobs(
         run = {**container["run"], "dir": str(directory / f"{number:03d}"), "resume": None}
         launch = {**container["launch"], "concurrent": 1}
         job = Job(container={**container, "run": run, "launch": launch}, overrides=tuple(own), options=tuple(options))
-        jobs.append(BatchJob(number=number, label=label or " ".join(own), job=job))
+        jobs.append(BatchJob(number=number, label=label or " ".join(own), job=job, key=""))
     return jobs
+
+
+def _with_keys(jobs: Sequence[BatchJob], *, salt: str, earlier: Sequence[BatchJob]) -> list[BatchJob]:
+    """The jobs with their names in the ledger."""
+    keys = unique_keys([job_key(job.job.container, salt=salt) for job in jobs], earlier=[job.key for job in earlier])
+    return [replace(job, key=key) for job, key in zip(jobs, keys, strict=True)]
 
 
 def _is_for_the_batch(word: str) -> bool:
@@ -331,7 +346,8 @@ def _is_for_the_batch(word: str) -> bool:
 
 def _entries(directory: Path, jobs: Sequence[BatchJob]) -> list[ledger.Entry]:
     known = ledger.latest(ledger.read(directory))
-    return [known[job.key] for job in jobs if job.key in known]
+    found = [(job, known[job.key]) for job in jobs if job.key in known]
+    return [replace(entry, job=job.number, overrides=job.overrides) for job, entry in found]
 
 
 def _mask(path: Path, redactor: Redactor) -> None:

@@ -78,8 +78,8 @@ def brought(directory: Path, *, uri: str | None = None) -> list[str]:
 
 def _batch_brought(directory: Path, uri: str | None) -> list[str]:
     entries = sorted(ledger.latest(ledger.read(directory)).values(), key=lambda entry: entry.job)
-    runs = {entry.job: read_run(directory / entry.run_dir) for entry in entries if entry.run_dir is not None}
-    first = next((files for files in runs.values() if files.config), None)
+    runs = [read_run(directory / entry.run_dir) for entry in entries if entry.run_dir is not None]
+    first = next((files for files in runs if files.config), None)
     if first is None:
         raise ConfigError([f"the batch must have a job that began, got none in {directory}; there is nothing to bring"])
     tracking = _tracking(first, uri)
@@ -92,7 +92,7 @@ def _batch_brought(directory: Path, uri: str | None) -> list[str]:
         if page_id is None:
             page_id = open_page(directory, tracking, command=state.get("command", ""), redactor=redactor)
     assert page_id is not None
-    lines = [_run_brought(files, uri, tags={"mlflow.parentRunId": page_id}) for files in runs.values() if files.config]
+    lines = [_run_brought(files, uri, tags={"mlflow.parentRunId": page_id}) for files in runs if files.config]
     close_page(
         directory,
         [replace(entry, run_id=_known_id(read_run(directory / (entry.run_dir or "")))) for entry in entries],

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 from hydra.core.plugins import Plugins
 
-from lrrunner.batch import Batch, Slot, new_slots, outcome_in_words, set_key
-from lrrunner.batch_state import update_state
+from lrrunner import ledger
+from lrrunner.batch import Batch, BatchJob, Slot, new_slots, outcome_in_words, set_key
+from lrrunner.batch_state import job_key, unique_keys, update_state
 from lrrunner.compose import as_typed, compose_job, expanded_grid
 from lrrunner.devices import visible_gpus
 from lrrunner.errors import ConfigError
@@ -46,6 +48,55 @@ def test_what_jobs_must_share_to_share_ranks() -> None:
     for other in ("train.mixed_precision=bf16", "train.compile=true", "launch.config_file=x.yaml"):
         assert set_key(job("launch.num_processes=2", other)) != same
     assert set_key(job("launch.num_processes=4")) != same
+
+
+SALT = "00" * 16
+
+
+def key(*overrides: str, salt: str = SALT) -> str:
+    return job_key(compose_job(overrides, world_size=None), salt=salt)
+
+
+def test_jobs_that_differ_only_in_a_secret_are_two_jobs() -> None:
+    """By their masked overrides, a resumed batch took one that had never run for finished."""
+    one, other = key("+model.token=abcdef"), key("+model.token=ghijkl")
+    assert one != other
+    assert key("+model.token=abcdef", salt="11" * 16) != one
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        ("launch.timeout_s=5",),
+        ("launch.concurrent=2",),
+        ("tracking.enabled=false",),
+        ("tracking.uri=sqlite:///other.db", "run.timeout_s=9"),
+        ("++sweep.start_lr=0.00001", "model=cnn"),
+    ],
+)
+def test_a_job_stays_the_same_job(changes: tuple[str, ...]) -> None:
+    """However it is watched and recorded, and however its overrides are spelt and ordered."""
+    assert key("model=cnn", "sweep.start_lr=1e-5", *changes) == key("model=cnn", "sweep.start_lr=1e-5")
+
+
+def test_a_grid_may_ask_for_one_job_twice() -> None:
+    """Jobs that differ only in what does not count still are as many lines."""
+    assert unique_keys(["a", "b", "a"]) == ["a", "b", "a-2"]
+    assert unique_keys(["a", "c"], earlier=["a", "b", "a-2"]) == ["a-3", "c"]
+
+
+def test_a_finished_attempt_without_a_line_is_not_run_again(tmp_path: Path) -> None:
+    """Whichever attempt it was: the batch was killed between the run's end and its line."""
+    jobs = [BatchJob(number=n, label="x", job=job(f"sweep.seed={n}"), key=f"k{n}") for n in range(2)]
+    update_state(tmp_path, attempts={"000": "k0", "000-2": "k0", "001": "k1"})
+    for name, state in (("000", "killed"), ("000-2", "finished"), ("001", "running")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "status.json").write_text(json.dumps({"state": state, "mlflow_run_id": f"id-{name}"}))
+    batch = Batch(tmp_path, [])
+    assert batch._pending(jobs) == [jobs[1]]
+    (entry,) = ledger.read(tmp_path)
+    assert (entry.key, entry.run_dir, entry.state, entry.run_id) == ("k0", "000-2", "finished", "id-000-2")
+    assert batch._pending(jobs) == [jobs[1]]
 
 
 def test_more_ranks_than_gpus_are_refused() -> None:
