@@ -96,7 +96,7 @@ class Batch:
 
     def __enter__(self) -> Self:
         if read_state(self.directory):  # the directory is a batch of ours, and we hold its lock
-            shutil.rmtree(self.directory / SETS_FOLDER, ignore_errors=True)
+            shutil.rmtree(self.directory / SETS_FOLDER, ignore_errors=True)  # it may hold secrets
         return self
 
     def __exit__(
@@ -187,7 +187,7 @@ class Batch:
             return
         output = OutputFiles(job.directory, job.redactor)
         slot.running = Running(batch_job=item, run_id=run_id, output=output, started=time.monotonic())
-        order = job.order(slot.ranks.number, run_id=run_id, tags=self.tags)
+        order = job.order(slot.ranks.number, run_id=run_id)
         slot.ranks.give(order, timeout_s=job.timeout_s)
 
     def _provide_ranks(self, slot: Slot, job: Job) -> None:

@@ -7,7 +7,7 @@ import dataclasses
 import logging
 import socket
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,7 @@ class Reporter:
         world_size: Number of ranks.
         redactor: Masks secrets in everything shown and written.
         run_id: MLflow run that a supervisor has made; None: make one.
-        tags: Further tags for an MLflow run made here.
+        tracked: False: MLflow is left alone, since a supervisor has asked it already and got no answer.
         tell: Called with each step's number of a confirmation run, as a sign of life.
 
     Raises:
@@ -60,10 +60,10 @@ class Reporter:
         world_size: int,
         redactor: Redactor,
         run_id: str | None = None,
-        tags: Mapping[str, str] | None = None,
+        tracked: bool = True,
         tell: Callable[[int], None] = lambda step: None,
     ) -> None:
-        self._run_id, self._tags, self._tell = run_id, dict(tags or {}), tell
+        self._run_id, self._tell = run_id, tell
         self._job, self._config, self._redactor, self._world_size = job, config, redactor, world_size
         self._command = redactor.text(command)
         self._last_step: int | None = None
@@ -76,7 +76,7 @@ class Reporter:
         except ConfigError as error:
             errors += error.errors
         try:
-            self._mlflow = self._connected() if job.tracking.enabled else None
+            self._mlflow = self._connected() if tracked and job.tracking.enabled else None
         except ConfigError as error:
             errors += error.errors
         except BaseException:
@@ -226,7 +226,7 @@ class Reporter:
             self._mlflow.start(
                 run_name=tracking.run_name or self.directory.path.name,
                 params=self._config,
-                tags=tags | {key: str(value) for key, value in tracking.tags.items()} | self._tags,
+                tags=tags | {key: str(value) for key, value in tracking.tags.items()},
                 run_id=self._run_id,
             )
         except Exception as error:  # noqa: BLE001 - a server that fails now must not cost the sweep

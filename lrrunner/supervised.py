@@ -12,6 +12,7 @@ from typing import Any
 
 from lrrunner.devices import visible_gpus
 from lrrunner.errors import ConfigError
+from lrrunner.handover import sweep
 from lrrunner.interrupts import Interrupts
 from lrrunner.logs import JobLog
 from lrrunner.run_directory import new_run_path
@@ -20,6 +21,7 @@ from lrrunner.supervised_job import Job, OutputFiles, echo
 from lrrunner.supervisor import JobResult, JobState, RankSet
 
 POLL_S = 0.05
+SET_PREFIX = "lrrunner-set-"
 
 
 def supervise(container: Mapping[str, Any], overrides: Sequence[str], options: Sequence[str]) -> int:
@@ -50,7 +52,8 @@ def supervise(container: Mapping[str, Any], overrides: Sequence[str], options: S
         keeper = RunKeeper()
         run_id = None
         output = OutputFiles(directory, job.redactor, echo=echo)
-        folder = Path(tempfile.mkdtemp(prefix="lrrunner-set-"))
+        sweep(Path(tempfile.gettempdir()).glob(f"{SET_PREFIX}*"))
+        folder = Path(tempfile.mkdtemp(prefix=SET_PREFIX))
         ranks = RankSet(job.plan(gpus=gpus), folder, environ=os.environ, sink=output.take)
         try:
             run_id = keeper.open(job.container, directory, redactor=job.redactor)  # while the ranks load torch

@@ -53,7 +53,7 @@ class Job:
         """How long its ranks may show no sign of life."""
         return float(self.container["launch"]["timeout_s"])
 
-    def order(self, number: int, *, run_id: str | None, tags: Mapping[str, str] | None = None) -> JobOrder:
+    def order(self, number: int, *, run_id: str | None) -> JobOrder:
         """What its ranks are told."""
         return JobOrder(
             number=number,
@@ -61,7 +61,6 @@ class Job:
             overrides=list(self.overrides),
             options=list(self.options),
             run_id=run_id,
-            tags=dict(tags or {}),
         )
 
     def plan(self, *, gpus: tuple[str, ...], cores: tuple[int, ...] = ()) -> RankPlan:
