@@ -122,7 +122,7 @@ def launch_environment(
     num_local = max(1, plan.num_processes // num_machines)
     if plan.gpus:
         settings["CUDA_VISIBLE_DEVICES"] = ",".join(plan.gpus)
-    else:
+    elif plan.config_file is None:  # the user's own file may know of devices that we do not
         settings["ACCELERATE_USE_CPU"] = "true"
     if plan.cores:
         settings[CORES_VARIABLE] = ",".join(map(str, plan.cores))

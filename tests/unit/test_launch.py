@@ -95,6 +95,11 @@ def test_environment_of_cpu_ranks() -> None:
     }
 
 
+def test_the_users_own_file_decides_about_devices() -> None:
+    """Without nvidia-smi we see no GPU, but the file may be for another kind of device."""
+    assert "ACCELERATE_USE_CPU" not in environment(RankPlan(num_processes=2, config_file="mine.yaml"))
+
+
 def test_environment_of_gpu_ranks() -> None:
     """A set sees its own GPUs only."""
     assert environment(RankPlan(num_processes=2, gpus=("2", "3")), CUDA_VISIBLE_DEVICES="0,1,2,3") == {
