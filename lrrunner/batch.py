@@ -18,6 +18,7 @@ from lrrunner.batch_state import read_state, update_state
 from lrrunner.errors import ConfigError
 from lrrunner.interrupts import Interrupts
 from lrrunner.ledger import Entry
+from lrrunner.printing import say
 from lrrunner.run_files import read_run, read_status, write_status
 from lrrunner.run_keeper import RunKeeper
 from lrrunner.supervised_job import Job, OutputFiles
@@ -87,7 +88,7 @@ class Batch:
     directory: Path
     slots: list[Slot]
     tags: Mapping[str, str] = field(default_factory=dict)
-    say: Callable[[str], None] = lambda line: print(line, flush=True)
+    say: Callable[[str], None] = say
     keeper: RunKeeper = field(default_factory=RunKeeper)
 
     def __post_init__(self) -> None:

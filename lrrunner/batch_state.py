@@ -7,9 +7,12 @@ import hmac
 import json
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 STATE_FILE = "batch.json"
 LOCK_FILE = ".lock"
@@ -44,6 +47,24 @@ def unique_keys(keys: Sequence[str], *, earlier: Sequence[str] = ()) -> list[str
         counts[key] += 1
         unique.append(key if counts[key] == 1 else f"{key}-{counts[key]}")
     return unique
+
+
+@contextmanager
+def only_one(directory: Path) -> Iterator[None]:
+    """Two processes at one batch would run, or report, everything twice.
+
+    Raises:
+        BlockingIOError: another process has it.
+    """
+    lock = FileLock(directory / LOCK_FILE)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise BlockingIOError(f"{directory} still works; wait for its end") from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def read_state(directory: Path) -> dict[str, Any]:

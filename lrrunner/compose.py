@@ -104,6 +104,18 @@ def expanded_grid(overrides: Sequence[str], *, config_dir: str | None = None) ->
     return points
 
 
+def override_key(word: str) -> str:
+    """The key, or group, of an override, dotted; empty where there is none.
+
+    >>> override_key("+hydra/sweeper@hydra.sweeper=basic"), override_key("~hydra.sweep.dir"), override_key("=")
+    ('hydra.sweeper', 'hydra.sweep.dir', '')
+    """
+    try:
+        return str(OverridesParser.create().parse_override(word).key_or_group).replace("/", ".")
+    except HydraException:
+        return ""
+
+
 def as_typed(word: str) -> str:
     """An override of a grid's point without the sweeper's backslashes, quoted where it must be; the value is the same.
 

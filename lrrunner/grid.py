@@ -7,38 +7,48 @@ so that the package needs no second top-level folder.
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 import secrets
 import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import hydra
-from filelock import FileLock, Timeout
 from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 import lrrunner
 from lrrunner import ledger
 from lrrunner.batch import Batch, BatchJob, Slot, new_slots
 from lrrunner.batch_page import close_page, connected, open_page, status_of, write_summary
-from lrrunner.batch_state import LOCK_FILE, SALT_BYTES, STATE_FILE, job_key, read_state, unique_keys, update_state
-from lrrunner.compose import as_typed, compose_job, expanded_grid
+from lrrunner.batch_state import (
+    LOCK_FILE,
+    SALT_BYTES,
+    STATE_FILE,
+    job_key,
+    only_one,
+    read_state,
+    unique_keys,
+    update_state,
+)
+from lrrunner.compose import as_typed, compose_job, expanded_grid, override_key
 from lrrunner.config import register_schema
 from lrrunner.devices import usable_cores, visible_gpus
 from lrrunner.errors import ConfigError
 from lrrunner.interrupts import Interrupts
 from lrrunner.logs import JobLog
+from lrrunner.printing import say
 from lrrunner.redaction import Redactor
 from lrrunner.run_files import shown_path
 from lrrunner.summary import terminal_table
@@ -49,9 +59,19 @@ PLUGIN_MODULE = "hydra_plugins.lrrunner_launcher"
 WHOLE_BATCH = ("run.dir", "run.resume", "launch.concurrent")
 """Overrides that concern the batch, not a job of it."""
 
-OURS = {"hydra/launcher": "leave it out", "hydra.sweep.dir": "give run.dir=...", "hydra.sweep.subdir": "leave it out"}
+OURS = {
+    "hydra.sweep.dir": "give run.dir=...",
+    "hydra.sweep.subdir": "leave it out",
+    "hydra.launcher": "leave it out",
+    "hydra.sweeper": "leave it out",
+}
+
+DIRECTORY_RESOLVER = "lrrunner_batch"
+"""Gives Hydra the batch directory: written as an override, a path with quotes or ${} in it would need two escapes."""
 
 MAX_SHOWN_POINTS = 3
+
+logger = logging.getLogger(__name__)
 
 RunJobs = Callable[[Sequence[Sequence[str]], int], None]
 
@@ -89,10 +109,11 @@ def run_grid(overrides: Sequence[str], options: Sequence[str], *, config_dir: st
         return _with_keys(bare, salt=state["salt"], earlier=jobs)
 
     jobs: list[BatchJob] = []
+    failures: list[Exception] = []
     slots = _slots(containers)
     key = "run.dir" if containers[0]["run"]["resume"] is None else "run.resume"
     with _only_one(directory, key), JobLog(redactor), Interrupts() as interrupts, Batch(directory, slots) as batch:
-        print(f"{len(points)} jobs in {directory}", flush=True)
+        say(f"{len(points)} jobs in {directory}")
         state = update_state(
             directory,
             lrrunner=lrrunner.__version__,
@@ -102,7 +123,8 @@ def run_grid(overrides: Sequence[str], options: Sequence[str], *, config_dir: st
         )
         batch.warm_up(jobs_of(points, 0))
         command = redactor.text(shlex.join(["lrrunner", "-m", *options, *overrides]))
-        page = open_page(directory, tracking, command=command, redactor=redactor)
+        earlier = state.get("mlflow_run_id")
+        page = open_page(directory, tracking, command=command, redactor=redactor, run_id=earlier)
         if page is not None:
             batch.tags = {"mlflow.parentRunId": page}
 
@@ -110,10 +132,15 @@ def run_grid(overrides: Sequence[str], options: Sequence[str], *, config_dir: st
             _mask(directory / "multirun.yaml", redactor)
             new = jobs_of(job_overrides, first_number)
             jobs.extend(new)
-            batch.run(new, interrupts)
+            try:
+                batch.run(new, interrupts)
+            except Exception as error:  # noqa: BLE001 - Hydra would show its own traceback, with secrets in it
+                failures.append(error)
 
         try:
             _let_hydra_run(overrides, options, directory, run_jobs)
+        except SystemExit as error:  # how Hydra ends after a failure, of which it has told
+            failures.append(RuntimeError(f"Hydra ended with exit code {error.code}"))
         finally:
             batch.dismiss()
             _mask(directory / "multirun.yaml", redactor)
@@ -121,18 +148,22 @@ def run_grid(overrides: Sequence[str], options: Sequence[str], *, config_dir: st
             status = status_of(entries, num_jobs=len(points), interrupted=bool(interrupts.count))
             update_state(directory, state=status.lower())
             where = _report(directory, entries, tracking, redactor, status)
-        print(f"batch: {shown_path(directory)}{where}", flush=True)
+        say(f"batch: {shown_path(directory)}{where}")
+        for failure in failures:
+            logger.info("the batch failed", exc_info=failure)
+            words = " ".join(str(failure).split())
+            say(redactor.text(f"lrrunner: the batch failed: {type(failure).__name__}: {words}"), sys.stderr)
     if interrupts.count:
         return interrupts.exit_code
-    return 0 if status == "FINISHED" else 1
+    return 0 if not failures and status == "FINISHED" else 1
 
 
 def _refuse_ours(overrides: Sequence[str]) -> None:
     errors = [
-        f"{key} must be left to lrrunner in a batch, got {word}; {hint}"
+        f"{found} must be left to lrrunner in a batch, got {word}; {hint}"
         for word in overrides
         for key, hint in OURS.items()
-        if word.lstrip("+").startswith(f"{key}=")
+        if (found := override_key(word)) == key or found.startswith(f"{key}.")
     ]
     if errors:
         raise ConfigError(errors)
@@ -156,15 +187,24 @@ def _report(
     Returns:
         Where the page is, in words.
     """
-    pictures = write_summary(directory, entries) if entries else []
+    pictures: list[Path] = []
+    try:
+        pictures = write_summary(directory, entries) if entries else []
+    except Exception as error:  # noqa: BLE001 - a picture that cannot be drawn must not cost the table and the page
+        logger.warning("the summary failed (%s: %s)", type(error).__name__, redactor.text(str(error)))
     if entries:
-        print(f"\n{terminal_table(entries)}", flush=True)
+        say(f"\n{terminal_table(entries)}")
     state = read_state(directory)
     run_id = state.get("mlflow_run_id")
     run = connected(tracking, redactor) if run_id is not None else None
     if run is None or run_id is None:
         return ""
-    close_page(directory, entries, pictures, run=run, run_id=run_id, status=status, command=state["command"])
+    run.run_id = run_id
+    try:
+        close_page(directory, entries, pictures, run=run, run_id=run_id, status=status, command=state["command"])
+    except Exception as error:  # noqa: BLE001 - as above
+        logger.warning("the batch's page failed (%s: %s)", type(error).__name__, redactor.text(str(error)))
+        run.set_status(status)
     return f"   mlflow: {run.location()}"
 
 
@@ -208,7 +248,9 @@ def _let_hydra_run(overrides: Sequence[str], options: Sequence[str], directory: 
     register_launcher()
     BatchLauncher.run_jobs = run_jobs
     old_argv = sys.argv
-    where = ["hydra/launcher=lrrunner", f"hydra.sweep.dir='{directory}'", "hydra.sweep.subdir=${hydra.job.num}"]
+    OmegaConf.register_new_resolver(DIRECTORY_RESOLVER, lambda: str(directory), replace=True)
+    sweep = [f"hydra.sweep.dir=${{{DIRECTORY_RESOLVER}:}}", "hydra.sweep.subdir=${hydra.job.num}"]
+    where = ["hydra/launcher=lrrunner", *sweep]
     sys.argv = ["lrrunner", "--multirun", *options, *overrides, *where]
     try:
         hydra.main(config_path="pkg://lrrunner.conf", config_name="config", version_base="1.3")(_nothing)()
@@ -297,20 +339,17 @@ def _batch_directory(containers: Sequence[dict[str, Any]]) -> Path:
 @contextmanager
 def _only_one(directory: Path, key: str) -> Iterator[None]:
     """Two batches in one directory would run everything twice."""
-    lock = FileLock(directory / LOCK_FILE)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise ConfigError(
-            [
-                f"{key} must name a directory where no batch is running, got {directory}; wait for its end, "
-                f"then go on with run.resume={directory}"
-            ]
-        ) from None
-    try:
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(only_one(directory))
+        except BlockingIOError:
+            raise ConfigError(
+                [
+                    f"{key} must name a directory where no batch is running, got {directory}; wait for its end, "
+                    f"then go on with run.resume={directory}"
+                ]
+            ) from None
         yield
-    finally:
-        lock.release()
 
 
 def _batch_jobs(

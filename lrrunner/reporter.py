@@ -27,7 +27,7 @@ from lrrunner.records import Confirmation, RangeTest, Step, Trial, TrialOutcome
 from lrrunner.redaction import Redactor
 from lrrunner.run_directory import RunDirectory, new_run_path
 from lrrunner.run_files import shown_path
-from lrrunner.tracking import TRIAL_METRICS, MlflowRun, configure_mlflow
+from lrrunner.tracking import TRIAL_METRICS, MlflowRun, anchored_uri, configure_mlflow
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +64,9 @@ class Reporter:
         tell: Callable[[int], None] = lambda step: None,
     ) -> None:
         self._run_id, self._tell = run_id, tell
-        self._job, self._config, self._redactor, self._world_size = job, config, redactor, world_size
+        self._job, self._redactor, self._world_size = job, redactor, world_size
+        tracking = config["tracking"]
+        self._config = {**config, "tracking": {**tracking, "uri": anchored_uri(tracking["uri"])}}
         self._command = redactor.text(command)
         self._last_step: int | None = None
         self._last_trial_ms = 0

@@ -15,6 +15,7 @@ from lrrunner.errors import ConfigError
 from lrrunner.handover import sweep
 from lrrunner.interrupts import Interrupts
 from lrrunner.logs import JobLog
+from lrrunner.printing import say
 from lrrunner.run_directory import new_run_path
 from lrrunner.run_keeper import RunKeeper
 from lrrunner.supervised_job import Job, OutputFiles, echo
@@ -112,8 +113,8 @@ def _watched(ranks: RankSet, interrupts: Interrupts) -> JobResult:
 def _say(result: JobResult, job: Job) -> None:
     """Once, what went wrong."""
     if result.code == 2 and result.cause:
-        print(job.redactor.text(result.cause), file=sys.stderr, flush=True)
+        say(job.redactor.text(result.cause), sys.stderr)
     elif result.state == JobState.FAILED:
         logs = job.directory / "ranks"
         where = f"; see {logs}" if logs.is_dir() else ""
-        print(job.redactor.text(f"lrrunner: the sweep failed on {result.cause}{where}"), file=sys.stderr, flush=True)
+        say(job.redactor.text(f"lrrunner: the sweep failed on {result.cause}{where}"), sys.stderr)

@@ -10,12 +10,14 @@ from hydra.core.plugins import Plugins
 
 from lrrunner import ledger
 from lrrunner.batch import Batch, BatchJob, Slot, new_slots, outcome_in_words, set_key
-from lrrunner.batch_state import job_key, unique_keys, update_state
+from lrrunner.batch_page import connected, open_page
+from lrrunner.batch_state import job_key, only_one, unique_keys, update_state
 from lrrunner.compose import as_typed, compose_job, expanded_grid
 from lrrunner.devices import visible_gpus
 from lrrunner.errors import ConfigError
-from lrrunner.grid import _batch_directory, register_launcher, run_grid
+from lrrunner.grid import _batch_directory, _let_hydra_run, _only_one, _report, register_launcher, run_grid
 from lrrunner.ledger import Entry
+from lrrunner.redaction import Redactor
 from lrrunner.supervised import machine_errors
 from lrrunner.supervised_job import Job
 
@@ -149,12 +151,37 @@ def test_what_cannot_be_expanded_is_told() -> None:
 
 def test_what_is_ours_in_a_batch_is_refused() -> None:
     """A batch directory that Hydra puts elsewhere, or another launcher, would lose the ledger."""
+    words = ["hydra/launcher=basic", "hydra.sweep.dir=x", "+hydra/sweeper=optuna", "hydra.sweeper.max_batch_size=2"]
     with pytest.raises(ConfigError) as caught:
-        run_grid(["hydra/launcher=basic", "hydra.sweep.dir=x"], [], config_dir=None, config_name="config")
+        run_grid(words, [], config_dir=None, config_name="config")
     assert caught.value.errors == (
-        "hydra/launcher must be left to lrrunner in a batch, got hydra/launcher=basic; leave it out",
+        "hydra.launcher must be left to lrrunner in a batch, got hydra/launcher=basic; leave it out",
         "hydra.sweep.dir must be left to lrrunner in a batch, got hydra.sweep.dir=x; give run.dir=...",
+        "hydra.sweeper must be left to lrrunner in a batch, got +hydra/sweeper=optuna; leave it out",
+        "hydra.sweeper.max_batch_size must be left to lrrunner in a batch, got hydra.sweeper.max_batch_size=2; "
+        "leave it out",
     )
+
+
+def test_a_batch_in_a_directory_that_is_in_use_names_the_way_on(tmp_path: Path) -> None:
+    """Two commands with one run.dir: the second is told which key to change, and what to do later."""
+    with only_one(tmp_path), pytest.raises(ConfigError) as caught, _only_one(tmp_path, "run.dir"):
+        pass
+    assert caught.value.errors == (
+        f"run.dir must name a directory where no batch is running, got {tmp_path}; wait for its end, "
+        f"then go on with run.resume={tmp_path}",
+    )
+
+
+def test_hydra_takes_a_directory_with_any_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Quotes and interpolations in a path are no syntax."""
+    monkeypatch.chdir(tmp_path)
+    directory = tmp_path / "o'brien ${x}"
+    seen: list[int] = []
+    _let_hydra_run(["sweep.seed=1,2"], [], directory, lambda words, first: seen.append(len(words)))
+    assert seen == [2]
+    assert (directory / "multirun.yaml").exists()
+    assert [path.name for path in tmp_path.iterdir()] == [directory.name]
 
 
 def test_the_launcher_is_where_hydra_looks_for_it() -> None:
@@ -221,3 +248,26 @@ def test_a_point_shows_its_overrides_as_they_were_typed(word: str) -> None:
     """The sweeper's backslashes make commands unreadable, and hide passwords from whoever looks for them."""
     ((point,),) = expanded_grid([word])
     assert as_typed(point) == word
+
+
+@pytest.mark.parametrize("broken", ["lrrunner.grid.write_summary", "lrrunner.grid.close_page"])
+def test_a_page_ends_whatever_its_summary_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str) -> None:
+    """A picture that cannot be drawn once left the batch RUNNING."""
+    for name in ("REQUEST_TIMEOUT", "REQUEST_MAX_RETRIES", "REQUEST_BACKOFF_FACTOR"):
+        monkeypatch.setenv(f"MLFLOW_HTTP_{name}", "1")
+    monkeypatch.setenv("MLFLOW_LOGGING_LEVEL", "WARNING")
+    monkeypatch.chdir(tmp_path)
+    tracking = compose_job([], world_size=None)["tracking"]
+    page = open_page(tmp_path, tracking, command="lrrunner -m", redactor=Redactor())
+    run = connected(tracking, Redactor())
+    assert page is not None
+    assert run is not None
+    assert run.status(page) == "RUNNING"
+
+    def fail(*arguments: object, **settings: object) -> None:
+        raise RuntimeError("no such font")
+
+    monkeypatch.setattr(broken, fail)
+    entry = Entry(job=0, overrides=("sweep.seed=1",), key="a", state="finished", verdict="flat")
+    _report(tmp_path, [entry], tracking, Redactor(), "FINISHED")
+    assert run.status(page) == "FINISHED"
