@@ -47,7 +47,7 @@ from lrrunner.config import register_schema
 from lrrunner.devices import usable_cores, visible_gpus
 from lrrunner.errors import ConfigError
 from lrrunner.interrupts import Interrupts
-from lrrunner.logs import JobLog
+from lrrunner.logs import JobLog, wake_loggers
 from lrrunner.printing import say
 from lrrunner.redaction import Redactor
 from lrrunner.run_files import shown_path
@@ -129,6 +129,7 @@ def run_grid(overrides: Sequence[str], options: Sequence[str], *, config_dir: st
             batch.tags = {"mlflow.parentRunId": page}
 
         def run_jobs(job_overrides: Sequence[Sequence[str]], first_number: int) -> None:
+            wake_loggers()
             _mask(directory / "multirun.yaml", redactor)
             new = jobs_of(job_overrides, first_number)
             jobs.extend(new)

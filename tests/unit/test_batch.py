@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from lrrunner.devices import visible_gpus
 from lrrunner.errors import ConfigError
 from lrrunner.grid import _batch_directory, _let_hydra_run, _only_one, _report, register_launcher, run_grid
 from lrrunner.ledger import Entry
+from lrrunner.logs import wake_loggers
 from lrrunner.redaction import Redactor
 from lrrunner.supervised import machine_errors
 from lrrunner.supervised_job import Job
@@ -180,6 +182,8 @@ def test_hydra_takes_a_directory_with_any_name(tmp_path: Path, monkeypatch: pyte
     seen: list[int] = []
     _let_hydra_run(["sweep.seed=1,2"], [], directory, lambda words, first: seen.append(len(words)))
     assert seen == [2]
+    wake_loggers()
+    assert not logging.getLogger("lrrunner.run_keeper").disabled, "no warning of a batch would be seen"
     assert (directory / "multirun.yaml").exists()
     assert [path.name for path in tmp_path.iterdir()] == [directory.name]
 
