@@ -5,8 +5,10 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+from pathlib import Path
 
-from lrrunner.launch import CORES_VARIABLE, SUPERVISOR_VARIABLE
+from lrrunner.handover import Handover, forget_when_orphaned
+from lrrunner.launch import CORES_VARIABLE, SET_VARIABLE, SUPERVISOR_VARIABLE
 from lrrunner.process import is_alive
 
 PR_SET_PDEATHSIG = 1
@@ -35,12 +37,22 @@ def keep_to_cores() -> None:
 
 
 def main() -> None:
-    """Become ``accelerate launch``."""
+    """Become ``accelerate launch``; when the supervisor is gone, its folder goes too."""
+    parent, folder = os.getppid(), Path(os.environ[SET_VARIABLE])
+
+    def orphaned() -> bool:
+        return os.getppid() != parent or not is_supervised()
+
+    forget_when_orphaned(folder, orphaned)
     die_with_parent()
     keep_to_cores()
     from accelerate.commands.launch import main as accelerate_launch
 
-    accelerate_launch()
+    try:
+        accelerate_launch()
+    finally:
+        if orphaned():
+            Handover(folder).remove()
 
 
 if __name__ == "__main__":

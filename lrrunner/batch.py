@@ -14,16 +14,19 @@ from types import TracebackType
 from typing import Any, Self
 
 from lrrunner import ledger
+from lrrunner.batch_state import read_state, update_state
 from lrrunner.errors import ConfigError
 from lrrunner.interrupts import Interrupts
 from lrrunner.ledger import Entry
+from lrrunner.printing import say
 from lrrunner.run_files import read_run, read_status, write_status
 from lrrunner.run_keeper import RunKeeper
 from lrrunner.supervised_job import Job, OutputFiles
 from lrrunner.supervisor import JobResult, JobState, RankSet
 
 POLL_S = 0.02
-SETS_FOLDER = "sets"
+SETS_FOLDER = ".lrrunner-sets"
+"""A name that is nobody else's: what a batch that was killed left in it is removed."""
 
 SetKey = tuple[Any, ...]
 
@@ -36,15 +39,17 @@ class BatchJob:
         number: Its place in the grid, from 0.
         label: The overrides that tell it from the other jobs.
         job: What is run.
+        key: Its name in the ledger, see :func:`lrrunner.batch_state.job_key`.
     """
 
     number: int
     label: str
     job: Job
+    key: str
 
     @property
-    def key(self) -> tuple[str, ...]:
-        """Its overrides, as the ledger knows them."""
+    def overrides(self) -> tuple[str, ...]:
+        """As typed, secrets masked."""
         return tuple(self.job.redactor.text(word) for word in self.job.overrides)
 
 
@@ -83,7 +88,7 @@ class Batch:
     directory: Path
     slots: list[Slot]
     tags: Mapping[str, str] = field(default_factory=dict)
-    say: Callable[[str], None] = lambda line: print(line, flush=True)
+    say: Callable[[str], None] = say
     keeper: RunKeeper = field(default_factory=RunKeeper)
 
     def __post_init__(self) -> None:
@@ -91,7 +96,8 @@ class Batch:
         self._total = 0
 
     def __enter__(self) -> Self:
-        shutil.rmtree(self.directory / SETS_FOLDER, ignore_errors=True)  # of a batch that was killed
+        if read_state(self.directory):  # the directory is a batch of ours, and we hold its lock
+            shutil.rmtree(self.directory / SETS_FOLDER, ignore_errors=True)  # it may hold secrets
         return self
 
     def __exit__(
@@ -139,17 +145,19 @@ class Batch:
 
     def _unfinished(self, jobs: Sequence[BatchJob]) -> list[BatchJob]:
         """Jobs to run; one whose run ended just before its line could be written gets its line now."""
-        known = ledger.latest(ledger.read(self.directory))
-        for job in jobs:
-            if job.key not in known and read_status(job.job.directory).get("state") == "finished":
-                run = read_run(job.job.directory)
-                if tuple(run.overrides) == job.key:
-                    result = JobResult(state=JobState.FINISHED, code=0)
-                    seconds = run.steps[-1].elapsed_s if run.steps else 0.0
-                    entry = self._entry(job, result, run_id=run.status.get("mlflow_run_id"), seconds=seconds)
-                    ledger.append(self.directory, entry)
-                    known[job.key] = entry
-        return [job for job in jobs if job.key not in known or known[job.key].state != "finished"]
+        finished = {entry.key for entry in ledger.read(self.directory) if entry.state == "finished"}
+        attempts: dict[str, str] = read_state(self.directory).get("attempts", {})
+        by_key = {job.key: job for job in jobs if job.key not in finished}
+        for name, key in attempts.items():
+            directory = self.directory / name
+            if key in by_key and read_status(directory).get("state") == "finished":
+                run, item = read_run(directory), by_key.pop(key)
+                result = JobResult(state=JobState.FINISHED, code=0)
+                seconds = run.steps[-1].elapsed_s if run.steps else 0.0
+                there = replace(item, job=_in_directory(item.job, directory))
+                entry = self._entry(there, result, run_id=run.status.get("mlflow_run_id"), seconds=seconds)
+                ledger.append(self.directory, entry)
+        return list(by_key.values())
 
     def _advance(self, slot: Slot, pending: list[BatchJob]) -> None:
         if slot.running is not None:
@@ -166,9 +174,11 @@ class Batch:
 
     def _start(self, slot: Slot, item: BatchJob) -> None:
         item = replace(item, job=_in_free_directory(item.job))
-        self._provide_ranks(slot, item.job)
-        assert slot.ranks is not None
         job = item.job
+        attempts = read_state(self.directory).get("attempts", {})
+        update_state(self.directory, attempts=attempts | {job.directory.name: item.key})
+        self._provide_ranks(slot, job)
+        assert slot.ranks is not None
         tags = {**self.tags, "lrrunner.job": str(item.number)}
         try:
             run_id = self.keeper.open(job.container, job.directory, redactor=job.redactor, tags=tags)
@@ -178,7 +188,7 @@ class Batch:
             return
         output = OutputFiles(job.directory, job.redactor)
         slot.running = Running(batch_job=item, run_id=run_id, output=output, started=time.monotonic())
-        order = job.order(slot.ranks.number, run_id=run_id, tags=self.tags)
+        order = job.order(slot.ranks.number, run_id=run_id)
         slot.ranks.give(order, timeout_s=job.timeout_s)
 
     def _provide_ranks(self, slot: Slot, job: Job) -> None:
@@ -190,7 +200,7 @@ class Batch:
         if slot.ranks is None:
             folder = self.directory / SETS_FOLDER / secrets.token_hex(4)
             plan = job.plan(gpus=slot.gpus, cores=slot.cores)
-            slot.ranks = RankSet(plan, folder, environ=os.environ, sink=lambda *line: _hear(slot, *line))
+            slot.ranks = RankSet(plan, folder, environ=os.environ, sink=lambda *words: _hear(slot, *words))
             slot.set_key = key
 
     def _finish(self, running: Running, result: JobResult) -> None:
@@ -215,7 +225,8 @@ class Batch:
         suggestion = run.test.suggestion if run.test and result.state == JobState.FINISHED else None
         return Entry(
             job=item.number,
-            overrides=item.key,
+            overrides=item.overrides,
+            key=item.key,
             state=str(result.state),
             run_id=run_id,
             run_dir=os.path.relpath(directory, self.directory) if run.status else None,
@@ -269,12 +280,16 @@ def _in_free_directory(job: Job) -> Job:
             write_status(directory, state="killed", cause="its process ended without a word")
         attempt += 1
         directory = job.directory.with_name(f"{job.directory.name}-{attempt}")
+    return _in_directory(job, directory)
+
+
+def _in_directory(job: Job, directory: Path) -> Job:
     return replace(job, container={**job.container, "run": {**job.container["run"], "dir": str(directory)}})
 
 
-def _hear(slot: Slot, rank: int, name: str, line: str) -> None:
+def _hear(slot: Slot, rank: int, name: str, lines: Sequence[str]) -> None:
     if slot.running is not None:
-        slot.running.output.take(rank, name, line)
+        slot.running.output.take(rank, name, lines)
 
 
 def _in_one_line(cause: str | None) -> str | None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,28 +12,20 @@ import numpy as np
 
 import lrrunner
 from lrrunner import summary
+from lrrunner.batch_state import read_state, update_state
 from lrrunner.core.curve import curve_from_steps
 from lrrunner.core.power_law import power_law
 from lrrunner.ledger import FILE_NAME, Entry
 from lrrunner.redaction import Redactor
 from lrrunner.run_files import read_run
-from lrrunner.tracking import MlflowRun, configure_mlflow
-
-STATE_FILE = "batch.json"
+from lrrunner.tracking import MlflowRun, anchored_uri, configure_mlflow
 
 logger = logging.getLogger(__name__)
 
 
-def read_state(directory: Path) -> dict[str, Any]:
-    """batch.json: the batch's run in MLflow and where that is; empty where there is none."""
-    try:
-        content: dict[str, Any] = json.loads((directory / STATE_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content
-
-
-def open_page(directory: Path, tracking: Mapping[str, Any], *, command: str, redactor: Redactor) -> str | None:
+def open_page(
+    directory: Path, tracking: Mapping[str, Any], *, command: str, redactor: Redactor, run_id: str | None = None
+) -> str | None:
     """Make the batch's run in MLflow, or open the one again that an earlier part of the batch has made.
 
     Args:
@@ -41,6 +33,7 @@ def open_page(directory: Path, tracking: Mapping[str, Any], *, command: str, red
         tracking: The ``tracking`` group of the first job.
         command: What repeats the batch.
         redactor: Masks secrets.
+        run_id: The run that an earlier part of the batch has made.
 
     Returns:
         The run's id; None where tracking is off or the store does not answer.
@@ -49,24 +42,21 @@ def open_page(directory: Path, tracking: Mapping[str, Any], *, command: str, red
         ConfigError: the store refuses.
     """
     state = {
-        "mlflow_run_id": None,
-        "uri": redactor.text(tracking["uri"]),
+        "uri": redactor.text(anchored_uri(tracking["uri"])),
         "experiment": tracking["experiment"],
         "enabled": tracking["enabled"],
         "command": redactor.text(command),
     } | read_state(directory)
+    state["mlflow_run_id"] = run_id
     if tracking["enabled"]:
         run = connected(tracking, redactor)
         if run is not None:
             try:
-                state["mlflow_run_id"] = _opened(run, directory, state["mlflow_run_id"])
+                state["mlflow_run_id"] = _opened(run, directory, run_id)
             except Exception as error:  # noqa: BLE001 - a server that fails now must not cost the batch
                 logger.warning("MLflow failed (%s); the batch directory keeps everything", redactor.text(str(error)))
-    partial = directory / f".{STATE_FILE}.part"
-    partial.write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
-    partial.replace(directory / STATE_FILE)
-    run_id: str | None = state["mlflow_run_id"]
-    return run_id
+    update_state(directory, **state)
+    return None if state["mlflow_run_id"] is None else str(state["mlflow_run_id"])
 
 
 def connected(tracking: Mapping[str, Any], redactor: Redactor) -> MlflowRun | None:
@@ -80,7 +70,7 @@ def connected(tracking: Mapping[str, Any], redactor: Redactor) -> MlflowRun | No
 
 
 def _opened(run: MlflowRun, directory: Path, run_id: str | None) -> str:
-    if run_id is not None:
+    if run_id is not None and run.exists(run_id):
         run.reopen(run_id)
         return run_id
     tags = {
@@ -120,9 +110,18 @@ def write_summary(directory: Path, entries: Sequence[Entry]) -> list[Path]:
     for key, points in summary.swept_numbers(entries).items():
         values, lrs = np.array([point.value for point in points]), np.array([point.lr for point in points])
         law = power_law(values, lrs, [point.group for point in points])
-        pictures.append(directory / f"lr_against_{key.rpartition('.')[2]}.png")
+        pictures.append(directory / f"lr_against_{slug(key)}.png")
         save_png(scaling_figure(key, points, law), pictures[-1])
     return pictures
+
+
+def slug(key: str) -> str:
+    """A configuration key as part of a file's name; the whole of it, since two keys may end alike.
+
+    >>> slug("optimizer.weight_decay"), slug("db/size")
+    ('optimizer_weight_decay', 'db_size')
+    """
+    return re.sub(r"[^A-Za-z0-9]+", "_", key).strip("_")
 
 
 def close_page(

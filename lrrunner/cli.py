@@ -18,6 +18,7 @@ from lrrunner.compose import compose_job
 from lrrunner.config import register_schema
 from lrrunner.errors import ConfigError
 from lrrunner.launch import INHERITED_FROM_A_LAUNCHER
+from lrrunner.printing import say
 from lrrunner.redaction import Redactor
 
 EXIT_CONFIG = 2
@@ -162,7 +163,7 @@ def _show(error: ConfigError, words: CommandLine, rank: int) -> None:
         time.sleep(RANK_0_FIRST_S)
         prefix = f"[rank {rank}] "
     redactor = Redactor.for_run({}, os.environ, words.overrides)
-    print(prefix + redactor.text(str(error)), file=sys.stderr, flush=True)
+    say(prefix + redactor.text(str(error)), sys.stderr)
 
 
 def _let_hydra_answer() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +102,37 @@ def expanded_grid(overrides: Sequence[str], *, config_dir: str | None = None) ->
     if not points:
         raise ConfigError([f"the grid must have a point, got none from {' '.join(overrides)}; check its globs"])
     return points
+
+
+def override_key(word: str) -> str:
+    """The key, or group, of an override, dotted; empty where there is none.
+
+    >>> override_key("+hydra/sweeper@hydra.sweeper=basic"), override_key("~hydra.sweep.dir"), override_key("=")
+    ('hydra.sweeper', 'hydra.sweep.dir', '')
+    """
+    try:
+        return str(OverridesParser.create().parse_override(word).key_or_group).replace("/", ".")
+    except HydraException:
+        return ""
+
+
+def as_typed(word: str) -> str:
+    """An override of a grid's point without the sweeper's backslashes, quoted where it must be; the value is the same.
+
+    >>> as_typed("tracking.uri=http\\\\://host\\\\:5000/a")
+    'tracking.uri=http://host:5000/a'
+    """
+    parser = OverridesParser.create()
+    value = parser.parse_override(word).value()
+    key = word.partition("=")[0]
+    if "\\" not in word or not isinstance(value, str):
+        return word
+    for written in (value, f"'{value}'", f'"{value}"'):
+        with suppress(HydraException):
+            found = parser.parse_override(f"{key}={written}")
+            if not found.is_sweep_override() and found.value() == value and isinstance(found.value(), str):
+                return f"{key}={written}"
+    return word
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
@@ -226,9 +227,20 @@ def resolved(cfg: DictConfig) -> dict[str, Any]:
 
 def job_from(container: Mapping[str, Any]) -> Config:
     """The typed job of a resolved configuration that has passed :func:`check`."""
-    job = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), dict(container)))
+    job = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), _as_literals(dict(container))))
     assert isinstance(job, Config)
     return job
+
+
+def _as_literals(node: Any) -> Any:
+    """The same values for a second resolution: what looks like an interpolation by now is text (a directory's name)."""
+    if isinstance(node, dict):
+        return {key: _as_literals(value) for key, value in node.items()}
+    if isinstance(node, list):
+        return [_as_literals(value) for value in node]
+    if isinstance(node, str):
+        return re.sub(r"(\\*)\$\{", lambda found: rf"{found[1] * 2}\${{", node)
+    return node
 
 
 def check(container: Mapping[str, Any], *, world_size: int | None) -> None:

@@ -7,35 +7,48 @@ so that the package needs no second top-level folder.
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 import secrets
 import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import hydra
-from filelock import FileLock, Timeout
 from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
+import lrrunner
 from lrrunner import ledger
 from lrrunner.batch import Batch, BatchJob, Slot, new_slots
-from lrrunner.batch_page import close_page, connected, open_page, read_state, status_of, write_summary
-from lrrunner.compose import compose_job, expanded_grid
+from lrrunner.batch_page import close_page, connected, open_page, status_of, write_summary
+from lrrunner.batch_state import (
+    LOCK_FILE,
+    SALT_BYTES,
+    STATE_FILE,
+    job_key,
+    only_one,
+    read_state,
+    unique_keys,
+    update_state,
+)
+from lrrunner.compose import as_typed, compose_job, expanded_grid, override_key
 from lrrunner.config import register_schema
 from lrrunner.devices import usable_cores, visible_gpus
 from lrrunner.errors import ConfigError
 from lrrunner.interrupts import Interrupts
-from lrrunner.logs import JobLog
+from lrrunner.logs import JobLog, wake_loggers
+from lrrunner.printing import say
 from lrrunner.redaction import Redactor
 from lrrunner.run_files import shown_path
 from lrrunner.summary import terminal_table
@@ -46,9 +59,19 @@ PLUGIN_MODULE = "hydra_plugins.lrrunner_launcher"
 WHOLE_BATCH = ("run.dir", "run.resume", "launch.concurrent")
 """Overrides that concern the batch, not a job of it."""
 
-OURS = {"hydra/launcher": "leave it out", "hydra.sweep.dir": "give run.dir=...", "hydra.sweep.subdir": "leave it out"}
+OURS = {
+    "hydra.sweep.dir": "give run.dir=...",
+    "hydra.sweep.subdir": "leave it out",
+    "hydra.launcher": "leave it out",
+    "hydra.sweeper": "leave it out",
+}
+
+DIRECTORY_RESOLVER = "lrrunner_batch"
+"""Gives Hydra the batch directory: written as an override, a path with quotes or ${} in it would need two escapes."""
 
 MAX_SHOWN_POINTS = 3
+
+logger = logging.getLogger(__name__)
 
 RunJobs = Callable[[Sequence[Sequence[str]], int], None]
 
@@ -82,44 +105,66 @@ def run_grid(overrides: Sequence[str], options: Sequence[str], *, config_dir: st
             or compose_job(point, config_dir=config_dir, config_name=config_name, world_size=None)
             for point in job_overrides
         ]
-        return _batch_jobs(job_overrides, found, directory, options, first_number=first_number)
+        bare = _batch_jobs(job_overrides, found, directory, options, first_number=first_number)
+        return _with_keys(bare, salt=state["salt"], earlier=jobs)
 
     jobs: list[BatchJob] = []
+    failures: list[Exception] = []
     slots = _slots(containers)
-    with _only_one(directory), JobLog(redactor), Interrupts() as interrupts, Batch(directory, slots) as batch:
-        print(f"{len(points)} jobs in {directory}", flush=True)
+    key = "run.dir" if containers[0]["run"]["resume"] is None else "run.resume"
+    with _only_one(directory, key), JobLog(redactor), Interrupts() as interrupts, Batch(directory, slots) as batch:
+        say(f"{len(points)} jobs in {directory}")
+        state = update_state(
+            directory,
+            lrrunner=lrrunner.__version__,
+            salt=read_state(directory).get("salt") or secrets.token_hex(SALT_BYTES),
+            num_jobs=len(points),
+            state="running",
+        )
         batch.warm_up(jobs_of(points, 0))
         command = redactor.text(shlex.join(["lrrunner", "-m", *options, *overrides]))
-        page = open_page(directory, tracking, command=command, redactor=redactor)
+        earlier = state.get("mlflow_run_id")
+        page = open_page(directory, tracking, command=command, redactor=redactor, run_id=earlier)
         if page is not None:
             batch.tags = {"mlflow.parentRunId": page}
 
         def run_jobs(job_overrides: Sequence[Sequence[str]], first_number: int) -> None:
+            wake_loggers()
             _mask(directory / "multirun.yaml", redactor)
             new = jobs_of(job_overrides, first_number)
             jobs.extend(new)
-            batch.run(new, interrupts)
+            try:
+                batch.run(new, interrupts)
+            except Exception as error:  # noqa: BLE001 - Hydra would show its own traceback, with secrets in it
+                failures.append(error)
 
         try:
             _let_hydra_run(overrides, options, directory, run_jobs)
+        except SystemExit as error:  # how Hydra ends after a failure, of which it has told
+            failures.append(RuntimeError(f"Hydra ended with exit code {error.code}"))
         finally:
             batch.dismiss()
             _mask(directory / "multirun.yaml", redactor)
             entries = _entries(directory, jobs)
             status = status_of(entries, num_jobs=len(points), interrupted=bool(interrupts.count))
+            update_state(directory, state=status.lower())
             where = _report(directory, entries, tracking, redactor, status)
-        print(f"batch: {shown_path(directory)}{where}", flush=True)
+        say(f"batch: {shown_path(directory)}{where}")
+        for failure in failures:
+            logger.info("the batch failed", exc_info=failure)
+            words = " ".join(str(failure).split())
+            say(redactor.text(f"lrrunner: the batch failed: {type(failure).__name__}: {words}"), sys.stderr)
     if interrupts.count:
         return interrupts.exit_code
-    return 0 if status == "FINISHED" else 1
+    return 0 if not failures and status == "FINISHED" else 1
 
 
 def _refuse_ours(overrides: Sequence[str]) -> None:
     errors = [
-        f"{key} must be left to lrrunner in a batch, got {word}; {hint}"
+        f"{found} must be left to lrrunner in a batch, got {word}; {hint}"
         for word in overrides
         for key, hint in OURS.items()
-        if word.lstrip("+").startswith(f"{key}=")
+        if (found := override_key(word)) == key or found.startswith(f"{key}.")
     ]
     if errors:
         raise ConfigError(errors)
@@ -143,15 +188,24 @@ def _report(
     Returns:
         Where the page is, in words.
     """
-    pictures = write_summary(directory, entries) if entries else []
+    pictures: list[Path] = []
+    try:
+        pictures = write_summary(directory, entries) if entries else []
+    except Exception as error:  # noqa: BLE001 - a picture that cannot be drawn must not cost the table and the page
+        logger.warning("the summary failed (%s: %s)", type(error).__name__, redactor.text(str(error)))
     if entries:
-        print(f"\n{terminal_table(entries)}", flush=True)
+        say(f"\n{terminal_table(entries)}")
     state = read_state(directory)
     run_id = state.get("mlflow_run_id")
     run = connected(tracking, redactor) if run_id is not None else None
     if run is None or run_id is None:
         return ""
-    close_page(directory, entries, pictures, run=run, run_id=run_id, status=status, command=state["command"])
+    run.run_id = run_id
+    try:
+        close_page(directory, entries, pictures, run=run, run_id=run_id, status=status, command=state["command"])
+    except Exception as error:  # noqa: BLE001 - as above
+        logger.warning("the batch's page failed (%s: %s)", type(error).__name__, redactor.text(str(error)))
+        run.set_status(status)
     return f"   mlflow: {run.location()}"
 
 
@@ -195,7 +249,9 @@ def _let_hydra_run(overrides: Sequence[str], options: Sequence[str], directory: 
     register_launcher()
     BatchLauncher.run_jobs = run_jobs
     old_argv = sys.argv
-    where = ["hydra/launcher=lrrunner", f"hydra.sweep.dir='{directory}'", "hydra.sweep.subdir=${hydra.job.num}"]
+    OmegaConf.register_new_resolver(DIRECTORY_RESOLVER, lambda: str(directory), replace=True)
+    sweep = [f"hydra.sweep.dir=${{{DIRECTORY_RESOLVER}:}}", "hydra.sweep.subdir=${hydra.job.num}"]
+    where = ["hydra/launcher=lrrunner", *sweep]
     sys.argv = ["lrrunner", "--multirun", *options, *overrides, *where]
     try:
         hydra.main(config_path="pkg://lrrunner.conf", config_name="config", version_base="1.3")(_nothing)()
@@ -247,7 +303,7 @@ def _listed(labels: Sequence[str]) -> str:
 def _labels(points: Sequence[Sequence[str]]) -> list[str]:
     """For each point, the overrides that not all points have."""
     common = set(points[0]).intersection(*points) if points else set()
-    return [" ".join(word for word in point if word not in common) for point in points]
+    return [" ".join(as_typed(word) for word in point if word not in common) for point in points]
 
 
 def _batch_directory(containers: Sequence[dict[str, Any]]) -> Path:
@@ -255,38 +311,46 @@ def _batch_directory(containers: Sequence[dict[str, Any]]) -> Path:
     run = containers[0]["run"]
     resume = run["resume"]
     if resume is not None:
-        if not (Path(resume) / ledger.FILE_NAME).exists() and not (Path(resume) / "multirun.yaml").exists():
+        if not any((Path(resume) / name).exists() for name in (STATE_FILE, ledger.FILE_NAME)):
             raise ConfigError(
                 [f"run.resume must name a batch directory, got {resume}; leave it out to begin a new one"]
             )
         return Path(resume).resolve()
     name = f"batch-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
     directory = Path(run["dir"] or Path("runs") / name).resolve()
-    if (directory / ledger.FILE_NAME).exists() or (directory / "status.json").exists():
+    if (directory / STATE_FILE).exists() or (directory / ledger.FILE_NAME).exists():
         raise ConfigError([f"run.dir must not hold a batch yet, got {directory}; go on with run.resume={directory}"])
     try:
         directory.mkdir(parents=True, exist_ok=True)
+        others = sorted(path.name for path in directory.iterdir() if path.name != LOCK_FILE)
     except OSError as error:
         raise ConfigError(
             [f"run.dir must be a writable directory, got {directory} ({error.strerror}); choose another directory"]
         ) from None
+    if others:
+        raise ConfigError(
+            [
+                f"run.dir must be new or empty for a batch, got {directory} with {others[0]} in it; "
+                "choose another directory"
+            ]
+        )
     return directory
 
 
 @contextmanager
-def _only_one(directory: Path) -> Iterator[None]:
+def _only_one(directory: Path, key: str) -> Iterator[None]:
     """Two batches in one directory would run everything twice."""
-    lock = FileLock(directory / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise ConfigError(
-            [f"run.resume must name a batch that nobody is running, got {directory}; wait for it to end"]
-        ) from None
-    try:
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(only_one(directory))
+        except BlockingIOError:
+            raise ConfigError(
+                [
+                    f"{key} must name a directory where no batch is running, got {directory}; wait for its end, "
+                    f"then go on with run.resume={directory}"
+                ]
+            ) from None
         yield
-    finally:
-        lock.release()
 
 
 def _batch_jobs(
@@ -301,12 +365,18 @@ def _batch_jobs(
     for number, (label, point, container) in enumerate(
         zip(_labels(points), points, containers, strict=True), start=first_number
     ):
-        own = [word for word in point if not _is_for_the_batch(word)]
+        own = [as_typed(word) for word in point if not _is_for_the_batch(word)]
         run = {**container["run"], "dir": str(directory / f"{number:03d}"), "resume": None}
         launch = {**container["launch"], "concurrent": 1}
         job = Job(container={**container, "run": run, "launch": launch}, overrides=tuple(own), options=tuple(options))
-        jobs.append(BatchJob(number=number, label=label or " ".join(own), job=job))
+        jobs.append(BatchJob(number=number, label=label or " ".join(own), job=job, key=""))
     return jobs
+
+
+def _with_keys(jobs: Sequence[BatchJob], *, salt: str, earlier: Sequence[BatchJob]) -> list[BatchJob]:
+    """The jobs with their names in the ledger."""
+    keys = unique_keys([job_key(job.job.container, salt=salt) for job in jobs], earlier=[job.key for job in earlier])
+    return [replace(job, key=key) for job, key in zip(jobs, keys, strict=True)]
 
 
 def _is_for_the_batch(word: str) -> bool:
@@ -316,7 +386,8 @@ def _is_for_the_batch(word: str) -> bool:
 
 def _entries(directory: Path, jobs: Sequence[BatchJob]) -> list[ledger.Entry]:
     known = ledger.latest(ledger.read(directory))
-    return [known[job.key] for job in jobs if job.key in known]
+    found = [(job, known[job.key]) for job in jobs if job.key in known]
+    return [replace(entry, job=job.number, overrides=job.overrides) for job, entry in found]
 
 
 def _mask(path: Path, redactor: Redactor) -> None:

@@ -11,19 +11,23 @@ import contextlib
 import json
 import os
 import shutil
+import signal
+import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
-from lrrunner.process import process_identity
+from lrrunner.process import is_alive, process_identity
 
 RANK_POLL_S = 0.02
 BEAT_INTERVAL_S = 0.5
 """At most this often does a step cost a file."""
 
 IDLE = -1
+OWNER_FILE = "owner.json"
 
 ANOTHER_RANK_IS_GONE = "another rank is gone"
 ANOTHER_RANK_IS_SILENT = "another rank does not answer"
@@ -40,8 +44,7 @@ class JobOrder:
         container: Resolved configuration that passed stage A.
         overrides: As typed, for the record.
         options: Hydra's own flags, for the command that repeats the run.
-        run_id: MLflow run that the supervisor has made; None: rank 0 makes one.
-        tags: Further tags for an MLflow run that rank 0 makes.
+        run_id: MLflow run that the supervisor has made; None: there is none, and rank 0 is not to try either.
     """
 
     number: int
@@ -49,7 +52,6 @@ class JobOrder:
     overrides: list[str] = field(default_factory=list)
     options: list[str] = field(default_factory=list)
     run_id: str | None = None
-    tags: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +86,26 @@ class Beat:
     count: int = 0
 
 
+def sweep(folders: Iterable[Path]) -> None:
+    """Remove the folders whose supervisor, on this machine, is dead: jobs in them may hold secrets."""
+    for folder in folders:
+        owner = _read(folder / OWNER_FILE) or {}
+        if owner.get("host") == socket.gethostname() and not is_alive(owner.get("process", "elsewhere:::")):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def forget_when_orphaned(folder: Path, orphaned: Callable[[], bool]) -> None:
+    """On SIGTERM, which the kernel sends when the supervisor dies, remove its folder; then end as if this were not."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        if orphaned():
+            Handover(folder).remove()
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+
+    signal.signal(signal.SIGTERM, end)
+
+
 class Handover:
     """The folder.
 
@@ -103,9 +125,11 @@ class Handover:
         for name in ("jobs", "beats", "outcomes"):
             (self.folder / name).mkdir(parents=True)
         self.folder.chmod(0o700)
+        _write(self.folder / OWNER_FILE, {"process": process_identity(), "host": socket.gethostname()})
 
     def remove(self) -> None:
-        """Nothing is left."""
+        """Nothing is left; jobs go first."""
+        shutil.rmtree(self.folder / "jobs", ignore_errors=True)
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def give(self, order: JobOrder) -> None:

@@ -8,14 +8,16 @@ from typing import Self
 
 
 class Interrupts:
-    """Counts SIGINT and SIGTERM instead of ending the process."""
+    """Counts SIGINT, SIGTERM and SIGHUP (a closed terminal, taken for SIGTERM) instead of ending the process."""
 
     def __init__(self) -> None:
         self.count = 0
         self.signal: int | None = None
 
     def __enter__(self) -> Self:
-        numbers = (signal.SIGINT, signal.SIGTERM)
+        numbers = [signal.SIGINT, signal.SIGTERM]
+        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup
+            numbers.append(signal.SIGHUP)
         self._old_handlers = {number: signal.signal(number, self._handle) for number in numbers}
         return self
 
@@ -32,4 +34,4 @@ class Interrupts:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self.count += 1
-        self.signal = self.signal or number
+        self.signal = self.signal or (signal.SIGTERM if number == signal.SIGHUP else number)

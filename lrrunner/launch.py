@@ -16,6 +16,16 @@ CORES_VARIABLE = "LRRUNNER_CORES"
 OUTPUT_VARIABLE = "LRRUNNER_OUTPUT"
 """Folder of named pipes, ``<local rank>.out`` and ``.err``, that a supervisor reads the ranks' words from."""
 
+DEFAULT_SETTINGS = """\
+compute_environment: LOCAL_MACHINE
+distributed_type: "NO"
+mixed_precision: "no"
+use_cpu: false
+debug: false
+"""
+"""A file of accelerate launch that sets nothing: without one it reads the user's default file at home, which may name
+other GPUs, other machines or another backend."""
+
 INHERITED_FROM_A_LAUNCHER = ("ACCELERATE_DYNAMO_BACKEND", "TORCHELASTIC_RUN_ID", "LOCAL_RANK")
 """Variables that only a process started by ``accelerate launch`` or torchrun has."""
 
@@ -58,10 +68,14 @@ class RankPlan:
     machines: Machines | None = field(default=None)
 
 
-def launch_argv(plan: RankPlan) -> list[str]:
+def launch_argv(plan: RankPlan, *, settings_file: str) -> list[str]:
     """The command that starts the ranks; one rank without a file of its own needs no launcher.
 
     On a CPU, ``accelerate launch`` starts several ranks only with ``--multi_gpu`` and ACCELERATE_USE_CPU together.
+
+    Args:
+        plan: What is started.
+        settings_file: Holds :data:`DEFAULT_SETTINGS`; given where the user has named no file.
 
     Returns:
         argv; the agent is ``accelerate launch`` that dies with its parent.
@@ -69,13 +83,9 @@ def launch_argv(plan: RankPlan) -> list[str]:
     rank_program = ["-m", RANK_PROGRAM]
     if plan.num_processes == 1 and plan.config_file is None and not plan.fsdp:
         return [sys.executable, *rank_program]
-    flags: list[str] = []
-    if plan.config_file is not None:
-        flags += ["--config_file", plan.config_file]
-    elif plan.fsdp:
-        flags += ["--use_fsdp", "--fsdp_version", "2"]
-    else:
-        flags += ["--multi_gpu"]
+    flags = ["--config_file", settings_file if plan.config_file is None else plan.config_file]
+    if plan.config_file is None:
+        flags += ["--use_fsdp", "--fsdp_version", "2"] if plan.fsdp else ["--multi_gpu"]
     flags += ["--num_processes", str(plan.num_processes), *_machine_flags(plan)]
     if plan.config_file is None:
         flags += ["--mixed_precision", "no", "--dynamo_backend", "no"]
@@ -112,7 +122,7 @@ def launch_environment(
     num_local = max(1, plan.num_processes // num_machines)
     if plan.gpus:
         settings["CUDA_VISIBLE_DEVICES"] = ",".join(plan.gpus)
-    else:
+    elif plan.config_file is None:  # the user's own file may know of devices that we do not
         settings["ACCELERATE_USE_CPU"] = "true"
     if plan.cores:
         settings[CORES_VARIABLE] = ",".join(map(str, plan.cores))

@@ -19,6 +19,7 @@ class Entry:
     Attributes:
         job: Its number in the grid, from 0.
         overrides: As typed, secrets masked, without those of the whole batch.
+        key: What the job computes, see :func:`lrrunner.batch_state.job_key`.
         state: finished, failed or killed.
         run_id: Its run in MLflow.
         run_dir: Its run directory, relative to the batch directory.
@@ -41,6 +42,7 @@ class Entry:
     best_loss: float | None = None
     seconds: float = 0.0
     cause: str | None = None
+    key: str = ""
 
 
 def append(directory: Path, entry: Entry) -> None:
@@ -66,9 +68,9 @@ def read(directory: Path) -> list[Entry]:
     return [entry for line in text.splitlines() if (entry := _entry(line)) is not None]
 
 
-def latest(entries: Sequence[Entry]) -> dict[tuple[str, ...], Entry]:
-    """The last word on each job, by its overrides."""
-    return {entry.overrides: entry for entry in entries}
+def latest(entries: Sequence[Entry]) -> dict[str, Entry]:
+    """The last word on each job, by its key."""
+    return {entry.key: entry for entry in entries}
 
 
 def _entry(line: str) -> Entry | None:

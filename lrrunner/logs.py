@@ -13,6 +13,13 @@ from lrrunner.redaction import RedactingFormatter, Redactor
 package_logger = logging.getLogger("lrrunner")
 
 
+def wake_loggers() -> None:
+    """Let the package's loggers speak again: Hydra's `disabled` logging also silences those that are not its own."""
+    for name, logger in logging.root.manager.loggerDict.items():
+        if isinstance(logger, logging.Logger) and name.partition(".")[0] == package_logger.name:
+            logger.disabled = False
+
+
 class JobLog:
     """The log of one job on one rank, taken down with it.
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from lrrunner.agent import die_with_parent, is_supervised, keep_to_cores
-from lrrunner.handover import IDLE, Handover, JobOrder, Pulse, RankOutcome
+from lrrunner.handover import IDLE, Handover, JobOrder, Pulse, RankOutcome, forget_when_orphaned
 from lrrunner.launch import OUTPUT_VARIABLE, SET_VARIABLE
 
 if TYPE_CHECKING:
@@ -23,18 +23,19 @@ def main() -> NoReturn:
     _speak_into_pipes()
     _show_stack_when_asked()
     parent = os.getppid()
+    handover, rank = Handover(Path(os.environ[SET_VARIABLE])), int(os.environ.get("RANK", "0"))
+
+    def orphaned() -> bool:
+        return os.getppid() != parent or not is_supervised()
+
+    forget_when_orphaned(handover.folder, orphaned)
     if "RANK" not in os.environ:  # no launcher between the supervisor and this rank
         die_with_parent()
         keep_to_cores()
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))  # so that a _target_ in the user's own directory is found
-    handover, rank = Handover(Path(os.environ[SET_VARIABLE])), int(os.environ.get("RANK", "0"))
     pulse = Pulse(handover, rank)
     pulse.change(job=IDLE)
-
-    def orphaned() -> bool:
-        return os.getppid() != parent or not is_supervised()
-
     from lrrunner.worker import EXIT_FAILED, EXIT_OK, end_world, joined_world, leave, run_job
 
     world = joined_world()
@@ -46,6 +47,8 @@ def main() -> NoReturn:
         def on_failure(cause: str, job: int = number) -> NoReturn:
             with contextlib.suppress(OSError):
                 handover.report(job, RankOutcome(rank=rank, code=EXIT_FAILED, cause=cause))
+            if orphaned():
+                handover.remove()
             leave(EXIT_FAILED)
 
         code = run_job(
@@ -55,9 +58,12 @@ def main() -> NoReturn:
             on_mistake=mistakes.append,
             on_failure=on_failure,
         )
-        handover.report(number, RankOutcome(rank=rank, code=code, cause=mistakes[0] if mistakes else None))
+        with contextlib.suppress(OSError):  # of a supervisor that is gone, another rank may have removed the folder
+            handover.report(number, RankOutcome(rank=rank, code=code, cause=mistakes[0] if mistakes else None))
         pulse.change(job=IDLE)
         number += 1
+    if orphaned():
+        handover.remove()
     end_world()
     leave(EXIT_OK)  # at once: taking torch apart takes seconds that the supervisor would wait
 
@@ -71,7 +77,6 @@ def _work(order: JobOrder, pulse: Pulse) -> Work:
         options=order.options,
         number=order.number,
         run_id=order.run_id,
-        tags=order.tags,
         on_step=lambda step: pulse.step(order.number, step),
         supervised=True,
     )

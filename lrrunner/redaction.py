@@ -21,7 +21,7 @@ MIN_LITERAL_LENGTH = 5
 
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[0-9]+")
 _USER_INFO = re.compile(
-    r"""(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*://)
+    r"""(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*\\?://)                             # Hydra's sweeper writes a colon as \:
     (?P<info>
         [^/\s'"]+                                                           # user, or user:password
       | [^\s:/@'"]* : (?!\d+/) (?:[^\s@'"] | ['"](?![\s,;)\]}]))+           # a password with / ' " in it, no port
@@ -34,6 +34,8 @@ _VALUE = re.compile(
     re.VERBOSE,
 )
 _AUTHORIZATION = re.compile(r"\b(?P<scheme>Basic|Bearer) +[A-Za-z0-9+/=._~-]{8,}")
+_ESCAPED = re.compile(r"[\\()\[\]{}:=, \t]")
+"""What Hydra's sweeper writes with a backslash."""
 _ITEM = re.compile(r"[^\s,\[\]{}:'\"]+")
 
 
@@ -59,7 +61,8 @@ class Redactor:
 
     def __init__(self, secrets: Iterable[str] = ()) -> None:
         long_enough = {secret for secret in secrets if len(secret) >= MIN_LITERAL_LENGTH and secret != MASK}
-        self._literals = sorted(long_enough, key=len, reverse=True)
+        written = long_enough | {_ESCAPED.sub(r"\\\g<0>", secret) for secret in long_enough}
+        self._literals = sorted(written, key=len, reverse=True)
 
     @classmethod
     def for_run(cls, config: Any, environ: Mapping[str, str], overrides: Iterable[str] = ()) -> Redactor:
@@ -70,7 +73,7 @@ class Redactor:
         for text in texts:
             for match in _USER_INFO.finditer(text):
                 password = match["info"].partition(":")[2]
-                secrets += [password, unquote(password)]
+                secrets += [password, unquote(password), _unescaped(password)]
         for override in overrides:
             for start, end in _secret_spans(override):
                 value = override[start:end]
@@ -109,6 +112,10 @@ class Redactor:
         if secret and node is not None and not isinstance(node, bool):
             return MASK
         return self.text(node) if isinstance(node, str) else node
+
+
+def _unescaped(text: str) -> str:
+    return re.sub(r"\\(.)", r"\1", text)
 
 
 def _secret_spans(text: str) -> Iterator[tuple[int, int]]:

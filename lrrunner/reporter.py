@@ -7,7 +7,7 @@ import dataclasses
 import logging
 import socket
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from lrrunner.records import Confirmation, RangeTest, Step, Trial, TrialOutcome
 from lrrunner.redaction import Redactor
 from lrrunner.run_directory import RunDirectory, new_run_path
 from lrrunner.run_files import shown_path
-from lrrunner.tracking import TRIAL_METRICS, MlflowRun, configure_mlflow
+from lrrunner.tracking import TRIAL_METRICS, MlflowRun, anchored_uri, configure_mlflow
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ class Reporter:
         world_size: Number of ranks.
         redactor: Masks secrets in everything shown and written.
         run_id: MLflow run that a supervisor has made; None: make one.
-        tags: Further tags for an MLflow run made here.
+        tracked: False: MLflow is left alone, since a supervisor has asked it already and got no answer.
         tell: Called with each step's number of a confirmation run, as a sign of life.
 
     Raises:
@@ -60,11 +60,13 @@ class Reporter:
         world_size: int,
         redactor: Redactor,
         run_id: str | None = None,
-        tags: Mapping[str, str] | None = None,
+        tracked: bool = True,
         tell: Callable[[int], None] = lambda step: None,
     ) -> None:
-        self._run_id, self._tags, self._tell = run_id, dict(tags or {}), tell
-        self._job, self._config, self._redactor, self._world_size = job, config, redactor, world_size
+        self._run_id, self._tell = run_id, tell
+        self._job, self._redactor, self._world_size = job, redactor, world_size
+        tracking = config["tracking"]
+        self._config = {**config, "tracking": {**tracking, "uri": anchored_uri(tracking["uri"])}}
         self._command = redactor.text(command)
         self._last_step: int | None = None
         self._last_trial_ms = 0
@@ -76,7 +78,7 @@ class Reporter:
         except ConfigError as error:
             errors += error.errors
         try:
-            self._mlflow = self._connected() if job.tracking.enabled else None
+            self._mlflow = self._connected() if tracked and job.tracking.enabled else None
         except ConfigError as error:
             errors += error.errors
         except BaseException:
@@ -226,7 +228,7 @@ class Reporter:
             self._mlflow.start(
                 run_name=tracking.run_name or self.directory.path.name,
                 params=self._config,
-                tags=tags | {key: str(value) for key, value in tracking.tags.items()} | self._tags,
+                tags=tags | {key: str(value) for key, value in tracking.tags.items()},
                 run_id=self._run_id,
             )
         except Exception as error:  # noqa: BLE001 - a server that fails now must not cost the sweep

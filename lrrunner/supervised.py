@@ -12,14 +12,17 @@ from typing import Any
 
 from lrrunner.devices import visible_gpus
 from lrrunner.errors import ConfigError
+from lrrunner.handover import sweep
 from lrrunner.interrupts import Interrupts
 from lrrunner.logs import JobLog
+from lrrunner.printing import say
 from lrrunner.run_directory import new_run_path
 from lrrunner.run_keeper import RunKeeper
 from lrrunner.supervised_job import Job, OutputFiles, echo
 from lrrunner.supervisor import JobResult, JobState, RankSet
 
 POLL_S = 0.05
+SET_PREFIX = "lrrunner-set-"
 
 
 def supervise(container: Mapping[str, Any], overrides: Sequence[str], options: Sequence[str]) -> int:
@@ -50,7 +53,8 @@ def supervise(container: Mapping[str, Any], overrides: Sequence[str], options: S
         keeper = RunKeeper()
         run_id = None
         output = OutputFiles(directory, job.redactor, echo=echo)
-        folder = Path(tempfile.mkdtemp(prefix="lrrunner-set-"))
+        sweep(Path(tempfile.gettempdir()).glob(f"{SET_PREFIX}*"))
+        folder = Path(tempfile.mkdtemp(prefix=SET_PREFIX))
         ranks = RankSet(job.plan(gpus=gpus), folder, environ=os.environ, sink=output.take)
         try:
             run_id = keeper.open(job.container, directory, redactor=job.redactor)  # while the ranks load torch
@@ -109,8 +113,8 @@ def _watched(ranks: RankSet, interrupts: Interrupts) -> JobResult:
 def _say(result: JobResult, job: Job) -> None:
     """Once, what went wrong."""
     if result.code == 2 and result.cause:
-        print(job.redactor.text(result.cause), file=sys.stderr, flush=True)
+        say(job.redactor.text(result.cause), sys.stderr)
     elif result.state == JobState.FAILED:
         logs = job.directory / "ranks"
         where = f"; see {logs}" if logs.is_dir() else ""
-        print(job.redactor.text(f"lrrunner: the sweep failed on {result.cause}{where}"), file=sys.stderr, flush=True)
+        say(job.redactor.text(f"lrrunner: the sweep failed on {result.cause}{where}"), sys.stderr)

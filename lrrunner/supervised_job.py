@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from lrrunner.handover import JobOrder
 from lrrunner.launch import RankPlan
+from lrrunner.printing import say
 from lrrunner.redaction import Redactor
 from lrrunner.run_keeper import environment_redactor
 
 MAX_EARLY_LINES = 1000
+MAX_FILE = 1 << 24
+"""Characters of one rank's file; what a rank says beyond them is left out."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +53,7 @@ class Job:
         """How long its ranks may show no sign of life."""
         return float(self.container["launch"]["timeout_s"])
 
-    def order(self, number: int, *, run_id: str | None, tags: Mapping[str, str] | None = None) -> JobOrder:
+    def order(self, number: int, *, run_id: str | None) -> JobOrder:
         """What its ranks are told."""
         return JobOrder(
             number=number,
@@ -58,7 +61,6 @@ class Job:
             overrides=list(self.overrides),
             options=list(self.options),
             run_id=run_id,
-            tags=dict(tags or {}),
         )
 
     def plan(self, *, gpus: tuple[str, ...], cores: tuple[int, ...] = ()) -> RankPlan:
@@ -83,31 +85,42 @@ class OutputFiles:
     def __init__(self, directory: Path, redactor: Redactor, *, echo: Callable[[str, str], None] | None = None) -> None:
         self._folder = directory / "ranks"
         self._redactor, self._echo = redactor, echo
-        self._early: list[tuple[int, str]] = []
+        self._waiting: dict[int, list[str]] = {}
+        self._sizes: dict[int, int] = {}
 
-    def take(self, rank: int, name: str, line: str) -> None:
-        """Take in one line."""
-        line = self._redactor.text(line)
+    def take(self, rank: int, name: str, lines: Sequence[str]) -> None:
+        """Take in some lines."""
         if rank == 0 and self._echo is not None and name != "stack":
-            self._echo(name, line)
-        elif len(self._early) < MAX_EARLY_LINES:
-            self._early.append((rank, line))
+            self._echo(name, "".join(map(self._redactor.text, lines)))
+        else:
+            waiting = self._waiting.setdefault(rank, [])
+            if not self._folder.is_dir():
+                lines = lines[: MAX_EARLY_LINES - len(waiting)]
+            waiting += self._fitting(rank, lines)
         self.flush()
 
     def flush(self) -> None:
         """Write what has waited for the directory."""
-        if not self._early or not self._folder.is_dir():
+        if not any(self._waiting.values()) or not self._folder.is_dir():
             return
         with contextlib.suppress(OSError):
-            for rank, line in self._early:
+            for rank, lines in self._waiting.items():
                 with (self._folder / f"{rank}.out").open("a", encoding="utf-8") as file:
-                    file.write(line)
-        self._early.clear()
+                    file.write("".join(lines))
+        self._waiting.clear()
+
+    def _fitting(self, rank: int, lines: Sequence[str]) -> list[str]:
+        """As many lines as the file takes, secrets masked, and a word about the first that it does not."""
+        fitting = []
+        for line in lines:
+            size = self._sizes.get(rank, 0)
+            if size > MAX_FILE:
+                break
+            self._sizes[rank] = size + len(line)
+            fitting.append(self._redactor.text(line) if size + len(line) <= MAX_FILE else "[the rest is left out]\n")
+        return fitting
 
 
-def echo(name: str, line: str) -> None:
+def echo(name: str, text: str) -> None:
     """Rank 0 speaks to the user."""
-    stream = sys.stdout if name == "out" else sys.stderr
-    with contextlib.suppress(BrokenPipeError):
-        stream.write(line)
-        stream.flush()
+    say(text, sys.stdout if name == "out" else sys.stderr, end="")

@@ -13,13 +13,13 @@ import subprocess
 import tempfile
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
 from lrrunner.handover import ANOTHER_RANK_IS_SILENT, SECOND_HAND, Beat, Handover, JobOrder, RankOutcome
-from lrrunner.launch import OUTPUT_VARIABLE, RankPlan, launch_argv, launch_environment
+from lrrunner.launch import DEFAULT_SETTINGS, OUTPUT_VARIABLE, RankPlan, launch_argv, launch_environment
 from lrrunner.output import LineSink, RankOutput
 from lrrunner.process import descendants, is_stopped, pid_of, process_identity
 
@@ -79,6 +79,8 @@ class RankSet:
         self._sink = sink
         self._handover = Handover(folder)
         self._handover.create()
+        settings_file = folder.resolve() / "accelerate.yaml"
+        settings_file.write_text(DEFAULT_SETTINGS, encoding="utf-8")
         num_machines = plan.machines.num_machines if plan.machines else 1
         self._output = RankOutput(max(1, self.world_size // num_machines), self._hear)
         self._stacks: dict[int, list[str]] | None = None
@@ -99,7 +101,7 @@ class RankSet:
         # A file, not a pipe: it never blocks the launcher and needs no reader.
         self._launcher_words = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115 - closed with the set
         self._process = subprocess.Popen(
-            launch_argv(plan),
+            launch_argv(plan, settings_file=str(settings_file)),
             env=settings | {OUTPUT_VARIABLE: str(self._output.folder)},
             stdin=subprocess.DEVNULL,
             stdout=self._launcher_words,
@@ -289,12 +291,12 @@ class RankSet:
                 return f"rank {rank}: {words}{_place(stack)}"
         return f"{words} on any rank; see ranks/*.out for where each one stands"
 
-    def _hear(self, local_rank: int, name: str, line: str) -> None:
+    def _hear(self, local_rank: int, name: str, lines: Sequence[str]) -> None:
         if self._stacks is not None:
-            self._stacks.setdefault(local_rank, []).append(line)
+            self._stacks.setdefault(local_rank, []).extend(lines)
             name = "stack"
-        self._launcher_lines.append(line)
-        self._sink(local_rank, name, line)
+        self._launcher_lines.extend(lines)
+        self._sink(local_rank, name, lines)
 
 
 def _told(outcome: RankOutcome) -> JobResult:

@@ -13,7 +13,8 @@ from typing import Any, NoReturn
 
 import lrrunner
 from lrrunner import ledger
-from lrrunner.batch_page import STATE_FILE, close_page, open_page, read_state, status_of, write_summary
+from lrrunner.batch_page import close_page, open_page, status_of, write_summary
+from lrrunner.batch_state import STATE_FILE, only_one, read_state, update_state
 from lrrunner.catching_up import catch_up
 from lrrunner.errors import ConfigError
 from lrrunner.process import is_alive
@@ -68,7 +69,8 @@ def brought(directory: Path, *, uri: str | None = None) -> list[str]:
         BlockingIOError: the run still works.
     """
     if (directory / ledger.FILE_NAME).exists() or (directory / STATE_FILE).exists():
-        return _batch_brought(directory, uri)
+        with only_one(directory):
+            return _batch_brought(directory, uri)
     files = read_run(directory)
     if not files.status or not files.config:
         raise ConfigError([f"the directory must hold a run or a batch, got {directory}; name one below runs/"])
@@ -77,32 +79,36 @@ def brought(directory: Path, *, uri: str | None = None) -> list[str]:
 
 def _batch_brought(directory: Path, uri: str | None) -> list[str]:
     entries = sorted(ledger.latest(ledger.read(directory)).values(), key=lambda entry: entry.job)
-    runs = {entry.job: read_run(directory / entry.run_dir) for entry in entries if entry.run_dir is not None}
-    first = next((files for files in runs.values() if files.config), None)
+    runs = [read_run(directory / entry.run_dir) for entry in entries if entry.run_dir is not None]
+    first = next((files for files in runs if files.config), None)
     if first is None:
         raise ConfigError([f"the batch must have a job that began, got none in {directory}; there is nothing to bring"])
     tracking = _tracking(first, uri)
     redactor = Redactor.for_run(first.config, os.environ)
     state = read_state(directory)
     page = MlflowRun(uri=tracking["uri"], experiment=tracking["experiment"], redactor=redactor)
+    ended = state.get("state", "running")
+    if ended == "running":  # nobody holds its lock
+        ended = "killed"
+        update_state(directory, state=ended)
     page_id = state.get("mlflow_run_id")
     if page_id is None or not page.exists(page_id):
         page_id = page.find({"lrrunner.run_dir": str(directory.resolve()), "lrrunner.batch": "true"})
         if page_id is None:
             page_id = open_page(directory, tracking, command=state.get("command", ""), redactor=redactor)
-    assert page_id is not None
-    lines = [_run_brought(files, uri, tags={"mlflow.parentRunId": page_id}) for files in runs.values() if files.config]
+    if page_id is None:
+        raise ConnectionError("it took no page for the batch")
+    lines = [_run_brought(files, uri, tags={"mlflow.parentRunId": page_id}) for files in runs if files.config]
     close_page(
         directory,
         [replace(entry, run_id=_known_id(read_run(directory / (entry.run_dir or "")))) for entry in entries],
         write_summary(directory, entries),
         run=page,
         run_id=page_id,
-        status=status_of(entries, num_jobs=len(entries), interrupted=False),
+        status=status_of(entries, num_jobs=state.get("num_jobs", len(entries)), interrupted=ended == "killed"),
         command=state.get("command", ""),
     )
-    if page.error:
-        raise ConnectionError(page.error)
+    _check_sent(page)
     return [*lines, f"{directory}: {page.location()}"]
 
 
@@ -128,9 +134,16 @@ def _run_brought(files: RunFiles, uri: str | None, *, tags: Mapping[str, str]) -
         write_status(files.path, mlflow_run_id=run_id)
         files = read_run(files.path)
     catch_up(run, files, run_id=run_id)
+    _check_sent(run)
+    return f"{files.path}: {run.location()}"
+
+
+def _check_sent(run: MlflowRun) -> None:
+    """Raise what went wrong: a store that refuses will not take it later either."""
+    if run.error and run.refused:
+        raise ConfigError([f"tracking.uri must take what is sent, got a refusal ({run.error}); see the store"])
     if run.error:
         raise ConnectionError(run.error)
-    return f"{files.path}: {run.location()}"
 
 
 def _closed(files: RunFiles) -> RunFiles:

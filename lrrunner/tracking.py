@@ -49,6 +49,7 @@ MAX_PARAM_LENGTH = 6000
 MAX_NOTE_LENGTH = 8000
 SUMMARY_TABLE = "summary.json"
 UNREACHABLE = ("Max retries exceeded", "database is locked", "Connection refused", "could not connect", "timed out")
+SQLITE = "sqlite:///"
 LOCAL_SCHEMES = ("sqlite", "postgresql", "mysql", "mssql")
 
 logger = logging.getLogger(__name__)
@@ -83,13 +84,19 @@ def absolute_uri(uri: str) -> str:
     Raises:
         ConfigError: the database's folder does not exist.
     """
-    prefix = "sqlite:///"
-    if not uri.startswith(prefix):
-        return uri
-    path = Path(uri[len(prefix) :]).resolve()
-    if not path.parent.is_dir():
-        raise ConfigError([f"tracking.uri must lie in an existing directory, got {path.parent}; create it"])
-    return f"{prefix}{path}"
+    found = anchored_uri(uri)
+    if found.startswith(SQLITE) and not (folder := Path(found[len(SQLITE) :]).parent).is_dir():
+        raise ConfigError([f"tracking.uri must lie in an existing directory, got {folder}; create it"])
+    return found
+
+
+def anchored_uri(uri: str) -> str:
+    """The same without the check, for the record: a later process may look from another directory.
+
+    >>> anchored_uri("sqlite:////data/a.db"), anchored_uri("http://host:5000")
+    ('sqlite:////data/a.db', 'http://host:5000')
+    """
+    return f"{SQLITE}{Path(uri[len(SQLITE) :]).resolve()}" if uri.startswith(SQLITE) else uri
 
 
 class Point(NamedTuple):
@@ -121,6 +128,7 @@ class MlflowRun:
         self.experiment = experiment
         self.run_id = self.run_name = ""
         self.error: str | None = None
+        self.refused = False
         self._redactor = redactor
         self._queue: queue.SimpleQueue[Point] = queue.SimpleQueue()
         self._sent_prefixes: set[str] = set()
@@ -341,7 +349,7 @@ class MlflowRun:
 
     def find(self, tags: Mapping[str, str]) -> str | None:
         """The id of a run of the experiment that has these tags."""
-        wanted = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
+        wanted = " and ".join(f"tags.`{key}` = {_quoted(value)}" for key, value in tags.items())
         found = self._client.search_runs([self.experiment_id], wanted, max_results=1)
         return str(found[0].info.run_id) if found else None
 
@@ -407,6 +415,7 @@ class MlflowRun:
                 raise
 
     def _note_error(self, error: Exception) -> None:
+        self.refused = not _is_unreachable(error)
         self.error = self._redactor.text(str(error).splitlines()[0] if str(error) else type(error).__name__)
         logger.info("MLflow: %s", self.error)
 
@@ -496,6 +505,11 @@ def _is_unreachable(error: Exception) -> bool:
         cause = cause.__cause__ or cause.__context__
     text = str(error)
     return "requests" in causes or "urllib3" in causes or any(mark in text for mark in UNREACHABLE)
+
+
+def _quoted(value: str) -> str:
+    """For a search; MLflow knows no escapes."""
+    return f'"{value}"' if "'" in value else f"'{value}'"
 
 
 def _first_touch_lock(uri: str) -> FileLock:

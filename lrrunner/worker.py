@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, NoReturn
@@ -70,8 +70,7 @@ class Work:
         overrides: The overrides as typed, for the record.
         options: Hydra's own flags as typed, for the command that repeats the run.
         number: Tells the jobs of one world apart.
-        run_id: MLflow run made by a supervisor; None: rank 0 makes one.
-        tags: Further tags of an MLflow run that rank 0 makes.
+        run_id: MLflow run made by a supervisor; None: it could not, or there is no supervisor and rank 0 makes one.
         on_step: Called with each step's number, on every rank.
         supervised: A supervisor tells the user how the job ended.
     """
@@ -81,7 +80,6 @@ class Work:
     options: Sequence[str] = ()
     number: int = 0
     run_id: str | None = None
-    tags: Mapping[str, str] = field(default_factory=dict)
     on_step: Callable[[int], None] = lambda step: None
     supervised: bool = False
 
@@ -251,7 +249,7 @@ def _reporter(session: Session, job: Config) -> Reporter:
         world_size=world_size,
         redactor=session.redactor,
         run_id=session.work.run_id,
-        tags=session.work.tags,
+        tracked=session.work.run_id is not None or not session.work.supervised,
         tell=session.work.on_step,
     )
 

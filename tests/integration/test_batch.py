@@ -87,7 +87,7 @@ def test_twelve_jobs_of_which_four_fail(tmp_path: Path) -> None:
         assert statuses[line["run_id"]] == {"finished": "FINISHED", "failed": "FAILED"}[line["state"]]
         status = json.loads((tmp_path / "run" / line["run_dir"] / "status.json").read_text())
         assert (status["state"], status["cause"]) == (line["state"], line["cause"])
-    assert not list((tmp_path / "run" / "sets").glob("*"))
+    assert not list((tmp_path / "run" / ".lrrunner-sets").glob("*"))
 
 
 def test_a_batch_that_was_killed_goes_on_with_what_is_missing(tmp_path: Path) -> None:
@@ -199,9 +199,26 @@ def test_no_secret_stays_on_disk(tmp_path: Path) -> None:
     )  # fmt: skip
     code, out, err = finish(process)
     assert code == 0, err
-    assert "canary-of-a-batch" not in out + err
-    for path in tmp_path.rglob("*"):
-        assert not path.is_file() or b"canary-of-a-batch" not in path.read_bytes(), path
+    assert_no_canary(tmp_path, out + err, "canary-of-a-batch")
+
+
+def assert_no_canary(folder: Path, text: str, canary: str) -> None:
+    """Neither shown nor in any file, plain or as Hydra's sweeper escapes it."""
+    assert canary not in text
+    for path in folder.rglob("*"):
+        assert not path.is_file() or canary.encode() not in path.read_bytes(), path
+
+
+def test_no_password_of_an_unquoted_uri_stays_on_disk(tmp_path: Path) -> None:
+    """Hydra's sweeper escapes the colons of values that were typed without quotes."""
+    uri = "tracking.uri=http://ann:CAN:ARY123@127.0.0.1:9/x"
+    process = start(
+        tmp_path, "-m", "launch.num_processes=1", "sweep.num_steps=12", uri, "tracking.timeout_s=1", "sweep.seed=1,2"
+    )
+    code, out, err = finish(process)
+    assert code == 0, err
+    assert_no_canary(tmp_path, out + err, "ARY123")
+    assert {"tracking.uri=http://***@127.0.0.1:9/x"} <= set(ledger(tmp_path)[0]["overrides"])
 
 
 def test_a_directory_in_use_or_of_another_batch_is_refused(tmp_path: Path) -> None:

@@ -210,3 +210,39 @@ def test_ranks_do_not_outlive_a_killed_parent(tmp_path: Path, stopped: tuple[int
     process.communicate(timeout=10)
     if not stopped:
         assert '"killed"' in (tmp_path / "run" / "status.json").read_text()
+
+
+def test_the_users_default_file_of_accelerate_is_left_alone(tmp_path: Path) -> None:
+    """It is for other work: its GPUs, its debug switch and its precision are not what the job asks for."""
+    (tmp_path / "home" / "accelerate").mkdir(parents=True)
+    (tmp_path / "home" / "accelerate" / "default_config.yaml").write_text(
+        "compute_environment: LOCAL_MACHINE\ndistributed_type: MULTI_GPU\nmixed_precision: fp16\nuse_cpu: false\n"
+        "debug: true\ngpu_ids: '2'\nnum_machines: 3\nnum_processes: 24\nmachine_rank: 1\nmain_process_ip: 10.0.0.1\n"
+    )
+    home = {"HF_HOME": str(tmp_path / "home"), "CUDA_VISIBLE_DEVICES": ""}
+    process = start(tmp_path, "launch.num_processes=2", "sweep.num_steps=12", *NO_TRACKING, **home)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert "2 ranks, global batch" in out
+
+
+def test_a_parent_killed_before_its_ranks_have_read_their_job_leaves_no_secret(tmp_path: Path) -> None:
+    """A job on its way to the ranks holds its secrets unmasked."""
+    (tmp_path / "tmp").mkdir()
+    process = start(
+        tmp_path,
+        "launch.num_processes=2",
+        *NO_TRACKING,
+        "+tracking.tags.token=canary-abc",
+        TMPDIR=str(tmp_path / "tmp"),
+    )
+    deadline = time.monotonic() + 60
+    while not list((tmp_path / "tmp").glob("lrrunner-set-*/jobs/0.json")):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    below = all_below(process)
+    process.kill()
+    process.communicate()
+    assert_gone(below, 60)
+    assert not list((tmp_path / "tmp").glob("lrrunner-set-*"))

@@ -10,6 +10,7 @@ from typing import Any
 
 from mlflow import MlflowClient
 
+from lrrunner.batch_state import only_one, update_state
 from tests.integration.launching import NO_TRACKING, environment, launch, start
 from tests.integration.test_bad_endings import wait_for_rows
 
@@ -96,7 +97,9 @@ def test_a_batch_is_brought_with_its_page(tmp_path: Path) -> None:
     process = start(tmp_path, "-m", "launch.num_processes=1", *UNREACHABLE, "sweep.seed=1,2")
     _out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
-    assert "MLflow does not answer" in err
+    assert err.count("MLflow does not answer") == 2, "the page and the first job ask; no rank does"
+    for log in (tmp_path / "run").glob("*/ranks/0.*"):
+        assert "MLflow does not answer" not in log.read_text()
     first = sync(tmp_path, "run", "--uri", "sqlite:///mlflow.db")
     assert first.returncode == 0, first.stderr
     before = everything(tmp_path)
@@ -124,3 +127,32 @@ def test_mistakes_are_told(tmp_path: Path) -> None:
     assert down.returncode == 1
     assert "MLflow does not answer" in down.stderr
     assert "Traceback" not in down.stderr
+
+
+def test_a_batch_is_brought_from_anywhere_and_after_a_crash(tmp_path: Path) -> None:
+    """The store is where the batch was, not where the command is; a batch that was killed did not finish."""
+    (tmp_path / "elsewhere").mkdir()
+    process = start(tmp_path, "-m", "launch.num_processes=1", "sweep.num_steps=12", "sweep.seed=1,2")
+    process.stdout.close()  # type: ignore[union-attr]
+    process.stdout = None
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    before = everything(tmp_path)
+    assert [run["status"] for run in before.values()] == ["FINISHED"] * 3
+    page = client(tmp_path)
+    done = sync(tmp_path / "elsewhere", "../run")
+    assert done.returncode == 0, done.stderr
+    assert {run["id"] for run in everything(tmp_path).values()} == {run["id"] for run in before.values()}
+    assert not list((tmp_path / "elsewhere").iterdir())
+
+    update_state(tmp_path / "run", state="running", num_jobs=3)
+    page.delete_run(before["run"]["id"])
+    done = sync(tmp_path / "elsewhere", "../run")
+    assert done.returncode == 0, done.stderr
+    after = everything(tmp_path)
+    assert (after["run"]["status"], len(after)) == ("KILLED", 3)
+    assert after["run"]["id"] != before["run"]["id"]
+    with only_one(tmp_path / "run"):
+        busy = sync(tmp_path / "elsewhere", "../run")
+    assert busy.returncode == 1
+    assert "run still works; wait for its end" in busy.stderr

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import json
+import logging
 from pathlib import Path
 
 import pytest
 from hydra.core.plugins import Plugins
 
-from lrrunner.batch import Slot, new_slots, outcome_in_words, set_key
-from lrrunner.compose import compose_job, expanded_grid
+from lrrunner import ledger
+from lrrunner.batch import Batch, BatchJob, Slot, new_slots, outcome_in_words, set_key
+from lrrunner.batch_page import connected, open_page
+from lrrunner.batch_state import job_key, only_one, unique_keys, update_state
+from lrrunner.compose import as_typed, compose_job, expanded_grid
 from lrrunner.devices import visible_gpus
 from lrrunner.errors import ConfigError
-from lrrunner.grid import register_launcher, run_grid
+from lrrunner.grid import _batch_directory, _let_hydra_run, _only_one, _report, register_launcher, run_grid
 from lrrunner.ledger import Entry
+from lrrunner.logs import wake_loggers
+from lrrunner.redaction import Redactor
 from lrrunner.supervised import machine_errors
 from lrrunner.supervised_job import Job
 
@@ -45,6 +52,55 @@ def test_what_jobs_must_share_to_share_ranks() -> None:
     for other in ("train.mixed_precision=bf16", "train.compile=true", "launch.config_file=x.yaml"):
         assert set_key(job("launch.num_processes=2", other)) != same
     assert set_key(job("launch.num_processes=4")) != same
+
+
+SALT = "00" * 16
+
+
+def key(*overrides: str, salt: str = SALT) -> str:
+    return job_key(compose_job(overrides, world_size=None), salt=salt)
+
+
+def test_jobs_that_differ_only_in_a_secret_are_two_jobs() -> None:
+    """By their masked overrides, a resumed batch took one that had never run for finished."""
+    one, other = key("+model.token=abcdef"), key("+model.token=ghijkl")
+    assert one != other
+    assert key("+model.token=abcdef", salt="11" * 16) != one
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        ("launch.timeout_s=5",),
+        ("launch.concurrent=2",),
+        ("tracking.enabled=false",),
+        ("tracking.uri=sqlite:///other.db", "run.timeout_s=9"),
+        ("++sweep.start_lr=0.00001", "model=cnn"),
+    ],
+)
+def test_a_job_stays_the_same_job(changes: tuple[str, ...]) -> None:
+    """However it is watched and recorded, and however its overrides are spelt and ordered."""
+    assert key("model=cnn", "sweep.start_lr=1e-5", *changes) == key("model=cnn", "sweep.start_lr=1e-5")
+
+
+def test_a_grid_may_ask_for_one_job_twice() -> None:
+    """Jobs that differ only in what does not count still are as many lines."""
+    assert unique_keys(["a", "b", "a"]) == ["a", "b", "a-2"]
+    assert unique_keys(["a", "c"], earlier=["a", "b", "a-2"]) == ["a-3", "c"]
+
+
+def test_a_finished_attempt_without_a_line_is_not_run_again(tmp_path: Path) -> None:
+    """Whichever attempt it was: the batch was killed between the run's end and its line."""
+    jobs = [BatchJob(number=n, label="x", job=job(f"sweep.seed={n}"), key=f"k{n}") for n in range(2)]
+    update_state(tmp_path, attempts={"000": "k0", "000-2": "k0", "001": "k1"})
+    for name, state in (("000", "killed"), ("000-2", "finished"), ("001", "running")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "status.json").write_text(json.dumps({"state": state, "mlflow_run_id": f"id-{name}"}))
+    batch = Batch(tmp_path, [])
+    assert batch._pending(jobs) == [jobs[1]]
+    (entry,) = ledger.read(tmp_path)
+    assert (entry.key, entry.run_dir, entry.state, entry.run_id) == ("k0", "000-2", "finished", "id-000-2")
+    assert batch._pending(jobs) == [jobs[1]]
 
 
 def test_more_ranks_than_gpus_are_refused() -> None:
@@ -97,12 +153,39 @@ def test_what_cannot_be_expanded_is_told() -> None:
 
 def test_what_is_ours_in_a_batch_is_refused() -> None:
     """A batch directory that Hydra puts elsewhere, or another launcher, would lose the ledger."""
+    words = ["hydra/launcher=basic", "hydra.sweep.dir=x", "+hydra/sweeper=optuna", "hydra.sweeper.max_batch_size=2"]
     with pytest.raises(ConfigError) as caught:
-        run_grid(["hydra/launcher=basic", "hydra.sweep.dir=x"], [], config_dir=None, config_name="config")
+        run_grid(words, [], config_dir=None, config_name="config")
     assert caught.value.errors == (
-        "hydra/launcher must be left to lrrunner in a batch, got hydra/launcher=basic; leave it out",
+        "hydra.launcher must be left to lrrunner in a batch, got hydra/launcher=basic; leave it out",
         "hydra.sweep.dir must be left to lrrunner in a batch, got hydra.sweep.dir=x; give run.dir=...",
+        "hydra.sweeper must be left to lrrunner in a batch, got +hydra/sweeper=optuna; leave it out",
+        "hydra.sweeper.max_batch_size must be left to lrrunner in a batch, got hydra.sweeper.max_batch_size=2; "
+        "leave it out",
     )
+
+
+def test_a_batch_in_a_directory_that_is_in_use_names_the_way_on(tmp_path: Path) -> None:
+    """Two commands with one run.dir: the second is told which key to change, and what to do later."""
+    with only_one(tmp_path), pytest.raises(ConfigError) as caught, _only_one(tmp_path, "run.dir"):
+        pass
+    assert caught.value.errors == (
+        f"run.dir must name a directory where no batch is running, got {tmp_path}; wait for its end, "
+        f"then go on with run.resume={tmp_path}",
+    )
+
+
+def test_hydra_takes_a_directory_with_any_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Quotes and interpolations in a path are no syntax."""
+    monkeypatch.chdir(tmp_path)
+    directory = tmp_path / "o'brien ${x}"
+    seen: list[int] = []
+    _let_hydra_run(["sweep.seed=1,2"], [], directory, lambda words, first: seen.append(len(words)))
+    assert seen == [2]
+    wake_loggers()
+    assert not logging.getLogger("lrrunner.run_keeper").disabled, "no warning of a batch would be seen"
+    assert (directory / "multirun.yaml").exists()
+    assert [path.name for path in tmp_path.iterdir()] == [directory.name]
 
 
 def test_the_launcher_is_where_hydra_looks_for_it() -> None:
@@ -127,3 +210,68 @@ def test_each_job_ends_with_a_line(changes: dict[str, object], words: str) -> No
     """What a person watches."""
     settings: dict[str, object] = {"job": 0, "overrides": (), "state": "finished", "seconds": 1.5}
     assert outcome_in_words(Entry(**(settings | changes))) == words  # type: ignore[arg-type]
+
+
+def test_a_batch_removes_nothing_that_is_not_its_own(tmp_path: Path) -> None:
+    """A directory with anything in it is refused; the folder that is swept is ours by its name and by batch.json."""
+    (tmp_path / "sets").mkdir()
+    with pytest.raises(ConfigError, match=r"run\.dir must be new or empty for a batch, got .* with sets in it"):
+        _batch_directory([compose_job([f"run.dir={tmp_path}"], world_size=None)])
+    left = tmp_path / ".lrrunner-sets" / "0123"
+    left.mkdir(parents=True)
+    with Batch(tmp_path, []):
+        assert left.exists()
+    update_state(tmp_path, lrrunner="0")
+    with Batch(tmp_path, []):
+        assert not left.exists()
+    assert (tmp_path / "sets").exists()
+
+
+def test_an_empty_directory_and_one_of_a_batch(tmp_path: Path) -> None:
+    """The first takes a batch; the second goes on only when asked."""
+    containers = [compose_job([f"run.dir={tmp_path}"], world_size=None)]
+    (tmp_path / ".lock").touch()
+    assert _batch_directory(containers) == tmp_path
+    update_state(tmp_path, lrrunner="0")
+    with pytest.raises(ConfigError, match=r"run\.dir must not hold a batch yet, got .*; go on with run.resume="):
+        _batch_directory(containers)
+    assert _batch_directory([compose_job([f"run.resume={tmp_path}"], world_size=None)]) == tmp_path
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        "tracking.uri=http://ann:CAN:ARY123@host:5000/a",
+        "tracking.run_name=a b",
+        "+model.text='x, y'",
+        '+model.text="it\'s (a) [test]"',
+        "model.hidden_sizes=[32,64]",
+    ],
+)
+def test_a_point_shows_its_overrides_as_they_were_typed(word: str) -> None:
+    """The sweeper's backslashes make commands unreadable, and hide passwords from whoever looks for them."""
+    ((point,),) = expanded_grid([word])
+    assert as_typed(point) == word
+
+
+@pytest.mark.parametrize("broken", ["lrrunner.grid.write_summary", "lrrunner.grid.close_page"])
+def test_a_page_ends_whatever_its_summary_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str) -> None:
+    """A picture that cannot be drawn once left the batch RUNNING."""
+    for name in ("REQUEST_TIMEOUT", "REQUEST_MAX_RETRIES", "REQUEST_BACKOFF_FACTOR"):
+        monkeypatch.setenv(f"MLFLOW_HTTP_{name}", "1")
+    monkeypatch.setenv("MLFLOW_LOGGING_LEVEL", "WARNING")
+    monkeypatch.chdir(tmp_path)
+    tracking = compose_job([], world_size=None)["tracking"]
+    page = open_page(tmp_path, tracking, command="lrrunner -m", redactor=Redactor())
+    run = connected(tracking, Redactor())
+    assert page is not None
+    assert run is not None
+    assert run.status(page) == "RUNNING"
+
+    def fail(*arguments: object, **settings: object) -> None:
+        raise RuntimeError("no such font")
+
+    monkeypatch.setattr(broken, fail)
+    entry = Entry(job=0, overrides=("sweep.seed=1",), key="a", state="finished", verdict="flat")
+    _report(tmp_path, [entry], tracking, Redactor(), "FINISHED")
+    assert run.status(page) == "FINISHED"

@@ -262,3 +262,11 @@ def test_a_plain_run_is_no_flag() -> None:
     assert words.hydra_flags == ()
     assert words.overrides == ("model=cnn",)
     assert words.options == ["--config-name", "mine"]
+
+
+@pytest.mark.parametrize("name", ["o'brien ${x}", r"a\${b}", r"back\slash $c"])
+def test_a_resolved_value_is_not_resolved_again(name: str) -> None:
+    """A directory may be called like an interpolation."""
+    container = compose_job([])
+    container["run"]["dir"] = name
+    assert job_from(container).run.dir == name

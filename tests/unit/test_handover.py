@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import socket
 import stat
 from pathlib import Path
 
 import pytest
 
-from lrrunner.handover import Beat, Handover, JobOrder, Pulse, RankOutcome
+from lrrunner.handover import Beat, Handover, JobOrder, Pulse, RankOutcome, sweep
 from lrrunner.process import process_identity
 
 
@@ -71,3 +73,17 @@ def test_half_a_file_is_no_file(tmp_path: Path) -> None:
     handover = folder(tmp_path)
     (tmp_path / "set" / "beats" / "0.json").write_text('{"identity": "a')
     assert handover.beats(1) == {}
+
+
+def test_folders_of_dead_supervisors_are_swept(tmp_path: Path) -> None:
+    """A job that no rank has read holds secrets; the folder of a living supervisor, or of another machine, stays."""
+    for name in ("mine", "dead", "elsewhere"):
+        Handover(tmp_path / name).create()
+    dead = process_identity().split(":")
+    dead[2] = "1"
+    for name, host in (("dead", socket.gethostname()), ("elsewhere", "another")):
+        owner = {"process": ":".join(dead), "host": host}
+        (tmp_path / name / "owner.json").write_text(json.dumps(owner))
+    (tmp_path / "foreign").mkdir()
+    sweep(tmp_path.iterdir())
+    assert {path.name for path in tmp_path.iterdir()} == {"mine", "elsewhere", "foreign"}

@@ -9,6 +9,7 @@ import pytest
 from lrrunner.launch import Machines, RankPlan, launch_argv, launch_environment
 
 AGENT = [sys.executable, "-m", "lrrunner.agent"]
+OURS = ["--config_file", "/set/accelerate.yaml"]
 PLAIN = ["--mixed_precision", "no", "--dynamo_backend", "no"]
 RANKS = ["-m", "lrrunner.ranks"]
 
@@ -17,23 +18,45 @@ HEAD = Machines(num_machines=2, machine_rank=1, main_process_ip="10.0.0.1", main
 ARGV = {
     "two CPU ranks": (
         RankPlan(num_processes=2),
-        [*AGENT, "--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--main_process_port", "0", *PLAIN],
+        [
+            *AGENT,
+            *OURS,
+            "--multi_gpu",
+            "--num_processes",
+            "2",
+            "--num_machines",
+            "1",
+            "--main_process_port",
+            "0",
+            *PLAIN,
+        ],
     ),
     "eight GPUs": (
         RankPlan(num_processes=8, gpus=tuple("01234567")),
-        [*AGENT, "--multi_gpu", "--num_processes", "8", "--num_machines", "1", "--main_process_port", "0", *PLAIN],
+        [
+            *AGENT,
+            *OURS,
+            "--multi_gpu",
+            "--num_processes",
+            "8",
+            "--num_machines",
+            "1",
+            "--main_process_port",
+            "0",
+            *PLAIN,
+        ],
     ),
     "second of two machines": (
         RankPlan(num_processes=16, gpus=tuple("01234567"), machines=HEAD),
         [
-            *(*AGENT, "--multi_gpu", "--num_processes", "16", "--num_machines", "2", "--machine_rank", "1"),
+            *(*AGENT, *OURS, "--multi_gpu", "--num_processes", "16", "--num_machines", "2", "--machine_rank", "1"),
             *("--main_process_ip", "10.0.0.1", "--main_process_port", "29400", *PLAIN),
         ],
     ),
     "FSDP2": (
         RankPlan(num_processes=8, gpus=tuple("01234567"), fsdp=True),
         [
-            *(*AGENT, "--use_fsdp", "--fsdp_version", "2"),
+            *(*AGENT, *OURS, "--use_fsdp", "--fsdp_version", "2"),
             *("--num_processes", "8", "--num_machines", "1", "--main_process_port", "0", *PLAIN),
         ],
     ),
@@ -48,13 +71,13 @@ ARGV = {
 def test_argv(name: str) -> None:
     """Precision and compiler come from the job or from the user's own file, never from a default file at home."""
     plan, argv = ARGV[name]
-    assert launch_argv(plan) == [*argv, *RANKS]
+    assert launch_argv(plan, settings_file="/set/accelerate.yaml") == [*argv, *RANKS]
 
 
 @pytest.mark.parametrize("gpus", [(), ("3",)])
 def test_one_rank_needs_no_launcher(gpus: tuple[str, ...]) -> None:
     """Accelerate's launcher of one process leaves it orphaned when it is told to end."""
-    assert launch_argv(RankPlan(num_processes=1, gpus=gpus)) == [sys.executable, *RANKS]
+    assert launch_argv(RankPlan(num_processes=1, gpus=gpus), settings_file="x") == [sys.executable, *RANKS]
 
 
 def environment(plan: RankPlan, **environ: str) -> dict[str, str]:
@@ -70,6 +93,11 @@ def test_environment_of_cpu_ranks() -> None:
         "ACCELERATE_USE_CPU": "true",
         "OMP_NUM_THREADS": "4",
     }
+
+
+def test_the_users_own_file_decides_about_devices() -> None:
+    """Without nvidia-smi we see no GPU, but the file may be for another kind of device."""
+    assert "ACCELERATE_USE_CPU" not in environment(RankPlan(num_processes=2, config_file="mine.yaml"))
 
 
 def test_environment_of_gpu_ranks() -> None:

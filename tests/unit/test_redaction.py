@@ -337,3 +337,14 @@ def test_formatter_masks_message_arguments_and_traceback() -> None:
     assert text.startswith("ERROR login with ***\n")
     assert text.endswith("RuntimeError: bad token ***")
     assert "RuntimeError" in text.splitlines()[-1]
+
+
+def test_a_password_that_a_sweeper_has_escaped_is_masked() -> None:
+    """Hydra's sweeper puts a backslash before each colon; its error messages show the overrides like that."""
+    assert (
+        Redactor().text(r"tracking.uri=http\://ann\:CAN\:ARY123@host\:5000") == r"tracking.uri=http\://***@host\:5000"
+    )
+    redactor = Redactor.for_run({}, {}, ["tracking.uri=http://ann:CAN:ARY123@host"])
+    assert redactor.text(r"not there: CAN\:ARY123, CAN:ARY123") == "not there: ***, ***"
+    redactor = Redactor.for_run({}, {}, [r"tracking.uri=http\://ann\:CAN\:ARY123@host"])
+    assert redactor.text("not there: CAN:ARY123") == "not there: ***"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -59,7 +60,7 @@ def test_the_main_thread_says_where_a_rank_stands() -> None:
 def test_lines_of_ranks_arrive_whole() -> None:
     """Also the last one of a rank that died in the middle of it."""
     heard: list[tuple[int, str, str]] = []
-    output = RankOutput(2, lambda rank, name, line: heard.append((rank, name, line)))
+    output = RankOutput(2, lambda rank, name, lines: heard.extend((rank, name, line) for line in lines))
     try:
         writing = os.open(output.folder / "1.err", os.O_WRONLY)
         os.write(writing, b"first\nsec")
@@ -80,11 +81,58 @@ def test_what_ranks_say_waits_for_the_directory_and_keeps_no_secret(tmp_path: Pa
     files = OutputFiles(
         tmp_path, Redactor(["canary-abc"]), echo=(lambda name, line: shown.append((name, line))) if echoed else None
     )
-    files.take(0, "out", "zero canary-abc\n")
-    files.take(1, "err", "one canary-abc\n")
+    files.take(0, "out", ["zero canary-abc\n"])
+    files.take(1, "err", ["one canary-abc\n"])
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "ranks").mkdir()
     files.flush()
     assert (tmp_path / "ranks" / "1.out").read_text() == "one ***\n"
     assert shown == ([("out", "zero ***\n")] if echoed else [])
     assert (tmp_path / "ranks" / "0.out").exists() != echoed
+
+
+def test_a_rank_that_never_stops_talking_is_read_in_turns() -> None:
+    """A supervisor that reads until there is nothing more would watch nobody else, nor hear a Ctrl-C."""
+    heard: list[str] = []
+    writing: list[int] = []
+
+    def hear_and_talk(rank: int, name: str, lines: Sequence[str]) -> None:
+        heard.extend(lines)
+        assert len(heard) < 1000, "read() does not return"
+        os.write(writing[0], b"more\n")
+
+    output = RankOutput(1, hear_and_talk)
+    try:
+        writing.append(os.open(output.folder / "0.out", os.O_WRONLY))
+        os.write(writing[0], b"first\n")
+        output.read()
+        assert heard == ["first\n"]
+    finally:
+        output.close()
+        os.close(writing[0])
+
+
+def test_a_line_without_an_end_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would grow for ever; cut in two, it could show half a secret."""
+    monkeypatch.setattr("lrrunner.output.MAX_LINE", 10)
+    heard: list[str] = []
+    output = RankOutput(1, lambda rank, name, lines: heard.extend(lines))
+    writing = os.open(output.folder / "0.out", os.O_WRONLY)
+    try:
+        for part in (b"0123456789abc", b"d" * 20, b"e\nshort\n"):
+            os.write(writing, part)
+            output.read()
+    finally:
+        output.close()
+        os.close(writing)
+    assert heard == ["[a line of more than 262144 bytes is left out]\n", "short\n"]
+
+
+def test_the_file_of_a_rank_has_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A print in a loop must not fill the disk."""
+    monkeypatch.setattr("lrrunner.supervised_job.MAX_FILE", 12)
+    (tmp_path / "ranks").mkdir()
+    files = OutputFiles(tmp_path, Redactor())
+    for _ in range(3):
+        files.take(1, "out", ["12345\n", "1\n"])
+    assert (tmp_path / "ranks" / "1.out").read_text() == "12345\n1\n[the rest is left out]\n"

@@ -1,0 +1,91 @@
+"""batch.json: what makes a directory a batch of ours, and what a later process must know of it. No torch."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+STATE_FILE = "batch.json"
+LOCK_FILE = ".lock"
+
+
+SALT_BYTES = 16
+
+NOT_OF_THE_JOB = ("tracking", "run")
+NOT_OF_THE_JOB_IN_LAUNCH = ("concurrent", "timeout_s")
+
+
+def job_key(container: Mapping[str, Any], *, salt: str) -> str:
+    """What a job computes, as a name that is the same in a later process: secrets count, but cannot be read from it.
+
+    Where and how long it runs and where it is recorded do not count, nor in which words it was asked for.
+
+    Args:
+        container: Resolved configuration, secrets unmasked.
+        salt: The batch's own, so that short secrets cannot be found by trying.
+    """
+    counted = {key: value for key, value in container.items() if key not in NOT_OF_THE_JOB}
+    counted["launch"] = {k: v for k, v in container["launch"].items() if k not in NOT_OF_THE_JOB_IN_LAUNCH}
+    text = json.dumps(counted, sort_keys=True, default=str)
+    return hmac.new(bytes.fromhex(salt), text.encode(), hashlib.sha256).hexdigest()[:32]
+
+
+def unique_keys(keys: Sequence[str], *, earlier: Sequence[str] = ()) -> list[str]:
+    """The keys, with a number behind those that were there before: a grid may ask for one job twice."""
+    counts = Counter(key.partition("-")[0] for key in earlier)
+    unique = []
+    for key in keys:
+        counts[key] += 1
+        unique.append(key if counts[key] == 1 else f"{key}-{counts[key]}")
+    return unique
+
+
+@contextmanager
+def only_one(directory: Path) -> Iterator[None]:
+    """Two processes at one batch would run, or report, everything twice.
+
+    Raises:
+        BlockingIOError: another process has it.
+    """
+    lock = FileLock(directory / LOCK_FILE)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise BlockingIOError(f"{directory} still works; wait for its end") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def read_state(directory: Path) -> dict[str, Any]:
+    """What batch.json says; empty where there is none."""
+    try:
+        content: dict[str, Any] = json.loads((directory / STATE_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content
+
+
+def update_state(directory: Path, **changes: Any) -> dict[str, Any]:
+    """Change fields of batch.json, readable by its owner alone.
+
+    Returns:
+        All fields.
+    """
+    state = read_state(directory) | changes
+    partial = directory / f".{STATE_FILE}.part"
+    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        file.write(json.dumps(state, indent=2) + "\n")
+    partial.replace(directory / STATE_FILE)
+    return state
