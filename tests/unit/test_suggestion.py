@@ -331,10 +331,10 @@ def test_interval_holds_the_lr_and_a_factor_of_two_to_either_side(name: str) -> 
 
 
 def test_clean_curve_has_the_narrowest_interval() -> None:
-    """Without noise nothing moves when it is redrawn: 0.4 decades to either side remain."""
+    """Without noise nothing moves when it is redrawn: 0.49 decades to either side remain."""
     suggestion = suggest(records(ladder(81), cosine_valley(ladder(81))), diverged(80))
     assert suggestion.lr is not None
-    assert suggestion.interval == pytest.approx((suggestion.lr * 10**-0.4, suggestion.lr * 10**0.4), rel=0.02)
+    assert suggestion.interval == pytest.approx((suggestion.lr * 10**-0.49, suggestion.lr * 10**0.49), rel=0.02)
 
 
 def test_noise_widens_the_interval() -> None:
@@ -345,8 +345,8 @@ def test_noise_widens_the_interval() -> None:
         interval = suggest(records(lrs, cosine_valley(lrs) + noise(seed, 81, std=0.5)), diverged(80)).interval
         assert interval is not None
         widths.append(decades(interval[1]) - decades(interval[0]))
-    assert min(widths) >= 0.8
-    assert np.median(widths) > 0.82
+    assert min(widths) >= 0.98
+    assert np.median(widths) > 1.0
 
 
 def test_candidates_name_every_rule_and_the_method_picks_one() -> None:
