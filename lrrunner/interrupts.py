@@ -8,14 +8,14 @@ from typing import Self
 
 
 class Interrupts:
-    """Counts SIGINT and SIGTERM instead of ending the process."""
+    """Counts SIGINT, SIGTERM and SIGUSR2 instead of ending the process."""
 
     def __init__(self) -> None:
         self.count = 0
         self.signal: int | None = None
 
     def __enter__(self) -> Self:
-        numbers = (signal.SIGINT, signal.SIGTERM)
+        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
         self._old_handlers = {number: signal.signal(number, self._handle) for number in numbers}
         return self
 
