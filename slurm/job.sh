@@ -31,8 +31,8 @@ run_state() { sed -n 's/^  "state": "\(.*\)",*$/\1/p' "$1/status.json" 2>/dev/nu
 
 # Ranks of a node: its GPUs, or the tasks that were asked for on it.
 ranks_per_node() {
-    local tasks=${SLURM_NTASKS_PER_NODE:-$((SLURM_NTASKS / SLURM_JOB_NUM_NODES))}
-    echo "${SLURM_GPUS_ON_NODE:-$tasks}"
+    local tasks=${SLURM_NTASKS:-$SLURM_JOB_NUM_NODES} # unset where no number of tasks was asked for
+    echo "${SLURM_GPUS_ON_NODE:-${SLURM_NTASKS_PER_NODE:-$((tasks / SLURM_JOB_NUM_NODES))}}"
 }
 
 use_cpus_without_gpus() {
@@ -56,7 +56,7 @@ supervise() {
         wait "$step" && code=0 || code=$?
         kill -0 "$step" 2>/dev/null || break
     done
-    if [ -n "$warned" ] && [ "$(run_state "$run")" != finished ]; then
+    if [ -n "$warned" ] && [ "$code" != 0 ] && [ "$(run_state "$run")" != finished ]; then
         echo "warned by the scheduler: back into the queue, to go on from $run"
         scontrol requeue "$SLURM_JOB_ID" && sleep 60
     fi
@@ -64,7 +64,7 @@ supervise() {
     finished) return 0 ;;
     killed) return 143 ;;
     esac
-    return "$((code ? code : 1))"
+    return "$code"
 }
 
 # One sweep over all nodes of the job, with one launcher a node.
@@ -79,11 +79,12 @@ sweep_on_all_nodes() {
     read -r head _ < <(scontrol show hostnames "$SLURM_JOB_NODELIST") # machine 0 of the rendezvous
     num_processes=$((SLURM_JOB_NUM_NODES * $(ranks_per_node)))
     port=$((20000 + (SLURM_JOB_ID + 7 * ${SLURM_RESTART_COUNT:-0}) % 20000))
-    launcher=(accelerate launch --mixed_precision no --dynamo_backend no --num_processes "$num_processes")
-    if [ "$num_processes" -gt 1 ]; then
-        launcher+=(--multi_gpu --main_process_ip "$head" --main_process_port "$port")
+    if [ "$num_processes" = 1 ]; then # a launcher of one rank would die of a signal without passing it on
+        supervise "$run" srun --ntasks=1 --cpus-per-task="$SLURM_CPUS_ON_NODE" python -m lrrunner "$@"
+        return
     fi
-    launcher+=(--num_machines "$SLURM_JOB_NUM_NODES")
+    launcher=(accelerate launch --multi_gpu --num_machines "$SLURM_JOB_NUM_NODES" --num_processes "$num_processes"
+        --main_process_ip "$head" --main_process_port "$port" --mixed_precision no --dynamo_backend no)
     # The number of a node is known only there.
     # shellcheck disable=SC2016
     supervise "$run" srun --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 --cpus-per-task="$SLURM_CPUS_ON_NODE" \
