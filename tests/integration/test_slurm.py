@@ -224,7 +224,7 @@ def test_submit_waits_with_the_log_and_the_code(cluster: Cluster, tmp_path: Path
     done = subprocess.run(words, cwd=tmp_path, env=cluster.env, capture_output=True, text=True, check=False)
     assert "data.train must hold at least one global batch of 100000 samples" in done.stdout
     assert "FAILED" in done.stdout
-    assert done.returncode == 1
+    assert done.returncode == 2
 
 
 def test_a_batch_runs_in_one_allocation(cluster: Cluster, tmp_path: Path) -> None:
