@@ -7,6 +7,7 @@ with ``weights_only=True``, so that nothing in them is executed.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import os
@@ -185,13 +186,13 @@ def read_newest(folder: Path) -> dict[str, Any] | None:
     """The newest checkpoint that can be read; None where there is none."""
     for path in _files(folder):
         try:
-            content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+            content: Any = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # noqa: BLE001 - a damaged file makes torch, zipfile and pickle raise what they like
             logger.warning("the checkpoint %s cannot be read (%s)", path, (str(error).splitlines() or ["?"])[0])
             continue
-        if content.get("format") == FORMAT:
+        if isinstance(content, dict) and content.get("format") == FORMAT:
             return content
-        logger.warning("the checkpoint %s has format %s, not %s", path, content.get("format"), FORMAT)
+        logger.warning("the checkpoint %s is none of format %s, which this version reads", path, FORMAT)
     return None
 
 
@@ -199,7 +200,7 @@ def remove(folder: Path) -> None:
     """A run that has finished needs none."""
     for path in [*_files(folder), *folder.glob("*.tmp")]:
         path.unlink(missing_ok=True)
-    if folder.is_dir():
+    with contextlib.suppress(OSError):  # it was never made, or somebody keeps something in it
         folder.rmdir()
 
 
