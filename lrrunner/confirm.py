@@ -26,8 +26,8 @@ MIN_EVALUATED, EVALUATED_BATCHES = 2048, 20
 standard error of a mean to be a fiftieth of the samples' own spread, and a fifth of a sweep's steps at most."""
 
 
-Plan = Callable[[Sequence[Trial]], PlannedTrial | None]
-"""The trials so far -> the next one, or None when the budget is spent or nothing is left to learn."""
+Plan = Callable[[Sequence[Trial], float], PlannedTrial | None]
+"""(trials so far, initial loss) -> the next one, or None when the budget is spent or nothing is left to learn."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +117,7 @@ def run_trials(
             trouble=f"the loss of the initial model is {first.loss} where trials are compared; check data.val"
         )
     trials: list[Trial] = []
-    while (planned := collective.broadcast(plan(trials) if collective.rank == 0 else None)) is not None:
+    while (planned := collective.broadcast(plan(trials, first.loss) if collective.rank == 0 else None)) is not None:
         number = len(trials)
         if listener is not None:
             listener.begin_trial(number, planned)

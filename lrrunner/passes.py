@@ -31,6 +31,11 @@ class Passes(NamedTuple):
         return self.ladders[self.curve_pass].suggestion
 
     @property
+    def curve_steps(self) -> list[Step]:
+        """Records of the ladder to believe."""
+        return [step for step in self.steps if step.sweep_pass == self.curve_pass]
+
+    @property
     def interruption(self) -> Stop | None:
         """The stop of an interrupted sweep."""
         return next((stop for stop in self.stops if stop.reason == StopReason.INTERRUPTED), None)

@@ -15,6 +15,7 @@ from lrrunner.config import Config, budget_steps
 from lrrunner.confirm import EVALUATED_BATCHES, MIN_EVALUATED, Trials, TrialSettings, run_trials
 from lrrunner.core.batches import EVALUATION, evaluation_batches
 from lrrunner.core.confirmation import next_trial
+from lrrunner.core.curve import curve_from_steps
 from lrrunner.core.schedule import LADDERS
 from lrrunner.core.stopping import stop_rule
 from lrrunner.engine import Ladder, SweepResult, Trainable, run_sweep
@@ -103,10 +104,17 @@ def measure(
         return Measured(passes, Trials())
     if reporter is not None:
         reporter.on_passes(passes)
+    curve = curve_from_steps(passes.curve_steps, beta=job.sweep.smoothing)
+    noise = curve.noise if curve is not None else 0.0
     trials = run_trials(
         _trial_settings(job),
-        plan=functools.partial(
-            next_trial, passes.suggestion, budget_steps=budget_steps(job), horizon=job.confirm.horizon
+        plan=lambda trials, initial_loss: next_trial(
+            passes.suggestion,
+            trials,
+            budget_steps=budget_steps(job),
+            horizon=job.confirm.horizon,
+            initial_loss=initial_loss,
+            noise=noise,
         ),
         trainable=trainable,
         batches=batches,

@@ -31,8 +31,11 @@ NUM_LONG_TRIALS = 3
 WORTHWHILE = 1.5
 """Long trials that are not this much longer than the short ones would say the same again."""
 
+LOOK_UP = 2
+"""A first trial that learns less than the noise of a batch is followed by one so many thirds of a decade above it."""
+
 DIVERGED_STEPS_BACK = 3
-"""A candidate that diverged is followed by one a decade below it."""
+"""A trial that diverged, or ended above the initial loss, is followed by one a decade below it."""
 
 HORIZON_EXPONENT = 0.32
 """The best LR of a training of H steps goes as H**-0.32 (Bjorck et al. 2024, arXiv:2409.19913, for language models)."""
@@ -51,8 +54,29 @@ class PlannedTrial(NamedTuple):
     num_steps: int
 
 
+class _Start(NamedTuple):
+    """The loss before any training, and how much of a difference to it is noise."""
+
+    loss: float
+    noise: float
+
+    def is_above(self, loss: float) -> bool:
+        """Whether a loss has clearly fallen; yes where that is not known."""
+        return math.isnan(self.loss) or loss < self.loss - self.noise
+
+    def is_below(self, loss: float) -> bool:
+        """Whether a loss has clearly risen; no where that is not known."""
+        return loss > self.loss + self.noise
+
+
 def next_trial(
-    sweep: Suggestion, trials: Sequence[Trial], *, budget_steps: int, horizon: int | None
+    sweep: Suggestion,
+    trials: Sequence[Trial],
+    *,
+    budget_steps: int,
+    horizon: int | None,
+    initial_loss: float = math.nan,
+    noise: float = 0.0,
 ) -> PlannedTrial | None:
     """The next confirmation run, or None when the budget is spent or nothing is left to learn.
 
@@ -63,46 +87,68 @@ def next_trial(
         trials: What was run so far, in order.
         budget_steps: Optimizer steps that all trials together may plan.
         horizon: Steps of the real training; None when it is not known.
+        initial_loss: What their losses are compared with: the same loss before any training; NaN when it is not known.
+        noise: Standard deviation of the loss between batches.
     """
     if sweep.lr is None:
         raise ValueError("the sweep must have suggested an LR")
     left = budget_steps - sum(trial.num_steps for trial in trials)
-    short_steps = max(1, min(horizon or budget_steps, budget_steps // SHORT_SHARE))
+    short_steps = _short_steps(budget_steps, horizon)
     short = _losses_by_position([trial for trial in trials if trial.num_steps == short_steps], sweep.lr)
     long_trials = [trial for trial in trials if trial.num_steps != short_steps]
-    if not long_trials and (position := _next_short(short)) is not None and short_steps <= left:
+    start = _Start(initial_loss, noise)
+    if not long_trials and (position := _next_short(short, start)) is not None and short_steps <= left:
         return PlannedTrial(_lr_at(position, sweep.lr), short_steps)
     long_steps = long_trials[0].num_steps if long_trials else min(horizon or left, left // NUM_LONG_TRIALS)
     if not long_trials and long_steps < WORTHWHILE * short_steps:
         return None
-    next_position = _next_long(short, _losses_by_position(long_trials, sweep.lr))
+    next_position = _next_long(short, _losses_by_position(long_trials, sweep.lr), start)
     return None if next_position is None else PlannedTrial(_lr_at(next_position, sweep.lr), long_steps)
 
 
-def _next_short(short: dict[int, float]) -> int | None:
-    """Where the next short trial goes; None when the lowest loss lies between worse neighbours."""
+def _short_steps(budget_steps: int, horizon: int | None) -> int:
+    """Length of the short trials: the whole training, where that is hardly longer and a few of them fit."""
+    short = max(1, budget_steps // SHORT_SHARE)
+    return horizon if horizon is not None and horizon < WORTHWHILE * short else short
+
+
+def _next_short(short: dict[int, float], start: _Start) -> int | None:
+    """Where the next short trial goes; None when the lowest loss lies between worse ones, or nothing is learnt."""
     if not short:
         return 0
     if len(short) >= MAX_SHORT_TRIALS:
         return None
     best = _best(short)
-    if not math.isfinite(short[best]):
+    if not math.isfinite(short[best]) or start.is_below(short[best]):
         return min(short) - DIVERGED_STEPS_BACK
+    if not start.is_above(short[best]):  # near the initial loss, less is mostly nearer, and says nothing
+        return LOOK_UP if list(short) == [0] else None
     sides = (best - 1, best + 1) if len(short) % 2 else (best + 1, best - 1)
     return next((side for side in sides if side not in short), None)
 
 
-def _next_long(short: dict[int, float], long: dict[int, float]) -> int | None:
-    """Where the next long trial goes: the best short one, its lower neighbour, and then the side that promises more."""
+def _next_long(short: dict[int, float], long: dict[int, float], start: _Start) -> int | None:
+    """Where the next long trial goes: the best short one, a neighbour, and then the side that promises more.
+
+    The lower neighbour, since longer trainings want less; the upper one, where the short trials learnt nothing.
+    """
     best = _best(short)
     if not math.isfinite(short[best]):
         return None
+    side = -1
+    if not start.is_above(short[best]):
+        best, side = 0, 1
     if best not in long:
         return best
-    if best - 1 not in long:
-        return best - 1
-    third = best - 2 if long[best - 1] <= long[best] else best + 1
-    return third if third not in long else None
+    if best + side not in long:
+        return best + side
+    better = best + side if long[best + side] < long[best] else best
+    if not math.isfinite(long[better]):
+        better = min(best, best + side)
+        third = better - 1
+    else:
+        third = best + 2 * side if better != best else best - side
+    return None if third in long or not math.isfinite(short.get(third, 0.0)) else third
 
 
 def confirmed(
@@ -131,23 +177,21 @@ def confirmed(
     """
     if not trials:
         return sweep
-    too_high = min((trial.lr for trial in trials if not math.isfinite(trial.loss)), default=math.inf)
+    diverged = [trial for trial in trials if not math.isfinite(trial.loss)]
+    too_high = min((trial.lr for trial in diverged), default=math.inf)
     finished = [trial for trial in trials if trial.lr < too_high]
     if not finished:
-        lowest = min(trial.lr for trial in trials)
         reason = (
-            f"all {len(trials)} confirmation runs diverged, also at {lowest:.1e}; warm up, clip gradients "
-            "(train.max_grad_norm), or lower sweep.start_lr"
+            f"{len(diverged)} of {len(trials)} confirmation runs diverged, the lowest at {too_high:.1e}, and none "
+            "below that finished; warm up, clip gradients (train.max_grad_norm), or raise confirm.budget_steps"
         )
         return dataclasses.replace(sweep, lr=None, interval=None, verdict=Verdict.NO_DESCENT, reason=reason)
     num_steps = max(trial.num_steps for trial in finished)
-    rung = sorted((trial for trial in trials if trial.num_steps == num_steps), key=lambda trial: trial.lr)
-    best = min(rung, key=lambda trial: trial.loss)
-    log_lr = _lowest_point(
-        np.log10([trial.lr for trial in rung]),
-        np.array([trial.loss for trial in rung]),
-        cap=initial_loss,
-    )
+    rung = {trial.lr: trial for trial in finished if trial.num_steps == num_steps}
+    best = min(rung.values(), key=lambda trial: (trial.loss, trial.lr))
+    losses = {lr: trial.loss for lr, trial in rung.items()} | ({too_high: math.inf} if diverged else {})
+    lrs = sorted(losses)
+    log_lr = _lowest_point(np.log10(lrs), np.array([losses[lr] for lr in lrs]), cap=initial_loss)
     further = max(0.0, math.log10(horizon / num_steps)) if horizon is not None else 0.0
     log_lr -= HORIZON_EXPONENT * further
     half_width = math.hypot(MEASURED_ERROR_DECADES, HORIZON_EXPONENT_ERROR * further)
@@ -189,7 +233,8 @@ def _lowest_point(x: FloatArray, losses: FloatArray, *, cap: float) -> float:
     left, right = x[i] - x[i - 1], x[i + 1] - x[i]
     rise_left, rise_right = losses[i - 1] - losses[i], losses[i + 1] - losses[i]
     curvature = rise_left * right + rise_right * left
-    return float(x[i] + (0.5 * (rise_left * right**2 - rise_right * left**2) / curvature if curvature > 0 else 0.0))
+    shift = 0.5 * (rise_left * right**2 - rise_right * left**2) / curvature if curvature > 0 else 0.0
+    return float(x[i] + np.clip(shift, -left / 2, right / 2))
 
 
 def _losses_by_position(trials: Sequence[Trial], centre: float) -> dict[int, float]:

@@ -48,7 +48,10 @@ UNSEEN_DIVERGENCE = 5.0
 it lies 2.5 to 7.7 times above it (quartiles of 48 sweeps)."""
 
 CLEAR_OF_NOISE = 3.0
-"""Standard deviations above the initial level at which the median of three values is no accident."""
+"""Standard deviations above the initial level at which the median of three losses is no accident."""
+
+GRADIENT_NOISE = 2.0
+"""The same for logarithms of gradient norms: one landmark of three may be an accident now and then."""
 
 NUM_REDRAWS = 200
 NON_FINITE_START_STEPS = 3
@@ -342,7 +345,7 @@ def _gradient_rise_log(curve: Curve) -> float:
     """log10 of the LR where the gradient norm first stands clear of its initial level; NaN when it is not seen."""
     norms = np.log(np.maximum(curve.grad_norm, np.finfo(float).tiny))
     start = norms[: max(curve.num_start, len(norms) // 4)]
-    clear = np.median(start) + max(np.log(GRADIENT_RISE), CLEAR_OF_NOISE * noise_std(start))
+    clear = np.median(start) + max(np.log(GRADIENT_RISE), GRADIENT_NOISE * noise_std(start))
     index = _first_above(norms, clear, behind=curve.num_start)
     return np.nan if index is None else float(np.log10(curve.lr[index]))
 

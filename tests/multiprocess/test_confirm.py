@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -62,7 +61,9 @@ def whole_run(dtype: torch.dtype, schedule: str) -> tuple[Suggestion, Suggestion
     sweep = suggest(result.steps, result.stops)
     trials = run_trials(
         TrialSettings(schedule=schedule, beta=0.9),
-        plan=functools.partial(next_trial, sweep, budget_steps=300, horizon=None),
+        plan=lambda trials, initial_loss: next_trial(
+            sweep, trials, budget_steps=300, horizon=None, initial_loss=initial_loss
+        ),
         trainable=part,
         batches=batches,
         evaluate=evaluator(part, dtype=dtype),
@@ -174,7 +175,7 @@ def trial_with_trouble_on_rank_1(kind: str) -> Trials:
 
     return run_trials(
         TrialSettings(schedule="constant", beta=0.9),
-        plan=lambda trials: PlannedTrial(0.01, 5) if len(trials) < 3 else None,
+        plan=lambda trials, initial_loss: PlannedTrial(0.01, 5) if len(trials) < 3 else None,
         trainable=part,
         batches=planned_batches(),
         evaluate=counted,

@@ -25,7 +25,7 @@ from tests.unit.test_engine import overflowing
 
 def one_after_another(*planned: tuple[float, int]) -> Plan:
     """A plan that knows from the start."""
-    return lambda trials: PlannedTrial(*planned[len(trials)]) if len(trials) < len(planned) else None
+    return lambda trials, initial_loss: PlannedTrial(*planned[len(trials)]) if len(trials) < len(planned) else None
 
 
 class Log:
@@ -116,7 +116,7 @@ def test_the_plan_sees_what_was_measured() -> None:
     """It decides on results."""
     seen: list[list[float]] = []
 
-    def plan(trials: Sequence[Trial]) -> PlannedTrial | None:
+    def plan(trials: Sequence[Trial], initial_loss: float) -> PlannedTrial | None:
         seen.append([trial.lr for trial in trials])
         return PlannedTrial(0.01 * (1 + len(trials)), 2) if len(trials) < 2 else None
 

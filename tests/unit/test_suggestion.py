@@ -151,7 +151,7 @@ def test_gradient_norms_below_their_noise_do_not_count_as_a_rise() -> None:
     """Three standard deviations of the norms' own noise, where that is more than half of their level."""
     losses = fall_and_blow_up(LRS)
     seen = sum("gradient_rise" in landmarks(curve_of(LRS, losses, grad_norms=np.exp(noise(s, std=0.5)))) for s in SEEDS)
-    assert seen <= 2
+    assert seen <= 5
 
 
 def test_auto_places_a_divergence_it_does_not_see_at_five_times_the_minimum() -> None:
