@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -52,11 +53,13 @@ class Regime:
 class PlannedBatches:
     """A batch sampler that reads the plan: an endless iterable of index lists."""
 
-    def __init__(self, plan: BatchPlan, *, seed: int, repeat: int, rank: int) -> None:
-        self._plan, self._seed, self._repeat, self._rank = plan, seed, repeat, rank
+    def __init__(self, plan: BatchPlan, *, seed: int, repeat: int, rank: int, first_step: int = 0) -> None:
+        self._plan, self._seed, self._repeat, self._rank, self._first_step = plan, seed, repeat, rank, first_step
 
     def __iter__(self) -> Iterator[list[int]]:
-        return micro_batches(self._plan, seed=self._seed, repeat=self._repeat, rank=self._rank)
+        return micro_batches(
+            self._plan, seed=self._seed, repeat=self._repeat, rank=self._rank, first_step=self._first_step
+        )
 
 
 def regime(job: Config, *, device: torch.device, errors: list[str]) -> Regime:
@@ -130,9 +133,24 @@ def batch_plan(job: Config, *, num_samples: int, world_size: int) -> BatchPlan:
     )
 
 
-def planned_loader(parts: Parts, job: Config, plan: BatchPlan, *, repeat: int, rank: int) -> DataLoader[Any]:
+def batches_from(
+    first_step: int, parts: Parts, job: Config, plan: BatchPlan, *, repeat: int, rank: int
+) -> Iterator[Any]:
+    """This rank's endless micro-batches from an optimizer step on, as if those before it had been read.
+
+    Loader workers have random numbers of their own, which only reading brings to where they were.
+    """
+    if job.data.dataloader.num_workers == 0:
+        return iter(planned_loader(parts, job, plan, repeat=repeat, rank=rank, first_step=first_step))
+    num_read = first_step * plan.accumulation_steps
+    return itertools.islice(planned_loader(parts, job, plan, repeat=repeat, rank=rank), num_read, None)
+
+
+def planned_loader(
+    parts: Parts, job: Config, plan: BatchPlan, *, repeat: int, rank: int, first_step: int = 0
+) -> DataLoader[Any]:
     """A plain DataLoader over this rank's endless micro-batches."""
-    sampler: Any = PlannedBatches(plan, seed=job.sweep.seed, repeat=repeat, rank=rank)
+    sampler: Any = PlannedBatches(plan, seed=job.sweep.seed, repeat=repeat, rank=rank, first_step=first_step)
     return _loader(parts.dataset, sampler, parts, job, persistent_workers=job.data.dataloader.persistent_workers)
 
 

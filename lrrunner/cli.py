@@ -20,6 +20,7 @@ from lrrunner.errors import ConfigError
 from lrrunner.launch import INHERITED_FROM_A_LAUNCHER
 from lrrunner.printing import say
 from lrrunner.redaction import Redactor
+from lrrunner.resume import directory_errors
 
 EXIT_CONFIG = 2
 
@@ -149,10 +150,9 @@ def _checked_job(words: CommandLine, world_size: int | None) -> dict[str, Any]:
     container = compose_job(
         words.overrides, config_dir=words.config_dir, config_name=words.config_name, world_size=world_size
     )
-    if container["run"]["resume"] is not None:
-        raise ConfigError(
-            [f"run.resume must go with the grid of a batch, got {container['run']['resume']}; repeat its command"]
-        )
+    begins = container["run"]["resume"] is None
+    if not begins and world_size is None and (errors := directory_errors(container["run"])):  # in ranks, rank 0 looks
+        raise ConfigError(errors)
     return container
 
 

@@ -172,11 +172,13 @@ class TrackingConfig:
 class RunConfig:
     """Where the run or batch directory goes (null: runs/<time>-<short id>), and how long a collective may take.
 
-    ``resume`` names the directory of a batch to go on with.
+    ``resume`` names the directory of a run or batch to go on with. The state of a sweep is saved every
+    ``checkpoint_every_s`` seconds (0: behind every step).
     """
 
     dir: str | None = None
     resume: str | None = None
+    checkpoint_every_s: float = 60.0
     timeout_s: float = 300.0
 
 
@@ -267,6 +269,9 @@ def check(container: Mapping[str, Any], *, world_size: int | None) -> None:
         errors.append(f"suggestion.method must be one of {', '.join(RULES)}; got {job.suggestion.method}")
     if not 0 < job.run.timeout_s < MAX_TIMEOUT_S:
         errors.append(f"run.timeout_s must lie between 0 and {MAX_TIMEOUT_S:g}, got {job.run.timeout_s:g}; try 300")
+    every_s = job.run.checkpoint_every_s
+    if not 0 <= every_s < MAX_TIMEOUT_S:
+        errors.append(f"run.checkpoint_every_s must lie between 0 and {MAX_TIMEOUT_S:g}, got {every_s:g}; try 60")
     if errors:
         raise ConfigError(errors)
 

@@ -5,15 +5,16 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
+from lrrunner.checkpoints import Checkpoints
 from lrrunner.collectives import Collective
 from lrrunner.core.confirmation import PlannedTrial
 from lrrunner.core.schedule import SCHEDULES
 from lrrunner.core.stopping import trial_stop_rule
-from lrrunner.engine import Ladder, Trainable, preserved, run_sweep
+from lrrunner.engine import Batches, Ladder, Trainable, preserved, run_sweep
 from lrrunner.evaluation import Evaluation
 from lrrunner.records import Step, Stop, StopReason, Trial, TrialOutcome
 
@@ -98,11 +99,12 @@ def run_trials(
     *,
     plan: Plan,
     trainable: Trainable,
-    batches: Callable[[int], Iterator[Any]],
+    batches: Batches,
     evaluate: Callable[[], Evaluation],
     collective: Collective,
     listener: Listener | None = None,
     stop_requested: Callable[[], bool] = lambda: False,
+    checkpoints: Checkpoints | None = None,
 ) -> Trials:
     """Train from the initial state under one schedule at several LRs. Every rank must call this.
 
@@ -118,6 +120,8 @@ def run_trials(
         collective: The world this rank belongs to.
         listener: Follows the trials; may differ by rank.
         stop_requested: This rank's wish to stop, which all ranks then follow at the same step.
+        checkpoints: Where the state is saved. A trial that an earlier life has ended is not run again, and the one that
+            it was in the middle of goes on there; the initial model is evaluated again.
     """
     with preserved(trainable):
         first = evaluate()
@@ -132,14 +136,24 @@ def run_trials(
         number = len(trials)
         if listener is not None:
             listener.begin_trial(number, planned)
+            for step in checkpoints.known_steps(f"{_name(number)}/") if checkpoints is not None else ():
+                listener.on_trial_step(number, step)
+        known = None if checkpoints is None else checkpoints.trial(number)
+        if known is not None:
+            trials.append(known)
+            if listener is not None:
+                listener.on_trial(known)
+            continue
         trial, stop = _run_trial(
-            number, planned, settings, trainable, batches, evaluate, collective, listener, stop_requested
+            number, planned, settings, trainable, batches, evaluate, collective, listener, stop_requested, checkpoints
         )
         trials.append(trial)
         if listener is not None:
             listener.on_trial(trial)
         if trial.outcome == TrialOutcome.INTERRUPTED:
             return Trials(tuple(trials), interruption=stop, initial_loss=first.loss)
+        if checkpoints is not None:
+            checkpoints.finish_trial(trial)
     trouble = "" if trials else "the budget allows no confirmation run; raise confirm.budget_steps"
     return Trials(tuple(trials), trouble=trouble, initial_loss=first.loss)
 
@@ -149,11 +163,12 @@ def _run_trial(
     planned: PlannedTrial,
     settings: TrialSettings,
     trainable: Trainable,
-    batches: Callable[[int], Iterator[Any]],
+    batches: Batches,
     evaluate: Callable[[], Evaluation],
     collective: Collective,
     listener: Listener | None,
     stop_requested: Callable[[], bool],
+    checkpoints: Checkpoints | None,
 ) -> tuple[Trial, Stop]:
     """One trial and where it ended."""
     started = time.perf_counter()
@@ -174,6 +189,7 @@ def _run_trial(
         first_repeat=DATA_ORDER,
         seed=settings.seed,
         sync_every_step=settings.sync_every_step,
+        name=_name(number),
     )
     (stop,) = run_sweep(
         trainable,
@@ -183,6 +199,7 @@ def _run_trial(
         on_step=on_step,
         on_end=on_end,
         stop_requested=stop_requested,
+        checkpoints=checkpoints,
     ).stops
     if measured and measured[0].requesting:
         stop = dataclasses.replace(stop, reason=StopReason.INTERRUPTED, ranks=measured[0].requesting)
@@ -197,6 +214,11 @@ def _run_trial(
         elapsed_s=time.perf_counter() - started,
     )
     return trial, stop
+
+
+def _name(number: int) -> str:
+    """The ladder of a trial, in checkpoints."""
+    return f"trial_{number}"
 
 
 def _outcome(stop: Stop, loss: float) -> tuple[TrialOutcome, float]:

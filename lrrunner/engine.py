@@ -13,11 +13,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import nn
 
+from lrrunner.checkpoints import Checkpoints, UnderWay
 from lrrunner.collectives import Collective
 from lrrunner.core.smoothing import Ema
 from lrrunner.core.stopping import StopRule
@@ -38,7 +39,23 @@ class Column(IntEnum):
     LOSS_SUM = 0
     ITEMS = 1
     NON_FINITE = 2
-    STOP_REQUEST = 3
+    REQUEST = 3
+
+
+class Request(IntEnum):
+    """What a rank asks of all ranks; a stop includes a save."""
+
+    NONE = 0
+    SAVE = 1
+    STOP = 2
+
+
+class Batches(Protocol):
+    """Endless micro-batches of this rank."""
+
+    def __call__(self, repeat: int, first_step: int = 0) -> Iterator[Any]:
+        """Those of one repeat, from the optimizer step ``first_step`` on."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +105,7 @@ class Ladder:
         seed: With the repeat's number, fixes data order and random numbers.
         sync_every_step: Read each step before the next one starts, also on a GPU.
         sweep_pass: Number of this ladder among those that auto-range tries.
+        name: Tells it from other ladders of the same run, in checkpoints.
     """
 
     lrs: Sequence[float]
@@ -98,6 +116,16 @@ class Ladder:
     seed: int = 0
     sync_every_step: bool = False
     sweep_pass: int = 0
+    name: str = "sweep"
+
+    @property
+    def prefix(self) -> str:
+        """What the keys of its repeats begin with."""
+        return f"{self.name}/{self.sweep_pass}/"
+
+    def key(self, repeat: int) -> str:
+        """One repeat of it, in checkpoints."""
+        return f"{self.prefix}{repeat}"
 
 
 class SweepResult(NamedTuple):
@@ -110,13 +138,14 @@ class SweepResult(NamedTuple):
 def run_sweep(
     trainable: Trainable,
     ladder: Ladder,
-    batches: Callable[[int], Iterator[Any]],
+    batches: Batches,
     *,
     collective: Collective,
     on_step: Callable[[Step], None] = lambda step: None,
     on_end: Callable[[Stop], None] = lambda stop: None,
     stop_requested: Callable[[], bool] = lambda: False,
     started: float | None = None,
+    checkpoints: Checkpoints | None = None,
 ) -> SweepResult:
     """Climb the ladder on this rank, together with all others. Every rank must call this.
 
@@ -125,12 +154,14 @@ def run_sweep(
     Args:
         trainable: What to train.
         ladder: What to do.
-        batches: Repeat number -> endless micro-batches of this rank.
+        batches: Repeat number, first step -> endless micro-batches of this rank.
         collective: The world this rank belongs to.
-        on_step: Called with each record as soon as it is known; the same records on every rank.
+        on_step: Called with each record as soon as it is known; the same records on every rank. Those that a checkpoint
+            holds are not new.
         on_end: Called on every rank when a repeat has ended, while its model is still the trained one.
         stop_requested: This rank's wish to stop, which all ranks then follow at the same step.
         started: ``time.perf_counter()`` at which elapsed times begin; None is now.
+        checkpoints: Where the state is saved, and where it comes from in a resumed run; None saves nothing.
 
     Raises:
         Exception: whatever model, objective, data or optimizer raise.
@@ -145,15 +176,24 @@ def run_sweep(
 
     with preserved(trainable) as snapshot:
         for repeat in range(ladder.first_repeat, ladder.first_repeat + ladder.repeats):
+            done = None if checkpoints is None else checkpoints.finished(ladder.key(repeat))
+            if done is not None:
+                steps += done.steps
+                stops.append(done.stop)
+                continue
             if repeat > ladder.first_repeat:
                 snapshot.restore()
             trainable.model.train()
-            seed_rngs(ladder.seed, repeat, collective.rank)
-            climb = _Climb(trainable, ladder, collective, repeat, started, record, stop_requested)
-            stops.append(climb.run(batches(repeat)))
+            climb = _Climb(trainable, ladder, collective, repeat, started, record, stop_requested, checkpoints)
+            under_way = None if checkpoints is None else checkpoints.under_way(ladder.key(repeat))
+            steps += () if under_way is None else under_way.steps
+            stops.append(climb.run(batches) if under_way is None else climb.resume(batches, under_way))
             on_end(stops[-1])
             if stops[-1].reason == StopReason.INTERRUPTED:
                 break
+            if checkpoints is not None:
+                of_repeat = tuple(step for step in steps if step.repeat == repeat)
+                checkpoints.finish(ladder.key(repeat), of_repeat, stops[-1])
     return SweepResult(tuple(steps), tuple(stops))
 
 
@@ -205,14 +245,18 @@ class _Climb:
         started: float,
         record: Callable[[Step], None],
         stop_requested: Callable[[], bool],
+        checkpoints: Checkpoints | None = None,
     ) -> None:
         self._trainable = trainable
         self._ladder = ladder
         self._collective = collective
         self._repeat = repeat
         self._started = started
-        self._record = record
+        self._take_in = record
         self._stop_requested = stop_requested
+        self._checkpoints = checkpoints
+        self._steps: list[Step] = []
+        self._save_requested = self._has_diverged = False
         self._learning_rate = LearningRate(trainable.optimizer)
         self._parameters = [p for group in trainable.optimizer.param_groups for p in group["params"]]
         self._device = trainable.device
@@ -223,10 +267,47 @@ class _Climb:
         self._skips_in_a_row = 0
         self._reference_items: torch.Tensor | None = None
 
-    def run(self, batches: Iterator[Any]) -> Stop:
+    def run(self, batches: Batches) -> Stop:
         """Train rung by rung until the ladder ends or a step says stop."""
+        self._seed()
+        return self._run(batches(self._repeat), first_rung=0)
+
+    def resume(self, batches: Batches, under_way: UnderWay) -> Stop:
+        """Go on where a checkpoint was taken, as if nothing had happened.
+
+        What follows from the records (average, stop rule, rung, position in the data) is rebuilt from them. One forward
+        and backward pass is thrown away first: DDP orders its buckets anew after its first one, and another order of
+        summation would change the last bit of the next step.
+        """
+        self._seed()
+        if self._collective.world_size > 1:
+            self._backward(batches(self._repeat))
+            self._trainable.optimizer.zero_grad(set_to_none=True)
+        self._started = min(self._started, time.perf_counter() - under_way.steps[-1].elapsed_s)
+        for step in under_way.steps:
+            self._replay(step)
+        if self._has_diverged:  # at the very step behind which it was told to stop
+            return self._stop(StopReason.DIVERGED, under_way.steps[-1].step)
+        self._seed()  # loader workers draw their own seed from this rank's generator
+        stream = batches(self._repeat, len(self._steps))
+        snapshot = Snapshot(self._trainable.model, self._trainable.optimizer, self._trainable.scaler)
+        self._reference_items = under_way.restore(snapshot, self._device)
+        return self._run(stream, first_rung=sum(not step.skipped for step in self._steps))
+
+    def _seed(self) -> None:
+        seed_rngs(self._ladder.seed, self._repeat, self._collective.rank)
+
+    def _replay(self, step: Step) -> None:
+        """Take in a step of an earlier life."""
+        self._steps.append(step)
+        self._skips_in_a_row = self._skips_in_a_row + 1 if step.skipped else 0
+        if not step.skipped:
+            self._ema.update(step.loss)
+            self._has_diverged = self._stop_rule.update(step.loss, self._ema.value)
+
+    def _run(self, batches: Iterator[Any], *, first_rung: int) -> Stop:
         unread: _InFlight | None = None
-        rung = 0
+        rung = first_rung
         while rung < len(self._ladder.lrs):
             self._learning_rate.set(self._ladder.lrs[rung])
             try:
@@ -239,11 +320,33 @@ class _Climb:
                 raise
             settled, unread = (unread, issued) if self._reads_late else (issued, None)
             stop = self._settle(settled) if settled is not None else None
+            if self._save_requested and (stop is None or stop.reason == StopReason.INTERRUPTED):
+                stop, unread = self._save(unread, stop), None
             if stop is not None:
                 return stop
             rung += not issued.skipped
         stop = self._settle(unread) if unread is not None else None
         return stop or self._stop(StopReason.END_OF_LADDER, len(self._ladder.lrs) - 1)
+
+    def _save(self, unread: _InFlight | None, stop: Stop | None) -> Stop | None:
+        """Save what the model has come to; every rank is here, behind the same step.
+
+        A step that runs already has changed the model, so that its record belongs to the checkpoint.
+        """
+        if unread is not None and not self._has_diverged:
+            stop = self._settle(unread) or stop
+            if stop is not None and stop.reason != StopReason.INTERRUPTED:
+                return stop
+        assert self._checkpoints is not None
+        snapshot = Snapshot(self._trainable.model, self._trainable.optimizer, self._trainable.scaler)
+        self._checkpoints.save(
+            self._ladder.key(self._repeat),
+            self._steps,
+            snapshot,
+            rng=RngState.capture(self._device),
+            reference_items=self._reference_items,
+        )
+        return stop
 
     def _train_step(self, rung: int, batches: Iterator[Any]) -> _InFlight:
         """Forward, backward, one reduction, one optimizer step."""
@@ -324,7 +427,7 @@ class _Climb:
         return self._collective.sum_(table)
 
     def _row(self, loss_sum: torch.Tensor | float, items: torch.Tensor | float) -> torch.Tensor:
-        request = float(self._stop_requested())
+        request = float(self._request())
         if not isinstance(loss_sum, torch.Tensor):
             return torch.tensor([loss_sum, float(items), not math.isfinite(loss_sum), request], dtype=torch.float64)
         row = torch.full((len(Column),), request, dtype=torch.float64, device=self._device)
@@ -332,6 +435,11 @@ class _Climb:
         row[Column.ITEMS] = items
         row[Column.NON_FINITE] = ~torch.isfinite(loss_sum)
         return row
+
+    def _request(self) -> Request:
+        if self._stop_requested():
+            return Request.STOP
+        return Request.SAVE if self._checkpoints is not None and self._checkpoints.due() else Request.NONE
 
     def _grad_norm(self) -> torch.Tensor:
         """L2 norm of the averaged gradient; a zero-dimensional tensor on the gradient's device."""
@@ -401,12 +509,16 @@ class _Climb:
         self._skips_in_a_row = self._skips_in_a_row + 1 if step.skipped else 0
         if not finite or self._skips_in_a_row >= MAX_SKIPS_IN_A_ROW:
             return self._stop(StopReason.NON_FINITE, step.rung, bad_ranks)
-        requesting = tuple(rank for rank, row in enumerate(rows) if row[Column.STOP_REQUEST])
+        self._has_diverged = not step.skipped and self._stop_rule.update(loss, self._ema.value)
+        self._save_requested = self._checkpoints is not None and any(row[Column.REQUEST] for row in rows)
+        requesting = tuple(rank for rank, row in enumerate(rows) if row[Column.REQUEST] == Request.STOP)
         if requesting:
             return self._stop(StopReason.INTERRUPTED, step.rung, requesting)
-        if not step.skipped and self._stop_rule.update(loss, self._ema.value):
-            return self._stop(StopReason.DIVERGED, step.rung)
-        return None
+        return self._stop(StopReason.DIVERGED, step.rung) if self._has_diverged else None
+
+    def _record(self, step: Step) -> None:
+        self._steps.append(step)
+        self._take_in(step)
 
     def _stop(self, reason: StopReason, rung: int, ranks: tuple[int, ...] = ()) -> Stop:
         return Stop(reason=reason, step=rung, ranks=ranks, repeat=self._repeat, sweep_pass=self._ladder.sweep_pass)

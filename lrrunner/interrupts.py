@@ -8,14 +8,14 @@ from typing import Self
 
 
 class Interrupts:
-    """Counts SIGINT, SIGTERM and SIGHUP (a closed terminal, taken for SIGTERM) instead of ending the process."""
+    """Counts SIGINT, SIGTERM, SIGUSR2 and SIGHUP (a closed terminal, as SIGTERM) instead of ending the process."""
 
     def __init__(self) -> None:
         self.count = 0
         self.signal: int | None = None
 
     def __enter__(self) -> Self:
-        numbers = [signal.SIGINT, signal.SIGTERM]
+        numbers = [signal.SIGINT, signal.SIGTERM, signal.SIGUSR2]
         if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup
             numbers.append(signal.SIGHUP)
         self._old_handlers = {number: signal.signal(number, self._handle) for number in numbers}

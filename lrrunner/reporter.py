@@ -14,7 +14,7 @@ from typing import Any
 from tqdm import tqdm
 
 import lrrunner
-from lrrunner import report
+from lrrunner import checkpoints, report
 from lrrunner.config import Config, batch_summary, budget_steps
 from lrrunner.confirm import Trials
 from lrrunner.core.confirmation import PlannedTrial, confirmed
@@ -25,9 +25,12 @@ from lrrunner.points import final_points, live_prefix, superseded
 from lrrunner.process import process_identity
 from lrrunner.records import Confirmation, RangeTest, Step, Trial, TrialOutcome
 from lrrunner.redaction import Redactor
+from lrrunner.resume import code_versions, differences, directory_errors
 from lrrunner.run_directory import RunDirectory, new_run_path
 from lrrunner.run_files import shown_path
 from lrrunner.tracking import TRIAL_METRICS, MlflowRun, anchored_uri, configure_mlflow
+
+CHECKPOINT_FOLDER = "checkpoints"
 
 logger = logging.getLogger(__name__)
 
@@ -70,11 +73,13 @@ class Reporter:
         self._command = redactor.text(command)
         self._last_step: int | None = None
         self._last_trial_ms = 0
+        self._recorded: list[Step] = []
         errors: list[str] = []
         directory: RunDirectory | None = None
+        self._resumes = job.run.resume is not None
         self._mlflow: MlflowRun | None = None
         try:
-            directory = RunDirectory(Path(job.run.dir) if job.run.dir else new_run_path(), redactor)
+            directory = self._run_directory()
         except ConfigError as error:
             errors += error.errors
         try:
@@ -92,6 +97,18 @@ class Reporter:
         self.directory = directory
         self._bar = _bar("LR sweep", num_steps=job.sweep.num_steps * job.sweep.repeats)
 
+    def _run_directory(self) -> RunDirectory:
+        """A new one, or the one to go on in."""
+        run = self._job.run
+        if run.resume is None:
+            return RunDirectory(Path(run.dir) if run.dir else new_run_path(), self._redactor)
+        path = Path(run.resume).expanduser()
+        if errors := directory_errors({"dir": run.dir, "resume": run.resume}):
+            raise ConfigError(errors)
+        if errors := differences(path, self._redactor.tree(self._config), world_size=self._world_size):
+            raise ConfigError(errors)
+        return RunDirectory(path, self._redactor, resumed=True)
+
     def discard(self) -> None:
         """The run does not start: leave nothing behind."""
         self._bar.close()
@@ -106,7 +123,8 @@ class Reporter:
             mlflow_run_id=self._mlflow.run_id if self._mlflow is not None else None,
             last_step=None,
             cause=None,
-            version=lrrunner.__version__,
+            **code_versions(),
+            world_size=self._world_size,
             host=socket.gethostname(),
             process=process_identity(),
             command=self._command,
@@ -123,9 +141,10 @@ class Reporter:
             self._bar = _bar(f"LR sweep, pass {number + 1}", num_steps=sweep.num_steps * sweep.repeats)
 
     def on_step(self, step: Step) -> None:
-        """Take in one record; no network and no drawing here."""
+        """Take in one record, a known one of an earlier life too; no network and no drawing here."""
         self._last_step = step.step
-        self.directory.record(step)
+        step = self.directory.record(step)
+        self._recorded.append(step)
         if self._mlflow is not None:
             self._mlflow.log(step, prefix=live_prefix(step, self._job.sweep))
         self._show(step)
@@ -147,7 +166,7 @@ class Reporter:
 
     def on_trial_step(self, number: int, step: Step) -> None:
         """Take in one record of a confirmation run."""
-        self.directory.record_trial_step(number, step)
+        step = self.directory.record_trial_step(number, step)
         self._tell(step.step)
         self._last_trial_ms = step.timestamp_ms
         if self._mlflow is not None:
@@ -177,6 +196,9 @@ class Reporter:
         picture = self._draw(test)
         note = report.note(test, self._job, command=self._command, directory=str(self.directory.path))
         self.directory.write_note(note)
+        if not cause:
+            self.directory.forget_unconfirmed()
+            checkpoints.remove(self.directory.path / CHECKPOINT_FOLDER)
         self.directory.update_status(
             state="killed" if cause else "finished",
             last_step=self._last_step,
@@ -229,12 +251,23 @@ class Reporter:
                 run_name=tracking.run_name or self.directory.path.name,
                 params=self._config,
                 tags=tags | {key: str(value) for key, value in tracking.tags.items()},
-                run_id=self._run_id,
+                run_id=self._run_id or self._reopened(),
             )
         except Exception as error:  # noqa: BLE001 - a server that fails now must not cost the sweep
             logger.warning("MLflow failed (%s); the run directory keeps everything", error)
             self._mlflow.set_status("FAILED")
             self._mlflow = None
+
+    def _reopened(self) -> str | None:
+        """The MLflow run of an earlier life, which is RUNNING again; None where there is none."""
+        if not self._resumes or self._mlflow is None:
+            return None
+        run_id = self.directory.mlflow_run_id
+        if run_id is None or not self._mlflow.exists(run_id):
+            run_id = self._mlflow.find({"lrrunner.run_dir": str(self.directory.path)})
+        if run_id is not None:
+            self._mlflow.reopen(run_id)
+        return run_id
 
     def _finish_mlflow(self, test: RangeTest, picture: Path, note: str, *, status: str) -> None:
         assert self._mlflow is not None
@@ -275,7 +308,7 @@ class Reporter:
                     initial_loss=trials.initial_loss,
                 )
         return RangeTest(
-            steps=passes.steps,
+            steps=tuple(self._recorded),
             stops=passes.stops,
             suggestion=suggestion,
             world_size=self._world_size,

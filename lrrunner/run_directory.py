@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import csv
 import dataclasses
 import json
-import math
 import os
 import secrets
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -21,6 +19,8 @@ import yaml
 from lrrunner.errors import ConfigError
 from lrrunner.records import RangeTest, Step, Trial, TrialOutcome
 from lrrunner.redaction import Redactor
+from lrrunner.run_files import read_status
+from lrrunner.table import Table
 
 RECORD_COLUMNS = (
     "sweep_pass",
@@ -71,29 +71,32 @@ class RunDirectory:
     """The files of one run.
 
     Args:
-        path: Where; made if missing. It must not hold a run yet.
+        path: Where; made if missing. It must not hold a run yet, unless ``resumed``.
         redactor: Masks secrets in everything written.
+        resumed: Go on with the run in it. The rows it has stay; one that is recorded again is only compared, and what
+            follows the first one that differs gives way.
 
     Raises:
         ConfigError: the directory cannot be written, or holds a run already.
     """
 
-    def __init__(self, path: Path, redactor: Redactor) -> None:
+    def __init__(self, path: Path, redactor: Redactor, *, resumed: bool = False) -> None:
         self.path = path.expanduser().resolve()
         self._redactor = redactor
-        self._status: dict[str, Any] = {}
+        self._resumed = resumed
+        self._status: dict[str, Any] = read_status(self.path) if resumed else {}
         self._status_time = 0.0
+        self._tables: dict[str, Table] = {}
         try:
             (self.path / "ranks").mkdir(parents=True, exist_ok=True)
-            if (self.path / "status.json").exists():
+            if not resumed and (self.path / "status.json").exists():
                 raise ConfigError([f"run.dir must not hold a run yet, got {path}; choose another directory"])
-            self._records = _Table(self.path / "records.csv", RECORD_COLUMNS)
+            self._records = self._table("records.csv", RECORD_COLUMNS)
         except OSError as error:
             reason = error.strerror or str(error)
             raise ConfigError(
                 [f"run.dir must be a writable directory, got {path} ({reason}); choose another directory"]
             ) from None
-        self._tables = {"records.csv": self._records}
 
     def __enter__(self) -> Self:
         return self
@@ -107,6 +110,8 @@ class RunDirectory:
     def discard(self) -> None:
         """Remove what a run that does not start has written, and the directory if nothing else is in it."""
         self._records.close()
+        if self._resumed:
+            return
         for name in ("config.yaml", "overrides.yaml", "records.csv"):
             (self.path / name).unlink(missing_ok=True)
         with contextlib.suppress(OSError):
@@ -114,25 +119,42 @@ class RunDirectory:
             self.path.rmdir()
 
     def write_inputs(self, config: dict[str, Any], overrides: Sequence[str]) -> None:
-        """config.yaml (resolved) and overrides.yaml."""
+        """config.yaml (resolved) and overrides.yaml; those of a resumed run stay."""
+        if self._resumed:
+            return
         self._write("config.yaml", _yaml(self._redactor.tree(config)))
         self._write("overrides.yaml", _yaml(self._redactor.tree(list(overrides))))
 
-    def record(self, step: Step) -> None:
-        """Append one row to records.csv, flushed; now and then refresh the last step in status.json."""
-        self._records.write(getattr(step, name) for name in RECORD_COLUMNS)
+    @property
+    def mlflow_run_id(self) -> str | None:
+        """The MLflow run of a resumed run, where it is known."""
+        return self._status.get("mlflow_run_id")
+
+    def record(self, step: Step) -> Step:
+        """Append one row to records.csv, flushed; now and then refresh the last step in status.json.
+
+        Returns:
+            The step, with the times of an earlier life that recorded it already.
+        """
+        known = self._records.write([getattr(step, name) for name in RECORD_COLUMNS])
         if time.monotonic() - self._status_time > STATUS_INTERVAL_S:
             self.update_status(last_step=step.step)
+        return _at_its_time(step, known)
 
-    def record_trial_step(self, trial: int, step: Step) -> None:
-        """Append one row to trial_records.csv, flushed; the file is made with its first row."""
-        values = (getattr(step, name) for name in TRIAL_RECORD_COLUMNS[1:])
-        self._table("trial_records.csv", TRIAL_RECORD_COLUMNS).write((trial, *values))
+    def record_trial_step(self, trial: int, step: Step) -> Step:
+        """Append one row to trial_records.csv, flushed; the file is made with its first row. As :meth:`record`."""
+        values = [getattr(step, name) for name in TRIAL_RECORD_COLUMNS[1:]]
+        return _at_its_time(step, self._table("trial_records.csv", TRIAL_RECORD_COLUMNS).write([trial, *values]))
 
     def record_trial(self, trial: Trial, *, schedule: str) -> None:
         """Append one row to trials.csv, flushed; the file is made with its first row."""
         values = {"schedule": schedule} | {item.name: getattr(trial, item.name) for item in dataclasses.fields(trial)}
-        self._table("trials.csv", TRIAL_COLUMNS).write(values[name] for name in TRIAL_COLUMNS)
+        self._table("trials.csv", TRIAL_COLUMNS).write([values[name] for name in TRIAL_COLUMNS])
+
+    def forget_unconfirmed(self) -> None:
+        """The run is over: rows that only an earlier life knows, and that this one did not come to, are none of it."""
+        for table in self._tables.values():
+            table.forget()
 
     def write_suggestion(self, test: RangeTest) -> None:
         """suggestion.json."""
@@ -181,26 +203,10 @@ class RunDirectory:
             os.fsync(file.fileno())
         partial.replace(self.path / name)
 
-    def _table(self, name: str, columns: Sequence[str]) -> _Table:
+    def _table(self, name: str, columns: Sequence[str]) -> Table:
         if name not in self._tables:
-            self._tables[name] = _Table(self.path / name, columns)
+            self._tables[name] = Table(self.path / name, columns, resumed=self._resumed)
         return self._tables[name]
-
-
-class _Table:
-    """A CSV file that is complete after each row."""
-
-    def __init__(self, path: Path, columns: Sequence[str]) -> None:
-        self._file = path.open("w", newline="", encoding="utf-8")
-        self._writer = csv.writer(self._file)
-        self.write(columns)
-
-    def write(self, row: Iterable[Any]) -> None:
-        self._writer.writerow([_cell(value) for value in row])
-        self._file.flush()
-
-    def close(self) -> None:
-        self._file.close()
 
 
 def _pass_content(test: RangeTest, number: int) -> dict[str, Any]:
@@ -236,10 +242,10 @@ def _confirmation_content(test: RangeTest) -> dict[str, Any] | None:
     }
 
 
-def _cell(value: Any) -> Any:
-    if isinstance(value, bool):
-        return int(value)
-    return repr(value) if isinstance(value, float) and math.isfinite(value) else value
+def _at_its_time(step: Step, known: dict[str, str] | None) -> Step:
+    if known is None:
+        return step
+    return dataclasses.replace(step, elapsed_s=float(known["elapsed_s"]), timestamp_ms=int(known["timestamp_ms"]))
 
 
 def _yaml(content: Any) -> str:

@@ -86,6 +86,12 @@ def read_status(path: Path) -> dict[str, Any]:
     return _json(path / "status.json")
 
 
+def read_config(path: Path) -> dict[str, Any]:
+    """config.yaml of a run directory, empty where there is none."""
+    content = _yaml(path / "config.yaml")
+    return content if isinstance(content, dict) else {}
+
+
 def write_status(path: Path, **changes: Any) -> None:
     """Correct status.json from outside, where the run's own process could not; nothing without a run directory."""
     if not path.is_dir():

@@ -17,6 +17,9 @@ STUCK_AFTER_S = 10.0
 
 SECOND_INTERRUPT_AFTER_S = 1.0
 
+ASKING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
+"""SIGUSR2 is what schedulers give as a warning; a launcher that passes it on ends its ranks soon after."""
+
 SAVE_WITHIN_S = 25.0
 """Launchers kill 30 seconds after they asked."""
 
@@ -30,13 +33,14 @@ def _forget_in_child() -> None:
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(signal.SIGUSR2, signal.SIG_DFL)
 
 
 os.register_at_fork(after_in_child=_forget_in_child)
 
 
 class StopSignal:
-    """SIGTERM and SIGINT as a request to stop after the current step; a second SIGINT stops at once.
+    """SIGTERM, SIGUSR2 and SIGINT as a request to stop after the current step; a second SIGINT stops at once.
 
     A rank blocked in a collective never runs its signal handlers, so a thread listens on the wake-up file descriptor.
     It ends the process when the loop does not stop in time, and when the parent that launched the rank is gone.
@@ -62,7 +66,7 @@ class StopSignal:
         self._read_fd, self._write_fd = os.pipe()
         os.set_blocking(self._write_fd, False)
         self._old_fd = signal.set_wakeup_fd(self._write_fd, warn_on_full_buffer=False)
-        self._old_handlers = {number: signal.signal(number, self._handle) for number in (signal.SIGTERM, signal.SIGINT)}
+        self._old_handlers = {number: signal.signal(number, self._handle) for number in ASKING}
         self._thread = threading.Thread(target=self._watch, name="stop-signal", daemon=True)
         self._thread.start()
         return self
@@ -106,7 +110,7 @@ class StopSignal:
         while not self._closed.is_set():
             ready, _, _ = select.select([self._read_fd], [], [], 0.5)
             for number in os.read(self._read_fd, 64) if ready else b"":
-                if number in (signal.SIGTERM, signal.SIGINT):
+                if number in ASKING:
                     self._request(number)
                     self._count_interrupt(number)
             if self._orphaned():

@@ -1,6 +1,7 @@
 """Save and restore what a sweep changes: model, optimizer, scaler, random number generators. In memory, on each rank.
 
-Nothing here communicates, so a rank can restore whatever became of the others.
+Nothing here communicates, so a rank can restore whatever became of the others. The portable form of what is saved holds
+plain values and tensors in host memory only, so that ``torch.load(weights_only=True)`` reads it back.
 """
 
 from __future__ import annotations
@@ -43,6 +44,24 @@ class RngState:
         """Remember the generators of this process and of ``device``."""
         cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
         return cls(random.getstate(), np.random.get_state(), torch.get_rng_state(), cuda)
+
+    @classmethod
+    def from_portable(cls, tree: dict[str, Any]) -> RngState:
+        """The state that :meth:`portable` has written down."""
+        name, keys, *rest = tree["numpy"]
+        numpy_state = (name, keys.numpy().astype(np.uint32), *rest)
+        version, words, gauss = tree["python"]
+        return cls((version, tuple(words), gauss), numpy_state, tree["torch_cpu"], tree["cuda"])
+
+    def portable(self) -> dict[str, Any]:
+        """Plain values and tensors."""
+        name, keys, *rest = self.numpy
+        return {
+            "python": self.python,
+            "numpy": (name, torch.from_numpy(keys.astype(np.int64)), *rest),
+            "torch_cpu": self.torch_cpu,
+            "cuda": self.cuda,
+        }
 
     def restore(self, device: torch.device) -> None:
         """Put every generator back."""
@@ -109,6 +128,43 @@ class Snapshot:
             self._scaler.load_state_dict(self._scaler_state)
             self._scaler._per_optimizer_states.clear()  # an exception between unscale_ and update leaves its mark here
 
+    def portable(self) -> dict[str, Any]:
+        """What all ranks have in common: parameters, optimizer, scaler and train flags. Gradients are left out.
+
+        Raises:
+            TypeError: an optimizer keeps something that is neither a tensor nor a plain value.
+        """
+        numbers = {param: number for number, param in enumerate(self._optimizer_parameters())}
+        return {
+            "parameters": [_portable(saved) for saved in self._parameters],
+            "training": list(self._training),
+            "optimizer": [(numbers[param], _portable(state)) for param, state in self._optimizer_state.items()],
+            "groups": [_portable(group) for group in self._groups],
+            "scaler": _portable(self._scaler_state),
+        }
+
+    def portable_buffers(self) -> list[Any]:
+        """What may differ by rank: the buffers of every module, in order."""
+        return [{name: _portable(saved) for name, (_, saved) in buffers.items()} for _, buffers in self._buffers]
+
+    def adopt(self, tree: dict[str, Any], buffers: list[Any]) -> None:
+        """Remember what :meth:`portable` and :meth:`portable_buffers` of such a model wrote down, instead."""
+        device = next(self._model.parameters()).device
+        parameters = self._optimizer_parameters()
+        self._parameters = [_adopted(saved, device) for saved in tree["parameters"]]
+        self._gradients = [None] * len(self._parameters)
+        self._training = list(tree["training"])
+        self._optimizer_state = {parameters[number]: _adopted(state, device) for number, state in tree["optimizer"]}
+        self._groups = [_adopted(group, device) for group in tree["groups"]]
+        self._scaler_state = _adopted(tree["scaler"], device)
+        self._buffers = [
+            (module, {name: _matching_buffer(module, name, _adopted(saved, device)) for name, saved in named.items()})
+            for module, named in zip(self._model.modules(), buffers, strict=True)
+        ]
+
+    def _optimizer_parameters(self) -> list[Any]:
+        return [parameter for group in self._optimizer.param_groups for parameter in group["params"]]
+
     def _restore_optimizer(self) -> None:
         self._optimizer.state.clear()
         for param, state in self._optimizer_state.items():
@@ -131,6 +187,46 @@ def _restore_buffers(module: nn.Module, buffers: dict[str, tuple[torch.Tensor | 
         if original is not None and not torch.equal(original, saved.values.to(original.device)):
             original.copy_(saved.values)
         module._buffers[name] = original
+
+
+def _matching_buffer(module: nn.Module, name: str, saved: Any) -> tuple[torch.Tensor | None, Any]:
+    """The module's own buffer where it fits, and what goes into it."""
+    if saved is None:
+        return None, None
+    current = module._buffers.get(name)
+    fits = current is not None and current.shape == saved.values.shape and current.dtype == saved.values.dtype
+    return (current if fits else saved.tensor()), saved
+
+
+def _portable(value: Any) -> Any:
+    """A saved value as plain values and tensors; a dictionary as pairs, so that it cannot be taken for a tensor."""
+    if isinstance(value, _SavedTensor):
+        return {"tensor": value.values, "device": value.device.type}
+    if isinstance(value, dict):
+        return {"items": [(_portable(key), _portable(item)) for key, item in value.items()]}
+    if isinstance(value, list):
+        return {"list": [_portable(item) for item in value]}
+    if isinstance(value, tuple) and type(value) is tuple:
+        return {"tuple": [_portable(_saved(item)) for item in value]}
+    for plain in (bool, int, float, str):
+        if isinstance(value, plain):
+            return plain(value)
+    if value is None:
+        return None
+    raise TypeError(f"{type(value).__module__}.{type(value).__qualname__} is neither a tensor nor a plain value")
+
+
+def _adopted(value: Any, device: torch.device) -> Any:
+    """The saved value behind a portable one, for a model on ``device``."""
+    if not isinstance(value, dict):
+        return value
+    if "tensor" in value:
+        return _SavedTensor(value["tensor"], torch.device("cpu") if value["device"] == "cpu" else device)
+    if "items" in value:
+        return {_adopted(key, device): _adopted(item, device) for key, item in value["items"]}
+    if "list" in value:
+        return [_adopted(item, device) for item in value["list"]]
+    return tuple(_restored(_adopted(item, device)) for item in value["tuple"])
 
 
 def _saved(value: Any) -> Any:

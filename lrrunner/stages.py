@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from lrrunner import collectives
-from lrrunner.build import Parts, batch_plan, evaluation_loader, planned_loader
+from lrrunner.build import Parts, batch_plan, batches_from, evaluation_loader
+from lrrunner.checkpoints import Checkpoints
 from lrrunner.collectives import Collective
 from lrrunner.config import Config, budget_steps
 from lrrunner.confirm import Trials, TrialSettings, num_evaluated, run_trials
@@ -50,6 +51,7 @@ def measure(
     reporter: Reporter | None,
     stop_requested: Callable[[], bool],
     tell: Callable[[int], None] = lambda step: None,
+    checkpoints: Checkpoints | None = None,
 ) -> Measured:
     """Sweep, and confirm where that is asked for. Every rank must call this.
 
@@ -61,24 +63,34 @@ def measure(
         reporter: Rank 0's.
         stop_requested: This rank's wish to stop.
         tell: Called with each step's number, as a sign of life.
+        checkpoints: Where the state is saved, and what an earlier life of the run has saved.
     """
     plan = batch_plan(job, num_samples=parts.num_samples, world_size=collective.world_size)
     started = time.perf_counter()
 
-    def batches(repeat: int) -> Iterator[Any]:
-        return iter(planned_loader(parts, job, plan, repeat=repeat, rank=collective.rank))
+    if checkpoints is not None:
+        started -= max((step.elapsed_s for step in checkpoints.known_steps("sweep/")), default=0.0)
+
+    def batches(repeat: int, first_step: int = 0) -> Iterator[Any]:
+        return batches_from(first_step, parts, job, plan, repeat=repeat, rank=collective.rank)
+
+    on_step = _on_step(job, reporter, tell)
 
     def climb(number: int, start_lr: float, end_lr: float) -> SweepResult:
+        ladder = _ladder(job, number, start_lr, end_lr)
         if reporter is not None:
             reporter.begin_pass(number)
+            for step in checkpoints.known_steps(ladder.prefix) if checkpoints is not None else ():
+                reporter.on_step(step)
         return run_sweep(
             trainable,
-            _ladder(job, number, start_lr, end_lr),
+            ladder,
             batches,
             collective=collective,
-            on_step=_on_step(job, reporter, tell),
+            on_step=on_step,
             stop_requested=stop_requested,
             started=started,
+            checkpoints=checkpoints,
         )
 
     evaluate_now = _evaluator(job, parts, trainable, collective, stop_requested) if job.confirm.enabled else None
@@ -114,16 +126,20 @@ def measure(
         collective=collective,
         listener=reporter,
         stop_requested=stop_requested,
+        checkpoints=checkpoints,
     )
     return Measured(passes, trials)
 
 
 def _on_step(job: Config, reporter: Reporter | None, tell: Callable[[int], None]) -> Callable[[Step], None]:
-    """Behind the first step, collectives get the user's time limit; rank 0 records."""
+    """Behind the first step of this process, collectives get the user's time limit; rank 0 records."""
+    is_first = True
 
     def on_step(step: Step) -> None:
-        if step.step == 0 and step.repeat == 0:
+        nonlocal is_first
+        if is_first:
             collectives.set_timeout(job.run.timeout_s)
+            is_first = False
         if reporter is not None:
             reporter.on_step(step)
         tell(step.step)

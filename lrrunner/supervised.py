@@ -39,14 +39,15 @@ def supervise(container: Mapping[str, Any], overrides: Sequence[str], options: S
     Raises:
         ConfigError: this machine, or the tracking store, cannot do what is asked.
     """
-    directory = Path(container["run"]["dir"] or new_run_path())
+    resumes = container["run"]["resume"] is not None
+    directory = Path(container["run"]["resume"] or container["run"]["dir"] or new_run_path())
     job = Job(
         container={**container, "run": {**container["run"], "dir": str(directory)}},
         overrides=tuple(overrides),
         options=tuple(options),
     )
     gpus = visible_gpus(os.environ)
-    errors = [*machine_errors(job.container, gpus), *_directory_errors(directory)]
+    errors = [*machine_errors(job.container, gpus), *([] if resumes else _directory_errors(directory))]
     if errors:
         raise ConfigError(errors)
     with JobLog(job.redactor), Interrupts() as interrupts:
@@ -57,7 +58,8 @@ def supervise(container: Mapping[str, Any], overrides: Sequence[str], options: S
         folder = Path(tempfile.mkdtemp(prefix=SET_PREFIX))
         ranks = RankSet(job.plan(gpus=gpus), folder, environ=os.environ, sink=output.take)
         try:
-            run_id = keeper.open(job.container, directory, redactor=job.redactor)  # while the ranks load torch
+            if not resumes:  # else rank 0 reopens the run that there is
+                run_id = keeper.open(job.container, directory, redactor=job.redactor)  # while the ranks load torch
             ranks.give(job.order(0, run_id=run_id), timeout_s=job.timeout_s)
             result = _watched(ranks, interrupts)
         finally:
@@ -65,7 +67,7 @@ def supervise(container: Mapping[str, Any], overrides: Sequence[str], options: S
             output.flush()
         if result.code == 2 and run_id is not None:
             keeper.discard(job.container, run_id, redactor=job.redactor)
-        else:
+        elif result.code != 2 or not resumes:  # a run that could not be resumed is what it was
             keeper.close(job.container, directory, result, run_id=run_id, redactor=job.redactor)
     _say(result, job)
     return result.code

@@ -193,16 +193,19 @@ class MlflowRun:
         """
         from mlflow.entities import Param, RunTag
 
+        has_params: Mapping[str, str] = {}
         if run_id is None:
             self.create(run_name=run_name, tags=tags)
         else:
             self.run_id, self.run_name = run_id, self._redactor.text(run_name)
             texts = [RunTag(key, self._redactor.text(str(value))) for key, value in tags.items()]
             self._client.log_batch(self.run_id, tags=texts)
-            known = self._client.get_run(run_id).data.metrics
-            self._sent_prefixes = {name[: name.rfind("/") + 1] for name in known}
+            known = self._client.get_run(run_id).data
+            self._sent_prefixes = {name[: name.rfind("/") + 1] for name in known.metrics}
+            has_params = known.params
         flat = flattened(self._redactor.tree(params))
         entities = [Param(_valid_name(key), value[:MAX_PARAM_LENGTH]) for key, value in flat.items()]
+        entities = [param for param in entities if param.key not in has_params]  # a param can never change
         for chunk in _chunks(entities, MAX_PARAMS_PER_BATCH):
             self._client.log_batch(self.run_id, params=chunk)
         self._thread.start()
@@ -280,6 +283,7 @@ class MlflowRun:
     def reopen(self, run_id: str) -> None:
         """Go on with a run that has ended, on behalf of this process."""
         self._client.update_run(run_id, status="RUNNING")
+        self._client.set_tag(run_id, "lrrunner.host", socket.gethostname())
         self._client.set_tag(run_id, "lrrunner.process", process_identity())
 
     def publish(

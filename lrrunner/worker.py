@@ -19,8 +19,9 @@ import torch.distributed as dist
 from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedDataParallelKwargs, send_to_device
 
-from lrrunner import collectives
+from lrrunner import checkpoints, collectives
 from lrrunner.build import Parts, Regime, build, regime
+from lrrunner.checkpoints import Checkpoints
 from lrrunner.collectives import Collective
 from lrrunner.config import Config, job_from
 from lrrunner.engine import Trainable
@@ -29,7 +30,7 @@ from lrrunner.handover import ANOTHER_RANK_IS_GONE, ANOTHER_RANK_IS_SILENT
 from lrrunner.launch import launch_command
 from lrrunner.logs import JobLog
 from lrrunner.redaction import Redactor
-from lrrunner.reporter import Reporter
+from lrrunner.reporter import CHECKPOINT_FOLDER, Reporter
 from lrrunner.run_files import shown_path
 from lrrunner.signals import StopSignal
 from lrrunner.stages import Measured, measure
@@ -205,7 +206,7 @@ def _run(session: Session, stop_signal: StopSignal) -> int:
     session.log.write_to(session.directory, session.collective.rank)
     if session.reporter is not None:
         session.reporter.start(overrides=list(session.work.overrides), device=f"{PartialState().device}")
-    measured = _sweep(session, job, parts, chosen, stop_signal)
+    measured = _sweep(session, job, parts, chosen, stop_signal, _checkpoints(session, job))
     stop_signal.loop_ended()
     if session.reporter is not None:
         session.reporter.finish(measured.passes, measured.trials)
@@ -238,6 +239,15 @@ def _stage_b(session: Session, job: Config) -> tuple[Regime, Parts]:
     return chosen, parts
 
 
+def _checkpoints(session: Session, job: Config) -> Checkpoints:
+    """Where this run is saved, and what an earlier life of it has saved. Every rank must call this."""
+    assert session.directory is not None
+    folder = session.directory / CHECKPOINT_FOLDER
+    resumes = session.collective.rank == 0 and job.run.resume is not None
+    saved = session.collective.broadcast(checkpoints.read_newest(folder) if resumes else None)
+    return Checkpoints(folder, every_s=job.run.checkpoint_every_s, collective=session.collective, saved=saved)
+
+
 def _reporter(session: Session, job: Config) -> Reporter:
     world_size = session.collective.world_size
     words = [*session.work.options, *session.work.overrides]
@@ -268,7 +278,9 @@ def _agree(collective: Collective, errors: list[str]) -> None:
         )
 
 
-def _sweep(session: Session, job: Config, parts: Parts, chosen: Regime, stop_signal: StopSignal) -> Measured:
+def _sweep(
+    session: Session, job: Config, parts: Parts, chosen: Regime, stop_signal: StopSignal, saved: Checkpoints
+) -> Measured:
     """Wrap the parts for the world, climb the ladder and what follows it."""
     accelerator = _accelerator(job, chosen, session.world.on_cpu)
     try:
@@ -280,6 +292,7 @@ def _sweep(session: Session, job: Config, parts: Parts, chosen: Regime, stop_sig
             reporter=session.reporter,
             stop_requested=lambda: stop_signal.requested,
             tell=session.work.on_step,
+            checkpoints=saved,
         )
     finally:
         accelerator.free_memory()

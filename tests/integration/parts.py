@@ -3,7 +3,9 @@
 import os
 import signal
 import time
+import typing
 import weakref
+from pathlib import Path
 from typing import ClassVar
 
 import torch
@@ -107,3 +109,54 @@ class FailsInEval(Net):
         if not self.training:
             raise RuntimeError("no evaluation with me")
         return super().forward(x)
+
+
+class Mortal(nn.Module):
+    """Has everything that a step changes: weights, buffers, and a use for random numbers. Dies as DIE says.
+
+    ``DIE=step:<n>:<rank>`` kills a rank in its n-th forward, ``DIE=save:<n>:<when>`` rank 0 in its n-th save: when half
+    of the file is written (half), all of it (written), or behind its renaming (renamed).
+    """
+
+    def __init__(self, seconds: float = 0.0) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Linear(64, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Dropout(0.2), nn.Linear(32, 10)
+        )
+        self.seconds = seconds
+        self.calls = 0
+        self.kind, _, rest = os.environ.get("DIE", "never::").partition(":")
+        first, _, self.where = rest.partition(":")
+        self.at = int(first or 0)
+        if self.kind == "save":
+            self._watch_saves()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Class scores, for as long as it lives."""
+        self.calls += 1
+        if self.kind == "step" and self.calls == self.at and os.environ.get("RANK", "0") == self.where:
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(self.seconds)
+        return self.layers(x)
+
+    def _watch_saves(self) -> None:
+        from lrrunner import checkpoints
+
+        save, sync_folder = torch.save, checkpoints._sync_folder
+        count = 0
+
+        def dying_save(content: object, file: typing.BinaryIO) -> None:
+            nonlocal count
+            count += 1
+            save(content, file)
+            if count == self.at and self.where == "half":
+                file.truncate(file.tell() // 2)
+            if count == self.at and self.where in ("half", "written"):
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        def dying_sync(folder: Path) -> None:
+            if count == self.at:
+                os.kill(os.getpid(), signal.SIGKILL)
+            sync_folder(folder)
+
+        checkpoints.torch.save, checkpoints._sync_folder = dying_save, dying_sync

@@ -86,8 +86,8 @@ def planned_batches(
         accumulation_steps=accumulation_steps,
     )
 
-    def batches(repeat: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        for indices in micro_batches(plan, seed=0, repeat=repeat, rank=world.rank):
+    def batches(repeat: int, first_step: int = 0) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        for indices in micro_batches(plan, seed=0, repeat=repeat, rank=world.rank, first_step=first_step):
             yield inputs[indices], targets[indices]
 
     return batches
