@@ -37,12 +37,13 @@ class JobLog:
         self._terminal.setFormatter(RedactingFormatter("lrrunner: %(message)s", redactor))
         self._early = MemoryHandler(capacity=1000, flushLevel=logging.CRITICAL + 1, flushOnClose=False)
         self._handlers: list[logging.Handler] = [self._terminal, self._early]
+        self._propagated = True
 
     def __enter__(self) -> Self:
         for handler in self._handlers:
             package_logger.addHandler(handler)
         package_logger.setLevel(logging.INFO)
-        package_logger.propagate = False
+        self._propagated, package_logger.propagate = package_logger.propagate, False
         logging.getLogger("hydra").setLevel(logging.CRITICAL)  # it logs what stage B reports in its own words
         return self
 
@@ -52,6 +53,7 @@ class JobLog:
         for handler in self._handlers:
             package_logger.removeHandler(handler)
             handler.close()
+        package_logger.propagate = self._propagated
 
     def write_to(self, directory: Path, rank: int) -> None:
         """ranks/<rank>.log, made when there is something to write; on a node without the directory, nowhere."""
