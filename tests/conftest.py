@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from lrrunner.logs import package_logger, wake_loggers
+
 ROOT = Path(__file__).resolve().parent.parent
 
 ALLOWED_ENVIRONMENT = {"PYTEST_CURRENT_TEST", "KMP_INIT_AT_FORK", "KMP_DUPLICATE_LIB_OK", "TORCHINDUCTOR_CACHE_DIR"}
@@ -26,6 +28,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if "soak" in item.keywords:
             item.add_marker(skip)
+
+
+@pytest.fixture(autouse=True)
+def awake_loggers() -> None:
+    """A test that lets Hydra set up its logging in this process silences those of the next ones."""
+    wake_loggers()
+    package_logger.propagate = True
 
 
 @pytest.fixture(autouse=True)
