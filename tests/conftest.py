@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import threading
@@ -35,6 +36,7 @@ def awake_loggers() -> None:
     """A test that lets Hydra set up its logging in this process silences those of the next ones."""
     wake_loggers()
     package_logger.propagate = True
+    logging.root.setLevel(logging.WARNING)
 
 
 @pytest.fixture(autouse=True)
