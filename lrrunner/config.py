@@ -34,6 +34,8 @@ BUDGET_SWEEPS = 5
 MIN_BUDGET_STEPS = 10
 """Less buys no training that says anything."""
 
+FSDP_NEEDS_RANKS = "train.fsdp must be false on 1 rank, got true; start several ranks with launch.num_processes=2, say"
+
 TRACKING_SCHEMES = ("sqlite", "http", "https", "postgresql", "mysql", "mssql", "databricks")
 
 
@@ -132,13 +134,17 @@ class DdpConfig:
 
 @dataclass(kw_only=True)
 class TrainConfig:
-    """How a step is trained. Null inherits what the launcher was told."""
+    """How a step is trained. Null inherits what the launcher was told.
+
+    ``fsdp`` shards parameters, gradients and optimizer state over the ranks (FSDP2) instead of copying them (DDP).
+    """
 
     mixed_precision: Precision | None = None
     accumulation_steps: int = 1
     max_grad_norm: float | None = None
     compile: bool | None = None
     sync_batchnorm: bool = False
+    fsdp: bool | None = None
     ddp: DdpConfig = field(default_factory=DdpConfig)
 
 
@@ -428,6 +434,8 @@ def _train_errors(job: Config, world_size: int) -> Iterator[str]:
             f"launch.num_processes must equal the {world_size} rank(s) that were started, got {claimed}; "
             f"start them with accelerate, on a CPU so: {command}"
         )
+    if train.fsdp and world_size == 1:
+        yield FSDP_NEEDS_RANKS
     if train.max_grad_norm is not None and not train.max_grad_norm > 0:
         yield f"train.max_grad_norm must be above 0, got {train.max_grad_norm:g}; null turns clipping off"
     if train.accumulation_steps < 1:

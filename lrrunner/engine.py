@@ -24,6 +24,7 @@ from lrrunner.core.smoothing import Ema
 from lrrunner.core.stopping import StopRule
 from lrrunner.learning_rate import LearningRate
 from lrrunner.records import Step, Stop, StopReason
+from lrrunner.sharding import local_part
 from lrrunner.snapshot import RngState, Snapshot, seed_rngs
 
 MAX_SKIPS_IN_A_ROW = 10
@@ -63,7 +64,7 @@ class Trainable:
     """What one rank trains, and how.
 
     Attributes:
-        model: Wrapped for the world (DDP, say), on its device.
+        model: Wrapped for the world (DDP, FSDP2), on its device.
         optimizer: Holds the model's parameters; its LRs are the base LRs.
         objective: Gives the loss of a micro-batch.
         micro_batch_size: Samples of a micro-batch: the items behind a loss that comes without a count.
@@ -72,6 +73,7 @@ class Trainable:
         scaler: Gradient scaler for fp16.
         autocast: Context for the forward pass.
         no_sync: Context in which backward leaves gradients local.
+        whole_norm: L2 norm of this rank's gradients -> that of the whole gradient, which may be shared out among ranks.
         to_device: Moves a batch to the model's device.
     """
 
@@ -84,6 +86,7 @@ class Trainable:
     scaler: torch.amp.GradScaler | None = None
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
     no_sync: Callable[[], AbstractContextManager[Any]] = nullcontext
+    whole_norm: Callable[[torch.Tensor], torch.Tensor] = lambda norm: norm
     to_device: Callable[[Any], Any] = lambda batch: batch
 
     @property
@@ -443,12 +446,13 @@ class _Climb:
 
     def _grad_norm(self) -> torch.Tensor:
         """L2 norm of the averaged gradient; a zero-dimensional tensor on the gradient's device."""
-        gradients = [p.grad for p in self._parameters if p.grad is not None]
+        gradients = [local_part(p.grad) for p in self._parameters if p.grad is not None]
         gradients = [g.coalesce().values() if g.is_sparse else g for g in gradients]
         if self._on_cpu and gradients:  # half the time of torch's own, which first sorts by device and type
             norm: torch.Tensor = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in gradients]))
-            return norm
-        return torch.nn.utils.get_total_norm(gradients)
+        else:
+            norm = torch.nn.utils.get_total_norm(gradients)
+        return self._trainable.whole_norm(norm)
 
     def _step_optimizer(self) -> bool:
         """Step; True when the scaler found an overflow and skipped it."""
