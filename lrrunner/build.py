@@ -18,7 +18,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from lrrunner import sharding
-from lrrunner.config import FSDP_NEEDS_RANKS, Config
+from lrrunner.config import FSDP_NEEDS_RANKS, Config, Monitor
 from lrrunner.core.batches import BatchPlan, micro_batches
 from lrrunner.engine import Objective
 from lrrunner.launch import launcher_says
@@ -349,13 +349,17 @@ def _optimizer(job: Config, model: nn.Module, errors: list[str]) -> torch.optim.
 
 
 def _validation(job: Config, errors: list[str]) -> Dataset[Any] | None:
-    """The validation set, built where confirmation runs read it; else only its name and arguments are checked."""
-    if not job.confirm.enabled:
+    """The validation set, built where it is read; else only its name and arguments are checked."""
+    if not job.confirm.enabled and job.sweep.monitor == Monitor.train:
         _target("data.val", job.data.val, errors)
         return None
     dataset: Dataset[Any] | None = _made("data.val", job.data.val, errors)
-    if dataset is not None:
-        _length("data.val", dataset, errors)
+    num_samples = 0 if dataset is None else _length("data.val", dataset, errors)
+    if job.sweep.monitor == Monitor.val and 0 < num_samples < job.data.global_batch_size:
+        errors.append(
+            f"data.val must hold at least one global batch of {job.data.global_batch_size} samples for "
+            f"sweep.monitor=val, got {num_samples}; hold out more, or lower data.global_batch_size"
+        )
     return dataset
 
 

@@ -111,10 +111,7 @@ class Snapshot:
         self._model, self._optimizer, self._scaler = model, optimizer, scaler
         self._parameters = [_SavedTensor.of(p) for p in model.parameters()]
         self._gradients = [None if p.grad is None else _SavedTensor.of(p.grad) for p in model.parameters()]
-        self._buffers = [
-            (module, {name: (buffer, _saved(buffer)) for name, buffer in module._buffers.items()})
-            for module in model.modules()
-        ]
+        self._buffers = saved_buffers(model)
         self._training = [module.training for module in model.modules()]
         self._optimizer_state = {param: _saved(state) for param, state in optimizer.state.items()}
         self._groups = [
@@ -131,8 +128,7 @@ class Snapshot:
         ):
             values.write_to(parameter)
             parameter.grad = None if gradient is None else gradient.tensor()
-        for module, buffers in self._buffers:
-            _restore_buffers(module, buffers)
+        restore_buffers(self._buffers)
         for module, training in zip(self._model.modules(), self._training, strict=True):
             module.training = training
         self._restore_optimizer()
@@ -195,6 +191,24 @@ class Snapshot:
                     value.write_to(group[key])  # compiled and capturable optimizers hold this very tensor
                 else:
                     group[key] = _restored(value)
+
+
+SavedBuffers = list[tuple[nn.Module, dict[str, tuple[torch.Tensor | None, Any]]]]
+"""Every module and, by name, its buffers and copies of them."""
+
+
+def saved_buffers(model: nn.Module) -> SavedBuffers:
+    """Copies of all buffers, for :func:`restore_buffers`."""
+    return [
+        (module, {name: (buffer, _saved(buffer)) for name, buffer in module._buffers.items()})
+        for module in model.modules()
+    ]
+
+
+def restore_buffers(saved: SavedBuffers) -> None:
+    """Put the very buffers back, with their values."""
+    for module, buffers in saved:
+        _restore_buffers(module, buffers)
 
 
 def _restore_buffers(module: nn.Module, buffers: dict[str, tuple[torch.Tensor | None, Any]]) -> None:
