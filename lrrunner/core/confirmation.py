@@ -16,7 +16,7 @@ from typing import NamedTuple
 from lrrunner.records import Suggestion, Trial, Verdict
 
 STEPS_PER_DECADE = 3
-"""Trials lie a third of a decade apart: on the development jobs the loss at the end changes by about a hundredth of the
+"""Trials lie a third of a decade apart: on the development jobs the loss at the end changes by about a fiftieth of the
 achievable improvement from the best LR to its neighbour (scripts/benchmarks/regret.md)."""
 
 SHORT_SHARE = 14
