@@ -39,8 +39,8 @@ alone, with its own best divisor, loses 1.9 to 3.4 times as much as `auto` (`reg
 `--leave-one-out`; scripts/benchmarks/regret.md)."""
 
 CLEAR_FALL = 10.0
-"""A fall of so many standard deviations of the noise bounds the suggestion; the steepest point of a smaller one may be an
-accident. From 3 to 10 the development jobs lose the same (`regret.py --landmarks`)."""
+"""A fall of so many standard deviations of the noise bounds the suggestion; the steepest point of a smaller one may be
+an accident. From 3 to 10 the development jobs lose the same (`regret.py --landmarks`)."""
 
 ABOVE_FALL = 2.0
 """No LR this much above the estimate from a clear fall is suggested: where the loss falls stands out more surely than
