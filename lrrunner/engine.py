@@ -524,7 +524,7 @@ class _Climb:
                     row[Column.LOSS_SUM] / row[Column.ITEMS] if row[Column.ITEMS] else math.nan for row in rows
                 ),
                 val_loss=None if evaluation is None else evaluation.loss,
-                val_items=math.nan if evaluation is None else evaluation.num_items,
+                val_items=0.0 if evaluation is None else evaluation.num_items,
                 is_monitored=self._evaluate is None or evaluation is not None,
             )
         )

@@ -61,7 +61,7 @@ class Step:
         timestamp_ms: Unix time in milliseconds at which the step's loss was read.
         rank_losses: Each rank's own mean loss, in rank order.
         val_loss: Raw validation loss behind the step, where the sweep monitors it and the step was evaluated.
-        val_items: Items behind ``val_loss``, over all ranks.
+        val_items: Items behind ``val_loss``, over all ranks; 0 without it.
         is_monitored: False for a step that was not evaluated where the sweep monitors the validation loss.
     """
 
@@ -78,7 +78,7 @@ class Step:
     timestamp_ms: int = 0
     rank_losses: tuple[float, ...] = ()
     val_loss: float | None = None
-    val_items: float = math.nan
+    val_items: float = 0.0
     is_monitored: bool = True
 
     @property
