@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 import lrrunner
 from lrrunner import checkpoints, report
-from lrrunner.config import Config, batch_summary, budget_steps
+from lrrunner.config import Config, Monitor, batch_summary, budget_steps
 from lrrunner.confirm import Trials
 from lrrunner.core.confirmation import PlannedTrial, confirmed, not_confirmed
 from lrrunner.core.extension import Extension
@@ -98,15 +98,16 @@ class Reporter:
 
     def _run_directory(self) -> RunDirectory:
         """A new one, or the one to go on in."""
-        run = self._job.run
+        run, monitors_val = self._job.run, self._job.sweep.monitor == Monitor.val
         if run.resume is None:
-            return RunDirectory(Path(run.dir) if run.dir else new_run_path(), self._redactor)
+            path = Path(run.dir) if run.dir else new_run_path()
+            return RunDirectory(path, self._redactor, monitors_val=monitors_val)
         path = Path(run.resume).expanduser()
         if errors := directory_errors({"dir": run.dir, "resume": run.resume}):
             raise ConfigError(errors)
         if errors := differences(path, self._redactor.tree(self._config), world_size=self._world_size):
             raise ConfigError(errors)
-        return RunDirectory(path, self._redactor, resumed=True)
+        return RunDirectory(path, self._redactor, monitors_val=monitors_val, resumed=True)
 
     def discard(self) -> None:
         """The run does not start: leave nothing behind."""

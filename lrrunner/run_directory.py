@@ -73,6 +73,7 @@ class RunDirectory:
     Args:
         path: Where; made if missing. It must not hold a run yet, unless ``resumed``.
         redactor: Masks secrets in everything written.
+        monitors_val: Records have a column ``val_loss``, empty where a step was not evaluated.
         resumed: Go on with the run in it. The rows it has stay; one that is recorded again is only compared, and what
             follows the first one that differs gives way.
 
@@ -80,7 +81,8 @@ class RunDirectory:
         ConfigError: the directory cannot be written, or holds a run already.
     """
 
-    def __init__(self, path: Path, redactor: Redactor, *, resumed: bool = False) -> None:
+    def __init__(self, path: Path, redactor: Redactor, *, monitors_val: bool = False, resumed: bool = False) -> None:
+        self._record_columns = (*RECORD_COLUMNS, "val_loss") if monitors_val else RECORD_COLUMNS
         self.path = path.expanduser().resolve()
         self._redactor = redactor
         self._resumed = resumed
@@ -91,7 +93,7 @@ class RunDirectory:
             (self.path / "ranks").mkdir(parents=True, exist_ok=True)
             if not resumed and (self.path / "status.json").exists():
                 raise ConfigError([f"run.dir must not hold a run yet, got {path}; choose another directory"])
-            self._records = self._table("records.csv", RECORD_COLUMNS)
+            self._records = self._table("records.csv", self._record_columns)
         except OSError as error:
             reason = error.strerror or str(error)
             raise ConfigError(
@@ -136,7 +138,7 @@ class RunDirectory:
         Returns:
             The step, with the times of an earlier life that recorded it already.
         """
-        known = self._records.write([getattr(step, name) for name in RECORD_COLUMNS])
+        known = self._records.write([getattr(step, name) for name in self._record_columns])
         if time.monotonic() - self._status_time > STATUS_INTERVAL_S:
             self.update_status(last_step=step.step)
         return _at_its_time(step, known)

@@ -114,6 +114,17 @@ def test_more_ranks_than_gpus_are_refused() -> None:
     assert machine_errors(container, ()) == []
 
 
+def test_a_launch_file_for_deepspeed_is_refused(tmp_path: Path) -> None:
+    """Its engine steps by itself, whatever the sweep sets; the message names the way out."""
+    file = tmp_path / "mine.yaml"
+    file.write_text("distributed_type: DEEPSPEED\n")
+    container = compose_job(["launch.num_processes=2", f"launch.config_file={file}"], world_size=None)
+    assert machine_errors(container, ()) == [
+        f"the launcher must not use DeepSpeed, whose engine steps by itself, got launch.config_file={file}; leave it "
+        "out, and share parameters out with train.fsdp=true"
+    ]
+
+
 def test_gpus_are_those_that_the_user_shows() -> None:
     """An empty list hides them all."""
     assert visible_gpus({"CUDA_VISIBLE_DEVICES": "GPU-a, GPU-b"}) == ("GPU-a", "GPU-b")

@@ -30,6 +30,10 @@ MISTAKES = {
     "confirm.horizon=0": "confirm.horizon must be at least 1, got 0; null is a training of unknown length",
     "confirm.budget_steps=9": "confirm.budget_steps must be at least 10, got 9; null takes 5 x sweep.num_steps",
     "confirm.schedule=linear": "confirm.schedule must be one of constant, cosine; got linear",
+    "sweep.monitor=test": "sweep.monitor must be one of train, val; got test",
+    "sweep.val_every=0": "sweep.val_every must lie between 1 and sweep.num_steps=100, got 0; try 1",
+    "sweep.val_every=101": "sweep.val_every must lie between 1 and sweep.num_steps=100, got 101; try 1",
+    "sweep.val_batches=0": "sweep.val_batches must be at least 1, got 0; try 2",
     "sweep.auto_range=perhaps": "sweep.auto_range must be true or false, got perhaps; correct the value",
     "suggestion.method=best": (
         "suggestion.method must be one of auto, steepest, minimum, valley, slide, largest_drop; got best"
@@ -116,6 +120,14 @@ def test_a_claimed_world_must_be_the_world() -> None:
     assert error.startswith("launch.num_processes must equal the 1 rank(s) that were started, got 2;")
     assert "ACCELERATE_USE_CPU=1 accelerate launch --multi_gpu --num_processes 2 -m lrrunner" in error
     assert compose_job(["launch.num_processes=2"], world_size=2)["launch"]["num_processes"] == 2
+
+
+def test_one_rank_has_nobody_to_share_parameters_with() -> None:
+    """Nor is there a validation loss to watch without a validation set."""
+    assert errors_of("train.fsdp=true", "sweep.monitor=val", "data.val=null", world_size=1) == (
+        "sweep.monitor must be train without data.val, got val; give data.val._target_=..., or leave it at train",
+        "train.fsdp must be false on 1 rank, got true; start several ranks with launch.num_processes=2, say",
+    )
 
 
 def test_an_unset_variable_is_named() -> None:
