@@ -22,7 +22,7 @@ from lrrunner.collectives import Collective
 from lrrunner.records import Step, Stop, StopReason, Trial, TrialOutcome
 from lrrunner.snapshot import RngState, Snapshot
 
-FORMAT = 1
+FORMAT = 2
 NUM_KEPT = 2
 
 logger = logging.getLogger(__name__)

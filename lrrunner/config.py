@@ -90,7 +90,7 @@ class DataConfig:
 
 @dataclass(kw_only=True)
 class SweepConfig:
-    """The ladder, the causal smoothing and the stop rule."""
+    """The ladder, the causal smoothing, the stop rule, and whether the noise in the gradient is measured beside."""
 
     start_lr: float = 1e-7
     end_lr: float = 10.0
@@ -103,6 +103,7 @@ class SweepConfig:
     seed: int = 0
     auto_range: bool = True
     sync_every_step: bool = False
+    noise_scale: bool = False
 
 
 @dataclass(kw_only=True)
@@ -439,6 +440,16 @@ def _train_errors(job: Config, world_size: int) -> Iterator[str]:
         yield (
             f"data.global_batch_size must be divisible by {world_size} ranks x {train.accumulation_steps} "
             f"accumulation steps = {parts}, got {batch}; use {nearest}"
+        )
+    if train.ddp.static_graph and world_size > 1 and train.accumulation_steps > 1:
+        yield (
+            "train.ddp.static_graph must be false with several accumulation steps (DDP fails on both), got true; "
+            "leave it out"
+        )
+    if job.sweep.noise_scale and world_size * train.accumulation_steps == 1:
+        yield (
+            "sweep.noise_scale compares gradients of several ranks or accumulation steps, got 1 rank x 1 accumulation "
+            "step; set train.accumulation_steps=2 or start more ranks"
         )
     loader = job.data.dataloader
     if loader.prefetch_factor is not None and loader.prefetch_factor < 1:

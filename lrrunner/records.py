@@ -60,6 +60,8 @@ class Step:
         elapsed_s: Seconds since the sweep began.
         timestamp_ms: Unix time in milliseconds at which the step's loss was read.
         rank_losses: Each rank's own mean loss, in rank order.
+        gradient_variance: Unbiased estimate of the trace of the covariance of one item's gradient; NaN where the step
+            gave none, None where nobody asked.
     """
 
     sweep_pass: int = 0
@@ -74,6 +76,7 @@ class Step:
     elapsed_s: float = 0.0
     timestamp_ms: int = 0
     rank_losses: tuple[float, ...] = ()
+    gradient_variance: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -187,6 +190,36 @@ class Confirmation:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class NoiseScale:
+    """At which batch size a larger one stops paying, as the noise in the gradient says.
+
+    Attributes:
+        critical_batch_size: Samples a step at which the noise of the mean gradient is as large as the gradient itself;
+            None where it was not measured, or no gradient stands out from its noise.
+        low: Lower end of a 90 % interval in samples; None where nothing was measured.
+        high: Upper end; None where the steps set no limit.
+        num_steps: Steps it was measured in.
+        last_lr: Highest LR of these.
+        reason: Why there is no number, and what to change; empty where there is one.
+    """
+
+    critical_batch_size: float | None = None
+    low: float | None = None
+    high: float | None = None
+    num_steps: int = 0
+    last_lr: float | None = None
+    reason: str = ""
+
+    def __str__(self) -> str:
+        if self.low is None:
+            return f"critical batch size: none   ({self.reason})"
+        if self.critical_batch_size is None:
+            return f"critical batch size: above {self.low:.3g}   ({self.reason})"
+        high = "no limit" if self.high is None else f"{self.high:.3g}"
+        return f"critical batch size: {self.critical_batch_size:.3g}   [{self.low:.3g}, {high}]"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class RangeTest:
     """A whole range test: the records of every pass and repeat, where each ladder ended, what it suggests.
 
@@ -200,6 +233,7 @@ class RangeTest:
         curve_pass: The pass whose curve the suggestion was read from; None is the last one.
         trials: Confirmation runs, in order.
         confirmation: What these were compared on; None without any.
+        noise_scale: What the noise in the gradient says about the batch size; None where nobody asked.
     """
 
     steps: tuple[Step, ...]
@@ -211,6 +245,7 @@ class RangeTest:
     curve_pass: int | None = None
     trials: tuple[Trial, ...] = ()
     confirmation: Confirmation | None = None
+    noise_scale: NoiseScale | None = None
 
     @property
     def curve_steps(self) -> tuple[Step, ...]:

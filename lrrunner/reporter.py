@@ -19,11 +19,12 @@ from lrrunner.config import Config, batch_summary, budget_steps
 from lrrunner.confirm import Trials
 from lrrunner.core.confirmation import PlannedTrial, confirmed
 from lrrunner.core.extension import Extension
+from lrrunner.core.noise_scale import noise_scale
 from lrrunner.errors import ConfigError
 from lrrunner.passes import Passes
 from lrrunner.points import final_points, live_prefix, superseded
 from lrrunner.process import process_identity
-from lrrunner.records import Confirmation, RangeTest, Step, Trial, TrialOutcome
+from lrrunner.records import Confirmation, NoiseScale, RangeTest, Step, Trial, TrialOutcome
 from lrrunner.redaction import Redactor
 from lrrunner.resume import code_versions, differences, directory_errors
 from lrrunner.run_directory import RunDirectory, new_run_path
@@ -99,15 +100,16 @@ class Reporter:
 
     def _run_directory(self) -> RunDirectory:
         """A new one, or the one to go on in."""
-        run = self._job.run
+        run, measures_noise = self._job.run, self._job.sweep.noise_scale
         if run.resume is None:
-            return RunDirectory(Path(run.dir) if run.dir else new_run_path(), self._redactor)
+            path = Path(run.dir) if run.dir else new_run_path()
+            return RunDirectory(path, self._redactor, noise_scale=measures_noise)
         path = Path(run.resume).expanduser()
         if errors := directory_errors({"dir": run.dir, "resume": run.resume}):
             raise ConfigError(errors)
         if errors := differences(path, self._redactor.tree(self._config), world_size=self._world_size):
             raise ConfigError(errors)
-        return RunDirectory(path, self._redactor, resumed=True)
+        return RunDirectory(path, self._redactor, resumed=True, noise_scale=measures_noise)
 
     def discard(self) -> None:
         """The run does not start: leave nothing behind."""
@@ -317,6 +319,18 @@ class Reporter:
             curve_pass=passes.curve_pass,
             trials=trials.trials,
             confirmation=confirmation,
+            noise_scale=self._noise_scale(passes),
+        )
+
+    def _noise_scale(self, passes: Passes) -> NoiseScale | None:
+        job = self._job
+        if not job.sweep.noise_scale:
+            return None
+        return noise_scale(
+            passes.curve_steps,
+            passes.suggestion,
+            beta=job.sweep.smoothing,
+            global_batch_size=job.data.global_batch_size,
         )
 
     def _draw(self, test: RangeTest) -> Path:

@@ -20,6 +20,7 @@ from lrrunner.core.schedule import LADDERS
 from lrrunner.core.stopping import stop_rule
 from lrrunner.engine import Ladder, SweepResult, Trainable, preserved, run_sweep
 from lrrunner.evaluation import Evaluation, evaluate
+from lrrunner.gradient_noise import GradientProbe
 from lrrunner.passes import Passes, run_passes
 from lrrunner.records import Step
 from lrrunner.reporter import Reporter
@@ -75,6 +76,7 @@ def measure(
         return batches_from(first_step, parts, job, plan, repeat=repeat, rank=collective.rank)
 
     on_step = _on_step(job, reporter, tell)
+    probe = GradientProbe(trainable.parameters) if job.sweep.noise_scale else None
 
     def climb(number: int, start_lr: float, end_lr: float) -> SweepResult:
         ladder = _ladder(job, number, start_lr, end_lr)
@@ -91,6 +93,7 @@ def measure(
             stop_requested=stop_requested,
             started=started,
             checkpoints=checkpoints,
+            probe=probe,
         )
 
     evaluate_now = _evaluator(job, parts, trainable, collective, stop_requested) if job.confirm.enabled else None
