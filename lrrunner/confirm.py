@@ -102,6 +102,7 @@ def run_trials(
     batches: Batches,
     evaluate: Callable[[], Evaluation],
     collective: Collective,
+    initial: Evaluation | None = None,
     listener: Listener | None = None,
     stop_requested: Callable[[], bool] = lambda: False,
     checkpoints: Checkpoints | None = None,
@@ -118,13 +119,13 @@ def run_trials(
         batches: Number of a data order -> endless micro-batches of this rank.
         evaluate: The loss of the model as it stands, the same on every rank.
         collective: The world this rank belongs to.
+        initial: What ``evaluate`` gave for the initial model, the same on every rank; None where it was not asked yet.
         listener: Follows the trials; may differ by rank.
         stop_requested: This rank's wish to stop, which all ranks then follow at the same step.
         checkpoints: Where the state is saved. A trial that an earlier life has ended is not run again, and the one that
-            it was in the middle of goes on there; the initial model is evaluated again.
+            it was in the middle of goes on there.
     """
-    with preserved(trainable):
-        first = evaluate()
+    first = evaluate_initial(trainable, evaluate) if initial is None else initial
     if first.requesting:
         return Trials(interruption=Stop(reason=StopReason.INTERRUPTED, step=0, ranks=first.requesting))
     if not math.isfinite(first.loss):
@@ -156,6 +157,12 @@ def run_trials(
             checkpoints.finish_trial(trial)
     trouble = "" if trials else "the budget allows no confirmation run; raise confirm.budget_steps"
     return Trials(tuple(trials), trouble=trouble, initial_loss=first.loss)
+
+
+def evaluate_initial(trainable: Trainable, evaluate: Callable[[], Evaluation]) -> Evaluation:
+    """The loss before any training; nothing is changed by asking. Every rank must call this."""
+    with preserved(trainable):
+        return evaluate()
 
 
 def _run_trial(

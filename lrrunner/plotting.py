@@ -195,7 +195,7 @@ def _say_empty(axes: Axes) -> None:
 def _candidates(test: RangeTest) -> tuple[dict[str, float | None], str]:
     """Every rule's LR on the sweep and the one that counts; where runs confirmed it, theirs does."""
     suggestion = test.suggestion
-    if test.confirmation is None or suggestion.lr is None:
+    if test.confirmation is None or test.confirmation.measured_steps is None:
         return suggestion.candidates, suggestion.method
     return {"confirmed": suggestion.lr, **suggestion.candidates}, "confirmed"
 

@@ -180,6 +180,8 @@ class Confirmation:
         horizon: Steps of the real training; None when it is not known.
         budget_steps: Optimizer steps that all of them together could plan.
         sweep: What the sweep suggested without them.
+        measured_steps: Length of the runs that the suggestion was read from; None where it is the sweep's own.
+        trouble: Why they could confirm nothing, in words; empty where they did.
     """
 
     schedule: str
@@ -187,6 +189,13 @@ class Confirmation:
     horizon: int | None
     budget_steps: int
     sweep: Suggestion
+    measured_steps: int | None = None
+    trouble: str = ""
+
+    @property
+    def is_extrapolated(self) -> bool:
+        """Whether the runs were shorter than the training that the suggestion is for."""
+        return self.measured_steps is not None and self.horizon is not None and self.horizon > self.measured_steps
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -232,7 +241,7 @@ class RangeTest:
         passes: The ladders; empty where nobody noted them.
         curve_pass: The pass whose curve the suggestion was read from; None is the last one.
         trials: Confirmation runs, in order.
-        confirmation: What these were compared on; None without any.
+        confirmation: What these were compared on and came to; None where nothing was to be confirmed.
         noise_scale: What the noise in the gradient says about the batch size; None where nobody asked.
     """
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lrrunner.config import Config, batch_summary
-from lrrunner.records import RangeTest, Stop, TrialOutcome
+from lrrunner.records import Confirmation, RangeTest, Stop, Suggestion, TrialOutcome
 
 
 def closing_lines(test: RangeTest, job: Config, *, directory: str, mlflow: str | None) -> list[str]:
@@ -46,31 +46,37 @@ def noise_in_words(test: RangeTest) -> str:
 
 
 def trials_in_words(test: RangeTest) -> str:
-    """How the confirmation runs went, beside what the sweep alone says; empty without any."""
-    confirmation, suggestion = test.confirmation, test.suggestion
-    _, not_confirmed, why = suggestion.reason.partition("not confirmed: ")
+    """How the confirmation runs went, beside what the sweep alone says; empty where nothing was to be confirmed."""
+    confirmation = test.confirmation
     if confirmation is None:
-        return not_confirmed + why
+        return ""
+    not_confirmed = f"not confirmed: {confirmation.trouble}" if confirmation.trouble else ""
+    if not test.trials:
+        return not_confirmed
     lengths = sorted({trial.num_steps for trial in test.trials})
     outcomes = [trial.outcome for trial in test.trials]
     counts = [f"{outcomes.count(outcome)} {outcome}" for outcome in TrialOutcome if outcome in outcomes]
     of = f"{lengths[0]}" if len(lengths) == 1 else f"{lengths[0]} to {lengths[-1]}"
-    sweep = confirmation.sweep
-    alone = "" if sweep.lr is None or sweep.interval is None else f"; the sweep alone: {sweep.lr:.1e}"
-    if alone and sweep.interval is not None:
-        alone += f"   [{sweep.interval[0]:.1e}, {sweep.interval[1]:.1e}]"
     runs = "1 confirmation run" if len(outcomes) == 1 else f"{len(outcomes)} confirmation runs"
-    beyond = f", {not_confirmed}{why}" if not_confirmed else extrapolation_in_words(test)
-    return (
+    words = [
         f"{runs} of {of} steps ({confirmation.schedule} schedule, {', '.join(counts)}) compared on the "
-        f"{confirmation.monitored}{beyond}{alone}"
-    )
+        f"{confirmation.monitored}",
+        *([not_confirmed] if not_confirmed else []),
+        *([_extrapolation(confirmation)] if confirmation.is_extrapolated else []),
+    ]
+    return ", ".join(words) + _alone(confirmation.sweep)
 
 
-def extrapolation_in_words(test: RangeTest) -> str:
-    """From which length of run to which the confirmed LR was brought; empty where it was measured."""
-    _, extrapolated, rest = test.suggestion.reason.partition("extrapolated from ")
-    return f", {extrapolated}{rest.partition(' by ')[0]}" if extrapolated else ""
+def _extrapolation(confirmation: Confirmation) -> str:
+    """From which length of run to which the confirmed LR was brought."""
+    return f"extrapolated from {confirmation.measured_steps} to {confirmation.horizon} steps"
+
+
+def _alone(sweep: Suggestion) -> str:
+    """What the sweep says without confirmation."""
+    if sweep.lr is None or sweep.interval is None:
+        return ""
+    return f"; the sweep alone: {sweep.lr:.1e}   [{sweep.interval[0]:.1e}, {sweep.interval[1]:.1e}]"
 
 
 def stop_in_words(stop: Stop) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import logging
 import socket
 import sys
@@ -17,14 +16,14 @@ import lrrunner
 from lrrunner import checkpoints, report
 from lrrunner.config import Config, batch_summary, budget_steps
 from lrrunner.confirm import Trials
-from lrrunner.core.confirmation import PlannedTrial, confirmed
+from lrrunner.core.confirmation import PlannedTrial, confirmed, not_confirmed
 from lrrunner.core.extension import Extension
 from lrrunner.core.noise_scale import noise_scale
 from lrrunner.errors import ConfigError
 from lrrunner.passes import Passes
 from lrrunner.points import final_points, live_prefix, superseded
 from lrrunner.process import process_identity
-from lrrunner.records import Confirmation, NoiseScale, RangeTest, Step, Trial, TrialOutcome
+from lrrunner.records import Confirmation, NoiseScale, RangeTest, Step, Suggestion, Trial, TrialOutcome
 from lrrunner.redaction import Redactor
 from lrrunner.resume import code_versions, differences, directory_errors
 from lrrunner.run_directory import RunDirectory, new_run_path
@@ -288,33 +287,13 @@ class Reporter:
             logger.warning("MLflow is missing something (%s); the run directory has it all", self._mlflow.error)
 
     def _range_test(self, passes: Passes, trials: Trials) -> RangeTest:
-        job, sweep = self._job, passes.suggestion
-        suggestion, confirmation = sweep, None
-        if trials.trouble:
-            suggestion = dataclasses.replace(sweep, reason=f"{sweep.reason}; not confirmed: {trials.trouble}")
-        elif trials.trials:
-            confirmation = Confirmation(
-                schedule=job.confirm.schedule.value,
-                monitored="training loss" if job.data.val is None else "validation loss",
-                horizon=job.confirm.horizon,
-                budget_steps=budget_steps(job),
-                sweep=sweep,
-            )
-            ended = [trial for trial in trials.trials if trial.outcome != TrialOutcome.INTERRUPTED]
-            if ended:
-                suggestion = confirmed(
-                    sweep,
-                    ended,
-                    horizon=confirmation.horizon,
-                    monitored=confirmation.monitored,
-                    initial_loss=trials.initial_loss,
-                )
+        suggestion, confirmation = self._confirmed(passes.suggestion, trials)
         return RangeTest(
             steps=tuple(self._recorded),
             stops=passes.stops,
             suggestion=suggestion,
             world_size=self._world_size,
-            global_batch_size=job.data.global_batch_size,
+            global_batch_size=self._job.data.global_batch_size,
             passes=passes.ladders,
             curve_pass=passes.curve_pass,
             trials=trials.trials,
@@ -332,6 +311,29 @@ class Reporter:
             beta=job.sweep.smoothing,
             global_batch_size=job.data.global_batch_size,
         )
+
+    def _confirmed(self, sweep: Suggestion, trials: Trials) -> tuple[Suggestion, Confirmation | None]:
+        """What the sweep and its confirmation runs support together, and what these came to."""
+        if not trials.trials and not trials.trouble:
+            return sweep, None
+        job = self._job
+        monitored = "training loss" if job.data.val is None else "validation loss"
+        horizon = job.confirm.horizon
+        ended = [trial for trial in trials.trials if trial.outcome != TrialOutcome.INTERRUPTED]
+        if trials.trouble:
+            found = not_confirmed(sweep, trials.trouble)
+        else:
+            found = confirmed(sweep, ended, horizon=horizon, monitored=monitored, initial_loss=trials.initial_loss)
+        confirmation = Confirmation(
+            schedule=job.confirm.schedule.value,
+            monitored=monitored,
+            horizon=horizon,
+            budget_steps=budget_steps(job),
+            sweep=sweep,
+            measured_steps=found.measured_steps,
+            trouble=found.trouble,
+        )
+        return found.suggestion, confirmation
 
     def _draw(self, test: RangeTest) -> Path:
         from lrrunner.plotting import lr_sweep_figure, save_png

@@ -17,7 +17,7 @@ from typing import Any, Self
 import yaml
 
 from lrrunner.errors import ConfigError
-from lrrunner.records import RangeTest, Step, Trial, TrialOutcome
+from lrrunner.records import RangeTest, Step, Trial
 from lrrunner.redaction import Redactor
 from lrrunner.run_files import read_status
 from lrrunner.table import Table
@@ -229,21 +229,19 @@ def _pass_content(test: RangeTest, number: int) -> dict[str, Any]:
 
 
 def _confirmation_content(test: RangeTest) -> dict[str, Any] | None:
-    """What was measured, beside what the sweep alone says; null without confirmation runs."""
+    """What was measured, beside what the sweep alone says; null where nothing was to be confirmed."""
     confirmation = test.confirmation
     if confirmation is None:
         return None
-    finished = [trial for trial in test.trials if trial.outcome == TrialOutcome.FINISHED]
-    longest = max((trial.num_steps for trial in finished), default=None)
-    horizon = confirmation.horizon
     return {
         "schedule": confirmation.schedule,
         "monitored": confirmation.monitored,
         "budget_steps": confirmation.budget_steps,
-        "horizon": horizon,
+        "horizon": confirmation.horizon,
         "num_trials": len(test.trials),
-        "measured_steps": longest,
-        "extrapolated_to_steps": horizon if horizon and longest and horizon > longest else None,
+        "measured_steps": confirmation.measured_steps,
+        "extrapolated_to_steps": confirmation.horizon if confirmation.is_extrapolated else None,
+        "trouble": confirmation.trouble or None,
         "sweep_lr": confirmation.sweep.lr,
         "sweep_interval": confirmation.sweep.interval,
     }

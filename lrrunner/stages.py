@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from lrrunner import collectives
@@ -12,17 +12,17 @@ from lrrunner.build import Parts, batch_plan, batches_from, evaluation_loader
 from lrrunner.checkpoints import Checkpoints
 from lrrunner.collectives import Collective
 from lrrunner.config import Config, budget_steps
-from lrrunner.confirm import Trials, TrialSettings, num_evaluated, run_trials
+from lrrunner.confirm import Plan, Trials, TrialSettings, evaluate_initial, num_evaluated, run_trials
 from lrrunner.core.batches import EVALUATION, evaluation_batches
-from lrrunner.core.confirmation import next_trial
+from lrrunner.core.confirmation import PlannedTrial, next_trial
 from lrrunner.core.curve import curve_from_steps
 from lrrunner.core.schedule import LADDERS
 from lrrunner.core.stopping import stop_rule
-from lrrunner.engine import Ladder, SweepResult, Trainable, preserved, run_sweep
+from lrrunner.engine import Ladder, SweepResult, Trainable, run_sweep
 from lrrunner.evaluation import Evaluation, evaluate
 from lrrunner.gradient_noise import GradientProbe
 from lrrunner.passes import Passes, run_passes
-from lrrunner.records import Step
+from lrrunner.records import Step, Trial
 from lrrunner.reporter import Reporter
 from lrrunner.snapshot import seed_rngs
 
@@ -68,7 +68,6 @@ def measure(
     """
     plan = batch_plan(job, num_samples=parts.num_samples, world_size=collective.world_size)
     started = time.perf_counter()
-
     if checkpoints is not None:
         started -= max((step.elapsed_s for step in checkpoints.known_steps("sweep/")), default=0.0)
 
@@ -97,9 +96,8 @@ def measure(
         )
 
     evaluate_now = _evaluator(job, parts, trainable, collective, stop_requested) if job.confirm.enabled else None
-    if evaluate_now is not None:  # what is wrong with data.val shows before the sweep, not behind it
-        with preserved(trainable):
-            evaluate_now()
+    # what is wrong with data.val shows before the sweep, not behind it
+    initial = evaluate_initial(trainable, evaluate_now) if evaluate_now is not None else None
     passes = run_passes(
         climb,
         job.sweep,
@@ -111,27 +109,36 @@ def measure(
         return Measured(passes, Trials())
     if reporter is not None:
         reporter.on_passes(passes)
-    curve = curve_from_steps(passes.curve_steps, beta=job.sweep.smoothing)
-    noise = curve.noise if curve is not None else 0.0
     trials = run_trials(
         _trial_settings(job),
-        plan=lambda trials, initial_loss: next_trial(
-            passes.suggestion,
-            trials,
-            budget_steps=budget_steps(job),
-            horizon=job.confirm.horizon,
-            initial_loss=initial_loss,
-            noise=noise,
-        ),
+        plan=_plan(job, passes),
         trainable=trainable,
         batches=batches,
         evaluate=evaluate_now,
         collective=collective,
+        initial=initial,
         listener=reporter,
         stop_requested=stop_requested,
         checkpoints=checkpoints,
     )
     return Measured(passes, trials)
+
+
+def _plan(job: Config, passes: Passes) -> Plan:
+    """Which confirmation run comes next, behind what the sweep suggests and the noise of its curve."""
+    curve = curve_from_steps(passes.curve_steps, beta=job.sweep.smoothing)
+
+    def plan(trials: Sequence[Trial], initial_loss: float) -> PlannedTrial | None:
+        return next_trial(
+            passes.suggestion,
+            trials,
+            budget_steps=budget_steps(job),
+            horizon=job.confirm.horizon,
+            initial_loss=initial_loss,
+            noise=curve.noise if curve is not None else 0.0,
+        )
+
+    return plan
 
 
 def _on_step(job: Config, reporter: Reporter | None, tell: Callable[[int], None]) -> Callable[[Step], None]:

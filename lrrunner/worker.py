@@ -252,6 +252,7 @@ def _reporter(session: Session, job: Config) -> Reporter:
     world_size = session.collective.world_size
     words = [*session.work.options, *session.work.overrides]
     num_started = 1 if session.work.supervised else world_size
+    store_is_silent = session.work.supervised and session.work.run_id is None and job.run.resume is None
     return Reporter(
         job=job,
         config=session.config,
@@ -259,7 +260,7 @@ def _reporter(session: Session, job: Config) -> Reporter:
         world_size=world_size,
         redactor=session.redactor,
         run_id=session.work.run_id,
-        tracked=session.work.run_id is not None or not session.work.supervised,
+        tracked=not store_is_silent,
         tell=session.work.on_step,
     )
 

@@ -16,7 +16,7 @@ from typing import NamedTuple
 from lrrunner.records import Suggestion, Trial, Verdict
 
 STEPS_PER_DECADE = 3
-"""Trials lie a third of a decade apart: on the development jobs the loss at the end changes by about a hundredth of the
+"""Trials lie a third of a decade apart: on the development jobs the loss at the end changes by about a fiftieth of the
 achievable improvement from the best LR to its neighbour (scripts/benchmarks/regret.md)."""
 
 SHORT_SHARE = 14
@@ -51,6 +51,20 @@ class PlannedTrial(NamedTuple):
     num_steps: int
 
 
+class Confirmed(NamedTuple):
+    """What a sweep and its confirmation runs support together.
+
+    Attributes:
+        suggestion: What to train with.
+        measured_steps: Length of the runs that it was read from; None where it is the sweep's own.
+        trouble: Why the runs could confirm nothing, in words; empty where they did.
+    """
+
+    suggestion: Suggestion
+    measured_steps: int | None = None
+    trouble: str = ""
+
+
 class _Start(NamedTuple):
     """The loss before any training, and how much of a difference to it is noise."""
 
@@ -58,11 +72,11 @@ class _Start(NamedTuple):
     noise: float
 
     def is_near(self, loss: float) -> bool:
-        """Whether a loss has neither clearly fallen nor risen; no where that is not known."""
+        """Whether a loss lies clearly neither below nor above it; no where that is not known."""
         return abs(loss - self.loss) <= self.noise
 
-    def is_below(self, loss: float) -> bool:
-        """Whether a loss has clearly risen; no where that is not known."""
+    def has_risen_to(self, loss: float) -> bool:
+        """Whether a loss lies clearly above it; no where that is not known."""
         return loss > self.loss + self.noise
 
 
@@ -116,7 +130,7 @@ def _next_short(short: dict[int, float], start: _Start) -> int | None:
     if len(short) >= MAX_SHORT_TRIALS:
         return None
     best = _best(short, within=start.noise / 2)
-    if not math.isfinite(short[best]) or (start.is_below(short[best]) and best == min(short)):
+    if not math.isfinite(short[best]) or (start.has_risen_to(short[best]) and best == min(short)):
         return min(short) - DIVERGED_STEPS_BACK
     if start.is_near(short[best]):  # there, a lower LR is mostly nearer to the start, and says nothing
         return LOOK_UP if list(short) == [0] else None
@@ -135,7 +149,7 @@ def _next_long(short: dict[int, float], long: dict[int, float], start: _Start) -
         return None
     too_high = min((position for position, loss in (short | long).items() if math.isinf(loss)), default=None)
     if start.is_near(short[best]):
-        best, side = (best if start.is_below(short[0]) else 0), 1
+        best, side = (best if start.has_risen_to(short[0]) else 0), 1
         if too_high is not None and best + 1 >= too_high and best + 1 not in long:
             side = -1
     wanted = [best, best + side]
@@ -156,7 +170,7 @@ def confirmed(
     horizon: int | None,
     monitored: str,
     initial_loss: float = math.nan,
-) -> Suggestion:
+) -> Confirmed:
     """The sweep's suggestion, moved and narrowed by its confirmation runs.
 
     The lowest point of a parabola through the lowest loss of the longest trials and its two neighbours, losses capped
@@ -170,12 +184,12 @@ def confirmed(
         initial_loss: The same loss before any training; NaN when it is not known.
 
     Returns:
-        The sweep's own suggestion when nothing was compared, or nothing learnt; without an LR when every run diverged;
-        else with another LR, interval and reason. An interval ends at a trial's distance from the lowest loss, but is
-        open as far as the sweep's own where the lowest loss is the last one that was tried.
+        The sweep's own suggestion and the trouble when nothing was compared, or nothing learnt; without an LR when
+        every run diverged; else with another LR, interval and reason. An interval ends at a trial's distance from the
+        lowest loss, but is open as far as the sweep's own where the lowest loss is the last one that was tried.
     """
     if not trials:
-        return sweep
+        return Confirmed(sweep)
     diverged = [trial for trial in trials if not math.isfinite(trial.loss)]
     too_high = min((trial.lr for trial in diverged), default=math.inf)
     finished = [trial for trial in trials if trial.lr < too_high]
@@ -184,13 +198,14 @@ def confirmed(
             f"{len(diverged)} of {len(trials)} confirmation runs diverged, the lowest at {too_high:.1e}, and none "
             "below that finished; warm up, clip gradients (train.max_grad_norm), or raise confirm.budget_steps"
         )
-        return dataclasses.replace(sweep, lr=None, interval=None, verdict=Verdict.NO_DESCENT, reason=reason)
+        return Confirmed(_without_lr(sweep, reason))
     rung = _rung_to_believe(finished, too_high)
     best = rung.trials[rung.lowest]
     if len(rung.x) == 1:
-        return _not_confirmed(sweep, too_high, "a single run compares nothing; raise confirm.budget_steps")
+        return not_confirmed(sweep, "a single run compares nothing; raise confirm.budget_steps", too_high=too_high)
     if best.loss >= initial_loss:
-        return _not_confirmed(sweep, too_high, f"no run brought the {monitored} below its start, {initial_loss:.4g}")
+        why = f"no run brought the {monitored} below its start, {initial_loss:.4g}"
+        return not_confirmed(sweep, why, too_high=too_high)
     further = max(0.0, math.log10(horizon / best.num_steps)) if horizon is not None else 0.0
     log_lr = _lowest_point(rung, cap=initial_loss) - HORIZON_EXPONENT * further
     half_width = math.hypot(MEASURED_ERROR_DECADES, HORIZON_EXPONENT_ERROR * further)
@@ -200,12 +215,31 @@ def confirmed(
     if sweep.interval is not None and rung.is_last:
         high = max(high * 10 ** (1 / STEPS_PER_DECADE), sweep.interval[1])
     words = [_measured(trials, best, monitored), *_caveats(rung, horizon)]
-    if not rung.is_closed:
-        return dataclasses.replace(sweep, lr=10**log_lr, interval=(low, high), reason="; ".join([sweep.reason, *words]))
-    said = [sweep.reason] if sweep.verdict == Verdict.OK else []
-    return dataclasses.replace(
-        sweep, lr=10**log_lr, interval=(low, high), verdict=Verdict.OK, reason="; ".join([*said, *words])
-    )
+    verdict, said = sweep.verdict, [sweep.reason]
+    if rung.is_closed:
+        verdict, said = Verdict.OK, [sweep.reason] if sweep.verdict == Verdict.OK else []
+    reason = "; ".join([*said, *words])
+    found = dataclasses.replace(sweep, lr=10**log_lr, interval=(low, high), verdict=verdict, reason=reason)
+    return Confirmed(found, measured_steps=best.num_steps)
+
+
+def not_confirmed(sweep: Suggestion, why: str, *, too_high: float = math.inf) -> Confirmed:
+    """The sweep's word, which nothing has confirmed.
+
+    Args:
+        sweep: What the sweep suggests; it must have an LR.
+        why: Why nothing has, in words.
+        too_high: The lowest LR that was seen to diverge; the sweep's own LR does not stand from there on.
+    """
+    if sweep.lr is None:
+        raise ValueError("the sweep must have suggested an LR")
+    if sweep.lr >= too_high:
+        return Confirmed(_without_lr(sweep, f"a confirmation run diverged at {too_high:.1e}, and below it {why}"))
+    return Confirmed(dataclasses.replace(sweep, reason=f"{sweep.reason}; not confirmed: {why}"), trouble=why)
+
+
+def _without_lr(sweep: Suggestion, reason: str) -> Suggestion:
+    return dataclasses.replace(sweep, lr=None, interval=None, verdict=Verdict.NO_DESCENT, reason=reason)
 
 
 class _Rung(NamedTuple):
@@ -237,15 +271,6 @@ def _rung_to_believe(finished: Sequence[Trial], too_high: float) -> _Rung:
             lrs, losses = [*lrs, too_high], [*losses, math.inf]
         rungs.append(_Rung(trials, [math.log10(lr) for lr in lrs], losses, losses.index(min(losses))))
     return next((rung for rung in rungs if len(rung.x) > 1), rungs[0])
-
-
-def _not_confirmed(sweep: Suggestion, too_high: float, why: str) -> Suggestion:
-    """The sweep's word, unless it was seen to diverge."""
-    assert sweep.lr is not None
-    if sweep.lr >= too_high:
-        reason = f"a confirmation run diverged at {too_high:.1e}, and below it {why}"
-        return dataclasses.replace(sweep, lr=None, interval=None, verdict=Verdict.NO_DESCENT, reason=reason)
-    return dataclasses.replace(sweep, reason=f"{sweep.reason}; not confirmed: {why}")
 
 
 def _measured(trials: Sequence[Trial], best: Trial, monitored: str) -> str:

@@ -34,23 +34,28 @@ LR whose regret is within 0.015 of the lowest (scripts/benchmarks/regret.md). Fo
 BELOW_FALL = 2.0
 BELOW_BLOW_UP = 16.0
 BELOW_GRADIENT_RISE = 6.0
-"""How far below its landmark the best LR of a training lies on the development jobs (`regret.py --leave-one-out`)."""
+"""How far below its landmark the best LR of a training lies: from a grid on the development jobs, where each landmark
+alone, with its own best divisor, loses 1.4 to 2.6 times as much as the median of the three (`regret.py --landmarks`,
+`--leave-one-out`; scripts/benchmarks/regret.md)."""
 
 GRADIENT_RISE = 1.5
-"""A gradient norm this much above its initial level has left the region that the training starts in."""
+"""A gradient norm this much above its initial level has left the region that the training starts in; 1.3 and 1.8 lose
+0.002 and 0.004 more (`regret.py --landmarks`)."""
 
 UNSEEN_DIVERGENCE = 5.0
 """A divergence beyond the ladder is taken to lie this far above the minimum; where one is seen on the development jobs,
 it lies 2.5 to 7.7 times above it (quartiles of 48 sweeps)."""
 
 LOST_SHARE = 0.75
-"""A loss that has lost this share of its fall again has blown up, whether or not it comes back."""
+"""A loss that has lost this share of its fall again has blown up, whether or not it comes back; a half and the whole
+are as good to 0.0005, a third is 0.010 worse (`regret.py --landmarks`)."""
 
 CLEAR_OF_NOISE = 3.0
 """Standard deviations above its limit at which the median of three losses is no accident."""
 
 GRADIENT_NOISE = 2.0
-"""The same for logarithms of gradient norms: one landmark of three may be an accident now and then."""
+"""The same for logarithms of gradient norms: one landmark of three may be an accident now and then. 1.5 is as good, 3
+is 0.001 worse (`regret.py --landmarks`)."""
 
 NUM_REDRAWS = 200
 NON_FINITE_START_STEPS = 3
@@ -73,9 +78,7 @@ def auto(curve: Curve) -> float | None:
     Where the loss falls: half of the geometric mean of its steepest point and its minimum (of its start, while no fall
     stands out of the noise). Where the loss blows up: a 16th of the LR at which the raw loss, as a median of three, has
     first lost three quarters of its fall again, clear of the noise. Where the gradient grows: a sixth of the LR at
-    which its norm, as a median of three, first stands half above its initial level. The divisors come from a grid on
-    the development jobs, where each of the three alone loses twice as much as their median
-    (scripts/benchmarks/regret.md, also left-one-out).
+    which its norm, as a median of three, first stands half above its initial level.
     """
     logs = _auto_log_lrs(curve, curve.loss[:, None])
     return float(10 ** logs[0])
@@ -202,7 +205,8 @@ def suggest(steps: Sequence[Step], stops: Sequence[Stop], *, method: str = "auto
             reason=finding.reason,
             candidates=dict.fromkeys(RULES),
         )
-    candidates = {name: find(curve) for name, find in RULES.items()}
+    falls = finding.verdict != Verdict.NO_DESCENT  # else only `auto` has something to read, where the loss blows up
+    candidates = {name: find(curve) if falls or find is auto else None for name, find in RULES.items()}
     lr = candidates[method]
     if lr is None:
         reason = f"the rule {method} found no point; use suggestion.method=auto"

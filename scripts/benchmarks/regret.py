@@ -16,7 +16,7 @@ import math
 import multiprocessing
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,9 +24,9 @@ from typing import Any
 import numpy as np
 
 from lrrunner.core import suggestion
-from lrrunner.core.curve import curve_from_steps
+from lrrunner.core.curve import Curve, curve_from_steps
 from lrrunner.core.schedule import SCHEDULES
-from lrrunner.core.suggestion import RULES
+from lrrunner.core.suggestion import RULES, landmarks
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
@@ -62,15 +62,21 @@ def main() -> None:
     parser.add_argument("--fast", action="store_true", help="score on the kept results only")
     parser.add_argument("--data-root", type=Path, help="folder with mnist/ and tinyshakespeare/, for two more jobs")
     parser.add_argument("--leave-one-out", action="store_true", help="fit the constants of `auto` to all jobs but one")
+    parser.add_argument(
+        "--landmarks", action="store_true", help="what each landmark of `auto` and each constant is worth"
+    )
     parser.add_argument("--only", help="measure only the jobs that match this pattern")
     parser.add_argument("--plots", type=Path, metavar="FOLDER", help="draw the jobs and the lengths into this folder")
     arguments = parser.parse_args()
     kept: dict[str, Kept] = json.loads(DATA.read_text()) if DATA.exists() else {}
-    if not (arguments.fast or arguments.leave_one_out):
+    if not (arguments.fast or arguments.leave_one_out or arguments.landmarks):
         kept = measured(arguments.data_root, kept, arguments.only)
     jobs = {name: Known(job) for name, job in kept.items()}
     if arguments.leave_one_out:
         report_left_out(jobs)
+        return
+    if arguments.landmarks:
+        report_landmarks(jobs)
         return
     try:
         report(jobs)
@@ -255,19 +261,67 @@ def report_lengths(jobs: dict[str, Known]) -> None:
         print(f"| {words} | {' | '.join(f'{mean:.4f}' for _, mean, _ in points)} |")
 
 
-def report_left_out(jobs: dict[str, Known]) -> None:
-    """Print what `auto` loses on each job when its three divisors are fitted to all the others."""
-    names = ("BELOW_FALL", "BELOW_BLOW_UP", "BELOW_GRADIENT_RISE")
-    curves = {
+def report_landmarks(jobs: dict[str, Known]) -> None:
+    """Print what each landmark of `auto` loses alone, and what the median loses with other constants."""
+    curves = _curves(jobs)
+    print("| landmark alone, with its best divisor | divisor | regret |\n|---|---|---|")
+    seen = {name: [landmarks(curve) for curve in group] for name, group in curves.items()}
+    for landmark in ("fall", "blow_up", "gradient_rise"):
+        table = {
+            divisor: _mean_regret(
+                jobs,
+                {name: [(lrs.get(landmark) or math.nan) / divisor for lrs in group] for name, group in seen.items()},
+            )
+            for divisor in np.geomspace(0.5, 64, 43)
+        }
+        best = min(table, key=lambda divisor: table[divisor])
+        print(f"| {landmark} | {best:.1f} | {table[best]:.4f} |")
+    print("\n| constant | value: regret of auto |\n|---|---|")
+    for constant, values in {
+        "LOST_SHARE": (0.3, 0.5, 0.75, 1.0),
+        "GRADIENT_RISE": (1.3, 1.5, 1.8),
+        "GRADIENT_NOISE": (1.5, 2.0, 3.0),
+    }.items():
+        default, cells = getattr(suggestion, constant), []
+        for value in values:
+            setattr(suggestion, constant, value)
+            lrs = {name: [suggestion.auto(curve) for curve in group] for name, group in curves.items()}
+            cells.append(f"{value}: {_mean_regret(jobs, lrs):.4f}")
+        setattr(suggestion, constant, default)
+        print(f"| {constant} | {', '.join(cells)} |")
+
+
+def _curves(jobs: dict[str, Known]) -> dict[str, list[Curve]]:
+    """The curve of each sweep of each job."""
+    found = {
         name: [curve_from_steps(range_test(known, NUM_STEPS, seed).steps, beta=BETA) for seed in SWEEP_SEEDS]
         for name, known in jobs.items()
     }
+    return {name: [curve for curve in group if curve is not None] for name, group in found.items()}
+
+
+def _mean_regret(jobs: dict[str, Known], lrs: Mapping[str, Sequence[float | None]]) -> float:
+    """Mean over sweeps, then over jobs; a landmark that is not seen (NaN) costs 1."""
+    return float(
+        np.mean(
+            [
+                np.mean([regret(jobs[name].kept, None if lr is None or math.isnan(lr) else lr) for lr in group])
+                for name, group in lrs.items()
+            ]
+        )
+    )
+
+
+def report_left_out(jobs: dict[str, Known]) -> None:
+    """Print what `auto` loses on each job when its three divisors are fitted to all the others."""
+    names = ("BELOW_FALL", "BELOW_BLOW_UP", "BELOW_GRADIENT_RISE")
+    curves = _curves(jobs)
     table = {}
     for divisors in itertools.product((1.0, 1.4, 2.0, 2.8), (8.0, 11.0, 16.0, 23.0, 32.0), (3.0, 4.2, 6.0, 8.5)):
         for constant, divisor in zip(names, divisors, strict=True):
             setattr(suggestion, constant, divisor)
         table[divisors] = {
-            name: float(np.mean([regret(jobs[name].kept, suggestion.auto(curve)) for curve in group if curve]))
+            name: float(np.mean([regret(jobs[name].kept, suggestion.auto(curve)) for curve in group]))
             for name, group in curves.items()
         }
     chosen = []

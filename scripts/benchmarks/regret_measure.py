@@ -125,7 +125,7 @@ def confirmed_suggestion(known: Known, test: RangeTest, schedule: str, budget_st
         loss = known.trial(schedule, planned.lr, planned.num_steps, seed)
         number, steps = len(trials), planned.num_steps
         trials.append(Trial(trial=number, lr=planned.lr, num_steps=steps, num_steps_run=steps, loss=loss))
-    return confirmed(sweep, trials, horizon=horizon, monitored="validation loss", initial_loss=initial_loss)
+    return confirmed(sweep, trials, horizon=horizon, monitored="validation loss", initial_loss=initial_loss).suggestion
 
 
 def measure(data_root: Path | None, work: tuple[str, Kept]) -> tuple[str, Kept]:

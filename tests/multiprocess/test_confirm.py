@@ -69,7 +69,7 @@ def whole_run(dtype: torch.dtype, schedule: str) -> tuple[Suggestion, Suggestion
         evaluate=evaluator(part, dtype=dtype),
         collective=collective_for_world(),
     )
-    return sweep, confirmed(sweep, trials.trials, horizon=None, monitored="training loss"), trials
+    return sweep, confirmed(sweep, trials.trials, horizon=None, monitored="training loss").suggestion, trials
 
 
 def runs_of_every_regime() -> dict[tuple[torch.dtype, str], tuple[Suggestion, Suggestion, Trials]]:

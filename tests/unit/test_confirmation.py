@@ -8,10 +8,10 @@ import math
 from collections.abc import Callable, Sequence
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from lrrunner.core.confirmation import PlannedTrial, confirmed, next_trial
+from lrrunner.core.confirmation import STEPS_PER_DECADE, PlannedTrial, confirmed, next_trial
 from lrrunner.records import Suggestion, Trial, TrialOutcome, Verdict
 from tests.unit.curves import PROPERTY
 
@@ -101,7 +101,8 @@ def confirm(
     monitored: str = "validation loss",
 ) -> Suggestion:
     """What these trials make of the sweep's suggestion."""
-    return confirmed(sweep_at(start), trials, horizon=horizon, monitored=monitored, initial_loss=initial_loss)
+    found = confirmed(sweep_at(start), trials, horizon=horizon, monitored=monitored, initial_loss=initial_loss)
+    return found.suggestion
 
 
 def thirds(trials: Sequence[Trial], start: float = START) -> list[tuple[int, int]]:
@@ -294,8 +295,9 @@ def test_positions_survive_floating_point(start: float, offset: float, cliff: fl
 def test_lowest_point_of_a_parabola_is_found_exactly(offset: float, budget: int, log_start: float) -> None:
     """From 1.5 decades below or above; three points of a parabola leave no doubt where its vertex is.
 
-    At 1.5 itself the last two trials are equally good and rounding decides which one is better.
+    In the middle between two trials these are equally good, and rounding decides which one is better.
     """
+    assume(abs(STEPS_PER_DECADE * offset % 1 - 0.5) > 1e-6)
     trials = run_plan(valley(log_start + offset), start=10**log_start, budget=budget)
     assert decades(confirm(trials, start=10**log_start).lr) == pytest.approx(log_start + offset, abs=1e-6)
 
@@ -352,7 +354,7 @@ def test_any_budget_gives_an_answer_not_far_from_its_trials(offset: float, budge
 def test_no_trials_leave_the_suggestion_of_the_sweep() -> None:
     """A budget too small for anything takes nothing away."""
     sweep = sweep_at()
-    assert confirmed(sweep, [], horizon=1000, monitored="validation loss", initial_loss=2.0) is sweep
+    assert confirmed(sweep, [], horizon=1000, monitored="validation loss", initial_loss=2.0) == (sweep, None, "")
 
 
 @pytest.mark.parametrize(
@@ -514,10 +516,19 @@ def test_unfinished_long_rung_falls_back_to_the_short_one() -> None:
     assert decades(confirm(trials).lr) == pytest.approx(-3.0, abs=1e-9)
 
 
+def test_what_was_measured_is_told_apart_from_what_was_not() -> None:
+    """Closing lines and suggestion.json say which runs the LR was read from, or why none: not from the longest run."""
+    trials = [*trials_at({-1: 1.25, 0: 1.0, 1: 1.25}), *trials_at({0: 0.5}, num_steps=366)]
+    found = confirmed(sweep_at(), trials, horizon=None, monitored="validation loss")
+    assert (found.measured_steps, found.trouble) == (100, "")
+    alone = confirmed(sweep_at(), trials_at({0: 1.0}), horizon=None, monitored="validation loss")
+    assert (alone.measured_steps, alone.trouble) == (None, "a single run compares nothing; raise confirm.budget_steps")
+
+
 def test_a_bracketed_minimum_settles_the_verdict() -> None:
     """The sweep saw no fall; the trials did."""
     sweep = dataclasses.replace(sweep_at(), verdict=Verdict.NO_DESCENT, reason="no fall; try confirm.enabled=true")
-    found = confirmed(sweep, trials_at({-1: 1.2, 0: 1.0, 1: 1.2}), horizon=None, monitored="validation loss")
+    found = confirmed(sweep, trials_at({-1: 1.2, 0: 1.0, 1: 1.2}), horizon=None, monitored="validation loss").suggestion
     assert found.verdict == Verdict.OK
     assert "confirm.enabled" not in found.reason
 
@@ -666,6 +677,6 @@ def test_everything_else_of_the_sweep_is_kept(verdict: Verdict) -> None:
     sweep = Suggestion(
         lr=START, method="valley", verdict=verdict, reason="so", interval=(5e-4, 2e-3), candidates={"valley": START}
     )
-    found = confirmed(sweep, trials_at({0: 1.0}), horizon=None, monitored="validation loss")
+    found = confirmed(sweep, trials_at({0: 1.0}), horizon=None, monitored="validation loss").suggestion
     assert (found.method, found.verdict, found.candidates) == ("valley", verdict, {"valley": START})
     assert found.reason.startswith("so; ")

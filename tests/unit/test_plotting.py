@@ -317,11 +317,16 @@ DIVERGED = trial(4, 4e-2, math.inf, outcome="diverged")
 INTERRUPTED = trial(5, 2e-2, math.nan, outcome="interrupted")
 
 
-def confirmed_picture(*trials: Trial) -> Figure:
+def confirmed_picture(*trials: Trial, measured_steps: int | None = 100) -> Figure:
     """The figure of a confirmed sweep: 1.2e-3 became 3.1e-3."""
     found = dataclasses.replace(SUGGESTION, lr=3.1e-3, interval=(2e-3, 5e-3))
     compared = Confirmation(
-        schedule="cosine", monitored="validation loss", horizon=10_000, budget_steps=500, sweep=SUGGESTION
+        schedule="cosine",
+        monitored="validation loss",
+        horizon=10_000,
+        budget_steps=500,
+        sweep=SUGGESTION,
+        measured_steps=measured_steps,
     )
     test = RangeTest(
         steps=tuple(records(u_curve)), stops=(END,), suggestion=found, world_size=2, global_batch_size=64,
@@ -345,6 +350,18 @@ def test_confirmation_runs_have_a_panel_with_one_curve_a_length(tmp_path: Path) 
     assert "confirmation runs: validation loss at the end of a cosine schedule" in words(figure)
     save_png(figure, tmp_path / "lr_sweep.png")
     assert png_size(tmp_path / "lr_sweep.png") == (900, 860)
+
+
+def test_runs_that_confirmed_nothing_have_no_row_among_the_rules() -> None:
+    """The chosen LR is the sweep's own rule's then."""
+    names = {
+        label.get_text()
+        for figure in (confirmed_picture(*FINISHED, measured_steps=None),)
+        for axes in figure.axes
+        for label in axes.get_yticklabels()
+    }
+    assert SUGGESTION.method in names
+    assert "confirmed" not in names
 
 
 def test_the_panel_of_runs_shows_what_was_chosen_and_what_the_sweep_said() -> None:

@@ -129,7 +129,12 @@ def test_the_suggestion_keeps_what_the_sweep_said_and_what_was_only_extrapolated
         curve_pass=1,
         trials=(Trial(trial=0, lr=2e-3, num_steps=100, num_steps_run=100, loss=1.0),),
         confirmation=Confirmation(
-            schedule="cosine", monitored="validation loss", horizon=5000, budget_steps=500, sweep=sweep
+            schedule="cosine",
+            monitored="validation loss",
+            horizon=5000,
+            budget_steps=500,
+            sweep=sweep,
+            measured_steps=80,
         ),
     )
     with RunDirectory(tmp_path, Redactor()) as directory:
@@ -142,8 +147,9 @@ def test_the_suggestion_keeps_what_the_sweep_said_and_what_was_only_extrapolated
         "budget_steps": 500,
         "horizon": 5000,
         "num_trials": 1,
-        "measured_steps": 100,
+        "measured_steps": 80,
         "extrapolated_to_steps": 5000,
+        "trouble": None,
         "sweep_lr": 1e-3,
         "sweep_interval": [5e-4, 2e-3],
     }

@@ -148,10 +148,10 @@ def test_auto_without_gradient_norms_is_the_mean_of_the_other_two() -> None:
 
 
 def test_gradient_norms_below_their_noise_do_not_count_as_a_rise() -> None:
-    """Three standard deviations of the norms' own noise, where that is more than half of their level."""
+    """Two standard deviations of the norms' own noise, where that is more than half of their level: seldom passed."""
     losses = fall_and_blow_up(LRS)
     seen = sum("gradient_rise" in landmarks(curve_of(LRS, losses, grad_norms=np.exp(noise(s, std=0.5)))) for s in SEEDS)
-    assert seen <= 5
+    assert seen <= 3
 
 
 def test_auto_places_a_divergence_it_does_not_see_at_five_times_the_minimum() -> None:
@@ -167,7 +167,7 @@ def test_auto_is_not_lured_behind_a_spike_on_the_way_down() -> None:
     spiked[62:65] = 6.0
     found = suggest(records(LRS, spiked), diverged()).lr
     assert found is not None
-    assert found < LRS[62] / 2
+    assert found < LRS[62] / 4
 
 
 def test_valley_is_the_middle_of_the_descent() -> None:
@@ -452,6 +452,15 @@ def test_blow_up_of_a_noisy_curve_without_a_fall_keeps_its_distance(std: float) 
     losses = 2.3 + np.maximum(0.0, 20 * (np.log10(LRS) + 1))
     assert_all_with_lr(suggestions(losses, diverged(), std=std), Verdict.NO_DESCENT, -7.0, -2.0)
     assert "raise sweep.num_steps" in suggestions(losses, diverged(), std=std)[0].reason
+
+
+def test_rules_that_read_a_fall_say_none_where_there_is_none() -> None:
+    """The steepest point of noise is an accident: only `auto` has the blow-up to go by."""
+    losses = 2.3 + np.maximum(0.0, 20 * (np.log10(LRS) + 1)) + noise(0, std=0.1)
+    found = suggest(records(LRS, losses), diverged(), method="valley")
+    assert (found.lr, found.interval, found.verdict) == (None, None, Verdict.NO_DESCENT)
+    assert found.reason == "the rule valley found no point; use suggestion.method=auto"
+    assert [name for name, lr in found.candidates.items() if lr is not None] == ["auto"]
 
 
 @pytest.mark.parametrize("num_steps", [11, 30, 100])
