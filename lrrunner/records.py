@@ -52,14 +52,17 @@ class Step:
         repeat: Which repetition of the ladder, from 0.
         step: Rung of the ladder, from 0. A skipped step and its retry share it.
         lr: The optimizer's base learning rate used by this step.
-        loss: Raw loss, the mean over micro-batches and ranks weighted by items.
-        smoothed_loss: Causal bias-corrected EMA of ``loss`` so far.
+        loss: Raw training loss, the mean over micro-batches and ranks weighted by items.
+        smoothed_loss: Causal bias-corrected EMA of the monitored loss so far.
         grad_norm: L2 norm of the averaged gradient before clipping.
         num_items: Items (samples or tokens) behind ``loss``, over all ranks.
         skipped: The gradient scaler skipped the update (fp16 overflow): no point of the curve.
         elapsed_s: Seconds since the sweep began.
         timestamp_ms: Unix time in milliseconds at which the step's loss was read.
         rank_losses: Each rank's own mean loss, in rank order.
+        val_loss: Raw validation loss behind the step, where the sweep monitors it and the step was evaluated.
+        val_items: Items behind ``val_loss``, over all ranks.
+        is_monitored: False for a step that was not evaluated where the sweep monitors the validation loss.
         gradient_variance: Unbiased estimate of the trace of the covariance of one item's gradient; NaN where the step
             gave none, None where nobody asked.
     """
@@ -76,7 +79,22 @@ class Step:
     elapsed_s: float = 0.0
     timestamp_ms: int = 0
     rank_losses: tuple[float, ...] = ()
+    val_loss: float | None = None
+    val_items: float | None = None
+    is_monitored: bool = True
     gradient_variance: float | None = None
+
+    @property
+    def monitored_loss(self) -> float | None:
+        """The raw loss that the sweep is judged by; None where the step is no point of its curve."""
+        if self.skipped or not self.is_monitored:
+            return None
+        return self.loss if self.val_loss is None else self.val_loss
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether every loss that was measured is."""
+        return math.isfinite(self.loss) and (self.val_loss is None or math.isfinite(self.val_loss))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -263,6 +281,11 @@ class RangeTest:
         if number is None:
             number = max((step.sweep_pass for step in self.steps if not step.skipped), default=0)
         return tuple(step for step in self.steps if step.sweep_pass == number)
+
+    @property
+    def monitored(self) -> str:
+        """Which loss the curve is, in words."""
+        return "loss" if all(step.val_loss is None for step in self.steps) else "validation loss"
 
     @property
     def curve_stop(self) -> Stop:

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 import lrrunner
 from lrrunner import checkpoints, report
-from lrrunner.config import Config, batch_summary, budget_steps
+from lrrunner.config import Config, Monitor, batch_summary, budget_steps
 from lrrunner.confirm import Trials
 from lrrunner.core.confirmation import PlannedTrial, confirmed, not_confirmed
 from lrrunner.core.extension import Extension
@@ -99,16 +99,22 @@ class Reporter:
 
     def _run_directory(self) -> RunDirectory:
         """A new one, or the one to go on in."""
-        run, measures_noise = self._job.run, self._job.sweep.noise_scale
+        run = self._job.run
         if run.resume is None:
             path = Path(run.dir) if run.dir else new_run_path()
-            return RunDirectory(path, self._redactor, noise_scale=measures_noise)
+            return RunDirectory(path, self._redactor, more_columns=self._more_columns)
         path = Path(run.resume).expanduser()
         if errors := directory_errors({"dir": run.dir, "resume": run.resume}):
             raise ConfigError(errors)
         if errors := differences(path, self._redactor.tree(self._config), world_size=self._world_size):
             raise ConfigError(errors)
-        return RunDirectory(path, self._redactor, resumed=True, noise_scale=measures_noise)
+        return RunDirectory(path, self._redactor, more_columns=self._more_columns, resumed=True)
+
+    @property
+    def _more_columns(self) -> list[str]:
+        """What records know beyond the usual."""
+        sweep = self._job.sweep
+        return ["val_loss"] * (sweep.monitor == Monitor.val) + ["gradient_variance"] * sweep.noise_scale
 
     def discard(self) -> None:
         """The run does not start: leave nothing behind."""

@@ -36,9 +36,6 @@ RECORD_COLUMNS = (
     "timestamp_ms",
 )
 
-NOISE_COLUMNS = ("gradient_variance",)
-"""Further columns where the noise in the gradient is measured."""
-
 TRIAL_COLUMNS = (
     "trial",
     "schedule",
@@ -76,17 +73,19 @@ class RunDirectory:
     Args:
         path: Where; made if missing. It must not hold a run yet, unless ``resumed``.
         redactor: Masks secrets in everything written.
+        more_columns: What records.csv holds beyond the usual: ``val_loss``, empty where a step was not evaluated, say.
         resumed: Go on with the run in it. The rows it has stay; one that is recorded again is only compared, and what
             follows the first one that differs gives way.
-        noise_scale: Whether steps know the noise in their gradient.
 
     Raises:
         ConfigError: the directory cannot be written, or holds a run already.
     """
 
-    def __init__(self, path: Path, redactor: Redactor, *, resumed: bool = False, noise_scale: bool = False) -> None:
+    def __init__(
+        self, path: Path, redactor: Redactor, *, more_columns: Sequence[str] = (), resumed: bool = False
+    ) -> None:
+        self._record_columns = (*RECORD_COLUMNS, *more_columns)
         self.path = path.expanduser().resolve()
-        self._record_columns = (*RECORD_COLUMNS, *(NOISE_COLUMNS if noise_scale else ()))
         self._redactor = redactor
         self._resumed = resumed
         self._status: dict[str, Any] = read_status(self.path) if resumed else {}

@@ -156,12 +156,15 @@ def _rows(path: Path) -> list[dict[str, str]]:
 
 
 def _values(row: dict[str, str]) -> dict[str, Any]:
-    return {name: _value(name, text) for name, text in row.items()}
+    values = {name: _value(name, text) for name, text in row.items()}
+    return values if values.get("val_loss", 0.0) is not None else values | {"is_monitored": False}
 
 
 def _value(name: str, text: str) -> Any:
     if name == "skipped":
         return text == "1"
+    if name == "val_loss" and not text:
+        return None
     return int(text) if name in INTEGERS else float(text)
 
 

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lrrunner.core.curve import curve_from_steps, usable_points
+from lrrunner.core.curve import curve_from_steps
 from lrrunner.core.schedule import FloatArray
 from lrrunner.records import NoiseScale, Step, Suggestion
 
@@ -104,7 +104,7 @@ def stable_steps(steps: Sequence[Step], suggestion: Suggestion, *, beta: float) 
         return []
     lowest = float(curve.lr[curve.minimum_index])
     last_lr = lowest if suggestion.interval is None else min(lowest, suggestion.interval[0])
-    stable = [step for step in usable_points(steps) if step.lr <= last_lr]
+    stable = [step for step in steps if step.lr <= last_lr and step.is_finite and not step.skipped]
     return sorted(stable, key=lambda step: (step.repeat, step.step))
 
 

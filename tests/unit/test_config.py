@@ -129,6 +129,14 @@ def test_one_gradient_a_step_has_no_noise_scale() -> None:
     assert compose_job(["sweep.noise_scale=true"], world_size=2)
 
 
+def test_shards_hide_the_noise() -> None:
+    """Hooks on shards would see the gradient of all ranks and call it that of one."""
+    (error,) = errors_of("train.fsdp=true", "sweep.noise_scale=true")
+    assert error == (
+        "sweep.noise_scale must be false under train.fsdp, where no rank sees its own gradient, got true; use DDP"
+    )
+
+
 def test_a_static_graph_cannot_accumulate() -> None:
     """DDP's reducer dies of an internal assertion in the first step; on one rank there is no DDP."""
     overrides = ("train.ddp.static_graph=true", "train.accumulation_steps=2")

@@ -28,7 +28,7 @@ TEST = RangeTest(
 
 
 def written(path: Path) -> None:
-    with RunDirectory(path, Redactor(), noise_scale=True) as directory:
+    with RunDirectory(path, Redactor(), more_columns=["gradient_variance"]) as directory:
         directory.write_inputs({"sweep": {"smoothing": 0.9}}, ["model=mlp"])
         directory.update_status(state="finished", cause=None)
         for step in STEPS:
