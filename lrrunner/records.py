@@ -61,7 +61,7 @@ class Step:
         timestamp_ms: Unix time in milliseconds at which the step's loss was read.
         rank_losses: Each rank's own mean loss, in rank order.
         val_loss: Raw validation loss behind the step, where the sweep monitors it and the step was evaluated.
-        val_items: Items behind ``val_loss``, over all ranks.
+        val_items: Items behind ``val_loss``, over all ranks, where there is one.
         is_monitored: False for a step that was not evaluated where the sweep monitors the validation loss.
         gradient_variance: Unbiased estimate of the trace of the covariance of one item's gradient; NaN where the step
             gave none, None where nobody asked.

@@ -14,10 +14,13 @@ from lrrunner.collectives import collective_for_world
 from lrrunner.engine import SweepResult, Trainable, run_sweep
 from lrrunner.gradient_noise import GradientProbe
 from lrrunner.worker import _to_device
-from tests.multiprocess.sweeps import ladder, planned_batches, small_model, squared_error, trainable
+from tests.multiprocess.sweeps import ladder, planned_batches, small_model, trainable
 
 DEVICES = ("cpu", pytest.param("cuda", marks=pytest.mark.gpu))
 """The dry run, and what it is about."""
+
+DEVICES_OF_LAUNCHES = (pytest.param("cpu", marks=pytest.mark.long), DEVICES[1])
+"""The same for tests that start processes."""
 
 
 def on_device(device: str, *, dtype: torch.dtype = torch.float32, **changes: Any) -> Trainable:
@@ -49,6 +52,3 @@ def sweep_on(device: str, *, dtype: torch.dtype = torch.float32, probed: bool = 
         collective=collective_for_world(),
         probe=GradientProbe(part.parameters) if probed else None,
     )
-
-
-__all__ = ["DEVICES", "batches_for", "ladder", "on_device", "small_model", "squared_error", "sweep_on"]

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.gpu.sweeps import DEVICES
+from tests.gpu.sweeps import DEVICES_OF_LAUNCHES
 from tests.integration.launching import NO_TRACKING, command, environment
 
 CNN = ("model=cnn", "train.sync_batchnorm=true")
@@ -42,7 +42,7 @@ def suggested_lr(run: Path, device: str) -> float:
     return lr
 
 
-@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("device", DEVICES_OF_LAUNCHES)
 def test_bf16(device: str, tmp_path: Path, record_property: Callable[[str, object], None]) -> None:
     """The default job suggests 6e-3; eight bits of mantissa move that little."""
     run, _ = run_on(device, tmp_path, "train.mixed_precision=bf16", *NOISE)
@@ -78,9 +78,10 @@ def test_every_regime(
 
 
 @pytest.mark.gpu
-def test_two_gpus(tmp_path: Path, record_property: Callable[[str, object], None]) -> None:
+@pytest.mark.parametrize("overrides", [("sweep.noise_scale=true", *CNN), ("train.fsdp=true",)], ids=["ddp", "fsdp"])
+def test_two_gpus(overrides: tuple[str, ...], tmp_path: Path, record_property: Callable[[str, object], None]) -> None:
     """NCCL wants a GPU a rank."""
     if torch.cuda.device_count() < 2:
         pytest.skip("needs two GPUs; one was found")
-    run, _ = run_on("cuda", tmp_path, "launch.num_processes=2", *CNN, "sweep.noise_scale=true")
+    run, _ = run_on("cuda", tmp_path, "launch.num_processes=2", *overrides)
     record_property("suggested lr", f"{suggested_lr(run, 'cuda'):.1e}")

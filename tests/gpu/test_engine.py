@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,8 +17,9 @@ from torch import nn
 from lrrunner.collectives import SerialCollective, collective_for_world
 from lrrunner.engine import SweepResult, run_sweep
 from lrrunner.gradient_noise import GradientProbe
-from tests.gpu.sweeps import DEVICES, batches_for, ladder, on_device, squared_error, sweep_on
+from tests.gpu.sweeps import DEVICES, DEVICES_OF_LAUNCHES, batches_for, on_device, sweep_on
 from tests.multiprocess.ranks import on_ranks
+from tests.multiprocess.sweeps import ladder, squared_error
 
 pytestmark = pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
 
@@ -189,7 +191,7 @@ def sweep_of_two(device: str, normalised: bool) -> SweepResult:
     )
 
 
-@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("device", DEVICES_OF_LAUNCHES)
 def test_two_ranks_share_one_device(device: str, tmp_path: Path) -> None:
     """Two gloo ranks on one GPU give the curve of one rank, with the same bits on both; SyncBatchNorm also."""
     for normalised in (False, True) if device == "cuda" else (False,):
@@ -198,3 +200,30 @@ def test_two_ranks_share_one_device(device: str, tmp_path: Path) -> None:
         np.testing.assert_allclose([s.loss for s in first.steps], [s.loss for s in alone.steps], rtol=1e-6)
         assert [s.loss for s in first.steps] == [s.loss for s in second.steps]
         assert [s.gradient_variance for s in first.steps] == [s.gradient_variance for s in second.steps]
+
+
+def sharded_and_copied(device: str, folder: Path) -> list[SweepResult]:
+    """In a world of one rank, which has a GPU to itself: FSDP2, then DDP."""
+    dist.init_process_group(
+        "nccl" if device == "cuda" else "gloo", init_method=f"file://{folder}/world", rank=0, world_size=1
+    )
+    found = []
+    for fsdp in (True, False):
+        part = on_device(device, dtype=torch.float64, fsdp=fsdp, max_grad_norm=10.0)
+        batches = batches_for(device, dtype=torch.float64)
+        found.append(run_sweep(part, ladder(end_lr=1e-1), batches, collective=collective_for_world()))
+        assert not part.optimizer.state, "restored"
+    del part
+    gc.collect()
+    dist.destroy_process_group()
+    return found
+
+
+@pytest.mark.parametrize("device", DEVICES_OF_LAUNCHES)
+def test_fsdp(device: str, tmp_path: Path) -> None:
+    """Shards on one GPU give the curve of DDP there, and the norm of the whole gradient."""
+    ((sharded, copied),) = on_ranks(sharded_and_copied, 1, tmp_path, device, tmp_path, group=False)
+    assert len(sharded.steps) == 60
+    for name in ("loss", "grad_norm"):
+        ours, theirs = ([getattr(step, name) for step in result.steps] for result in (sharded, copied))
+        np.testing.assert_allclose(ours, theirs, rtol=1e-6)

@@ -268,6 +268,7 @@ def test_an_array_is_a_grid_with_one_writer_to_mlflow(cluster: Cluster, tmp_path
     assert sum("mlflow.parentRunId" in run.data.tags for run in runs) == 6
 
 
+@pytest.mark.long
 def test_submitit_queues_a_job_for_each_point(cluster: Cluster) -> None:
     """Each with two supervised ranks and a run directory of its own; the process that waits sums them up."""
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason="needs the extra slurm")
