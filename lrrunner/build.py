@@ -18,7 +18,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from lrrunner import sharding
-from lrrunner.config import FSDP_NEEDS_RANKS, Config, Monitor
+from lrrunner.config import FSDP_HIDES_NOISE, FSDP_NEEDS_RANKS, Config, Monitor
 from lrrunner.core.batches import BatchPlan, micro_batches
 from lrrunner.engine import Objective
 from lrrunner.launch import launcher_says
@@ -212,6 +212,8 @@ def _fsdp(job: Config, world_size: int, errors: list[str]) -> bool:
     if world_size == 1:
         errors.append(FSDP_NEEDS_RANKS)
         return False
+    if job.sweep.noise_scale:
+        errors.append(FSDP_HIDES_NOISE)
     version = os.environ.get("FSDP_VERSION", "2") if told else "2"
     if version != "2":
         errors.append(f"train.fsdp must be version 2, got accelerate launch --fsdp_version {version}; use 2")

@@ -36,6 +36,10 @@ MIN_BUDGET_STEPS = 10
 
 FSDP_NEEDS_RANKS = "train.fsdp must be false on 1 rank, got true; start several ranks with launch.num_processes=2, say"
 
+FSDP_HIDES_NOISE = (
+    "sweep.noise_scale must be false under train.fsdp, where no rank sees its own gradient, got true; use DDP"
+)
+
 TRACKING_SCHEMES = ("sqlite", "http", "https", "postgresql", "mysql", "mssql", "databricks")
 
 
@@ -102,7 +106,8 @@ class SweepConfig:
     """The ladder, the loss that it is read from, the causal smoothing and the stop rule.
 
     With ``monitor`` val, every ``val_every``-th step from the first on is followed by an evaluation on always the same
-    ``val_batches`` global batches of ``data.val``, or all there are.
+    ``val_batches`` global batches of ``data.val``, or all there are. ``noise_scale`` measures the noise in the gradient
+    beside.
     """
 
     start_lr: float = 1e-7
@@ -119,6 +124,7 @@ class SweepConfig:
     val_every: int = 1
     val_batches: int = 2
     sync_every_step: bool = False
+    noise_scale: bool = False
 
 
 @dataclass(kw_only=True)
@@ -456,6 +462,8 @@ def _train_errors(job: Config, world_size: int) -> Iterator[str]:
         )
     if train.fsdp and world_size == 1:
         yield FSDP_NEEDS_RANKS
+    elif train.fsdp and job.sweep.noise_scale:
+        yield FSDP_HIDES_NOISE
     if train.max_grad_norm is not None and not train.max_grad_norm > 0:
         yield f"train.max_grad_norm must be above 0, got {train.max_grad_norm:g}; null turns clipping off"
     if train.accumulation_steps < 1:
@@ -467,6 +475,16 @@ def _train_errors(job: Config, world_size: int) -> Iterator[str]:
         yield (
             f"data.global_batch_size must be divisible by {world_size} ranks x {train.accumulation_steps} "
             f"accumulation steps = {parts}, got {batch}; use {nearest}"
+        )
+    if train.ddp.static_graph and world_size > 1 and train.accumulation_steps > 1:
+        yield (
+            "train.ddp.static_graph must be false with several accumulation steps (DDP fails on both), got true; "
+            "leave it out"
+        )
+    if job.sweep.noise_scale and world_size * train.accumulation_steps == 1:
+        yield (
+            "sweep.noise_scale compares gradients of several ranks or accumulation steps, got 1 rank x 1 accumulation "
+            "step; set train.accumulation_steps=2 or start more ranks"
         )
     loader = job.data.dataloader
     if loader.prefetch_factor is not None and loader.prefetch_factor < 1:

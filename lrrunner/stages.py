@@ -20,6 +20,7 @@ from lrrunner.core.schedule import LADDERS
 from lrrunner.core.stopping import stop_rule
 from lrrunner.engine import Ladder, SweepResult, Trainable, run_sweep
 from lrrunner.evaluation import Evaluation, evaluate, undisturbed
+from lrrunner.gradient_noise import GradientProbe
 from lrrunner.passes import Passes, run_passes
 from lrrunner.records import Step, Trial
 from lrrunner.reporter import Reporter
@@ -74,6 +75,7 @@ def measure(
         return batches_from(first_step, parts, job, plan, repeat=repeat, rank=collective.rank)
 
     on_step = _on_step(job, reporter, tell)
+    probe = GradientProbe(trainable.parameters) if job.sweep.noise_scale else None
 
     def climb(number: int, start_lr: float, end_lr: float) -> SweepResult:
         ladder = _ladder(job, number, start_lr, end_lr)
@@ -91,6 +93,7 @@ def measure(
             started=started,
             checkpoints=checkpoints,
             evaluate=monitor,
+            probe=probe,
         )
 
     monitor = _monitor(job, parts, trainable, collective) if job.sweep.monitor == Monitor.val else None

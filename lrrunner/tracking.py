@@ -438,11 +438,18 @@ def _metrics(point: Point) -> Iterator[Metric]:
 
 
 def _result_metrics(test: RangeTest) -> dict[str, float]:
-    suggestion = test.suggestion
-    if suggestion.lr is None or suggestion.interval is None:
-        return {}
-    low, high = suggestion.interval
-    return {"suggested_lr": suggestion.lr, "suggested_lr_low": low, "suggested_lr_high": high}
+    metrics: dict[str, float | None] = {}
+    suggestion, noise = test.suggestion, test.noise_scale
+    if suggestion.lr is not None and suggestion.interval is not None:
+        low, high = suggestion.interval
+        metrics |= {"suggested_lr": suggestion.lr, "suggested_lr_low": low, "suggested_lr_high": high}
+    if noise is not None:
+        metrics |= {
+            "critical_batch_size": noise.critical_batch_size,
+            "critical_batch_size_low": noise.low,
+            "critical_batch_size_high": noise.high,
+        }
+    return {key: value for key, value in metrics.items() if value is not None}
 
 
 def _result_tags(test: RangeTest) -> dict[str, str]:
