@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from lrrunner.config import Config
 from lrrunner.core.batches import BatchPlan, micro_batches
 from lrrunner.engine import Objective
+from lrrunner.learning_rate import optimizer_errors
 from lrrunner.snapshot import seed_rngs
 
 logger = logging.getLogger(__name__)
@@ -272,12 +273,8 @@ def _optimizer(job: Config, model: nn.Module, errors: list[str]) -> torch.optim.
             f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}; correct optimizer._target_"
         )
         return None
-    closure = inspect.signature(type(optimizer).step).parameters.get("closure")
-    if closure is not None and closure.default is inspect.Parameter.empty:
-        errors.append(
-            f"optimizer must step without a closure, got {type(optimizer).__name__}, which searches its own step "
-            "length; use another optimizer"
-        )
+    if refused := optimizer_errors(optimizer):
+        errors += refused
         return None
     return optimizer
 

@@ -8,10 +8,9 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
 
 from lrrunner.collectives import Collective
-from lrrunner.engine import Trainable
+from lrrunner.engine import Trainable, set_optimizer_mode
 
 
 class Evaluation(NamedTuple):
@@ -47,7 +46,7 @@ def evaluate(
         stop_requested: This rank's wish to stop.
     """
     loss_sum, items = [0.0] * collective.world_size, [0.0] * collective.world_size
-    with _eval_mode(trainable.model):
+    with _eval_mode(trainable):
         for batch, weight in batches:
             value, count = _loss_and_count(trainable, batch, weight)
             table = torch.zeros((collective.world_size, 3), dtype=torch.float64, device=trainable.device)
@@ -71,12 +70,15 @@ def _loss_and_count(trainable: Trainable, batch: Any, weight: int) -> tuple[floa
 
 
 @contextmanager
-def _eval_mode(model: nn.Module) -> Iterator[None]:
-    """Eval mode inside; every module's own mode afterwards."""
+def _eval_mode(trainable: Trainable) -> Iterator[None]:
+    """Eval mode inside; every module's own mode and the optimizer's training mode afterwards."""
+    model, optimizer = trainable.model, trainable.optimizer
     training = [(module, module.training) for module in model.modules()]
     model.eval()
+    set_optimizer_mode(optimizer, training=False)
     try:
         yield
     finally:
+        set_optimizer_mode(optimizer, training=True)
         for module, mode in training:
             module.training = mode

@@ -209,6 +209,7 @@ class RangeTest:
         curve_pass: The pass whose curve the suggestion was read from; None is the last one.
         trials: Confirmation runs, in order.
         confirmation: What these were compared on and came to; None where nothing was to be confirmed.
+        group_ratios: Each parameter group's LR over the recorded one, in the optimizer's order.
     """
 
     steps: tuple[Step, ...]
@@ -220,6 +221,13 @@ class RangeTest:
     curve_pass: int | None = None
     trials: tuple[Trial, ...] = ()
     confirmation: Confirmation | None = None
+    group_ratios: tuple[float, ...] = (1.0,)
+
+    @property
+    def group_lrs(self) -> tuple[float, ...] | None:
+        """The suggested LR of each parameter group; None without a suggestion."""
+        lr = self.suggestion.lr
+        return None if lr is None else tuple(lr * ratio for ratio in self.group_ratios)
 
     @property
     def curve_steps(self) -> tuple[Step, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import socket
 import sys
@@ -73,6 +74,8 @@ class Reporter:
         self._last_step: int | None = None
         self._last_trial_ms = 0
         self._recorded: list[Step] = []
+        self._group_ratios: tuple[float, ...] = (1.0,)
+        self._remark = ""
         errors: list[str] = []
         directory: RunDirectory | None = None
         self._resumes = job.run.resume is not None
@@ -113,8 +116,16 @@ class Reporter:
         self._bar.close()
         self.directory.discard()
 
-    def start(self, *, overrides: list[str], device: str) -> None:
-        """Open the MLflow run, now that the world is proven to be up, and say what will be done."""
+    def start(self, *, overrides: list[str], device: str, group_ratios: tuple[float, ...], remark: str) -> None:
+        """Open the MLflow run, now that the world is proven to be up, and say what will be done.
+
+        Args:
+            overrides: As typed.
+            device: Where rank 0 trains.
+            group_ratios: Each parameter group's LR over the recorded one.
+            remark: What to know about the optimizer's LR; empty where it is the usual one.
+        """
+        self._group_ratios, self._remark = group_ratios, remark
         self.directory.write_inputs(self._config, overrides)
         self._start_mlflow()
         self.directory.update_status(
@@ -130,7 +141,7 @@ class Reporter:
         )
         summary = batch_summary(self._job, world_size=self._world_size)
         logger.info("%s, on %s", summary, device)
-        print(summary, flush=True)
+        print(f"{summary}; {remark}" if remark else summary, flush=True)
 
     def begin_pass(self, number: int) -> None:
         """A ladder begins."""
@@ -286,6 +297,8 @@ class Reporter:
 
     def _range_test(self, passes: Passes, trials: Trials) -> RangeTest:
         suggestion, confirmation = self._confirmed(passes.suggestion, trials)
+        if self._remark:
+            suggestion = dataclasses.replace(suggestion, reason=f"{suggestion.reason}; {self._remark}")
         return RangeTest(
             steps=tuple(self._recorded),
             stops=passes.stops,
@@ -296,6 +309,7 @@ class Reporter:
             curve_pass=passes.curve_pass,
             trials=trials.trials,
             confirmation=confirmation,
+            group_ratios=self._group_ratios,
         )
 
     def _confirmed(self, sweep: Suggestion, trials: Trials) -> tuple[Suggestion, Confirmation | None]:

@@ -28,6 +28,7 @@ from lrrunner.engine import Trainable
 from lrrunner.errors import ConfigError
 from lrrunner.handover import ANOTHER_RANK_IS_GONE, ANOTHER_RANK_IS_SILENT
 from lrrunner.launch import launch_command
+from lrrunner.learning_rate import LearningRate, remark
 from lrrunner.logs import JobLog
 from lrrunner.redaction import Redactor
 from lrrunner.reporter import CHECKPOINT_FOLDER, Reporter
@@ -205,7 +206,12 @@ def _run(session: Session, stop_signal: StopSignal) -> int:
     assert session.directory is not None
     session.log.write_to(session.directory, session.collective.rank)
     if session.reporter is not None:
-        session.reporter.start(overrides=list(session.work.overrides), device=f"{PartialState().device}")
+        session.reporter.start(
+            overrides=list(session.work.overrides),
+            device=f"{PartialState().device}",
+            group_ratios=LearningRate(parts.optimizer).ratios,
+            remark=remark(parts.optimizer),
+        )
     measured = _sweep(session, job, parts, chosen, stop_signal, _checkpoints(session, job))
     stop_signal.loop_ended()
     if session.reporter is not None:
