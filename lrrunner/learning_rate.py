@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import warnings
+from typing import Any
 
 import torch
 
@@ -37,12 +39,22 @@ class LearningRate:
 
     def apply(self, lr: float) -> None:
         """Make ``lr`` the base learning rate for good: also of later groups, and of schedulers that are made later."""
+        step: Any = unwrapped(self._optimizer).step
+        if hasattr(step, "_wrapped_by_lr_sched"):
+            warnings.warn("the optimizer's scheduler keeps the LRs it was made with; make it again", stacklevel=3)
         self.set(lr)
         for group, ratio in zip(self._optimizer.param_groups, self.ratios, strict=True):
             if "initial_lr" in group:
                 _assign(group, "initial_lr", lr * ratio)
         if "lr" in self._optimizer.defaults:
             _assign(self._optimizer.defaults, "lr", lr)
+
+
+def unwrapped(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """The optimizer that really steps, inside of Accelerate's, which skips steps in the middle of an accumulation."""
+    while isinstance(inner := getattr(optimizer, "optimizer", None), torch.optim.Optimizer):
+        optimizer = inner
+    return optimizer
 
 
 def remark(optimizer: torch.optim.Optimizer) -> str:

@@ -11,8 +11,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 import lrrunner
 from lrrunner import checkpoints, report
 from lrrunner.config import Config, batch_summary, budget_steps
@@ -23,6 +21,7 @@ from lrrunner.errors import ConfigError
 from lrrunner.passes import Passes
 from lrrunner.points import final_points, live_prefix, superseded
 from lrrunner.process import process_identity
+from lrrunner.progress import progress_bar, show
 from lrrunner.records import Confirmation, RangeTest, Step, Suggestion, Trial, TrialOutcome
 from lrrunner.redaction import Redactor
 from lrrunner.resume import code_versions, differences, directory_errors
@@ -97,7 +96,7 @@ class Reporter:
                 directory.discard()
             raise ConfigError(errors)
         self.directory = directory
-        self._bar = _bar("LR sweep", num_steps=job.sweep.num_steps * job.sweep.repeats)
+        self._bar = progress_bar("LR sweep", num_steps=job.sweep.num_steps * job.sweep.repeats)
 
     def _run_directory(self) -> RunDirectory:
         """A new one, or the one to go on in."""
@@ -148,7 +147,7 @@ class Reporter:
         if number:
             self._bar.close()
             sweep = self._job.sweep
-            self._bar = _bar(f"LR sweep, pass {number + 1}", num_steps=sweep.num_steps * sweep.repeats)
+            self._bar = progress_bar(f"LR sweep, pass {number + 1}", num_steps=sweep.num_steps * sweep.repeats)
 
     def on_step(self, step: Step) -> None:
         """Take in one record, a known one of an earlier life too; no network and no drawing here."""
@@ -157,7 +156,7 @@ class Reporter:
         self._recorded.append(step)
         if self._mlflow is not None:
             self._mlflow.log(step, prefix=live_prefix(step, self._job.sweep))
-        self._show(step)
+        show(self._bar, step)
 
     def on_extension(self, extension: Extension) -> None:
         """The range was wrong: say why, and which one comes next."""
@@ -172,7 +171,7 @@ class Reporter:
     def begin_trial(self, number: int, planned: PlannedTrial) -> None:
         """A confirmation run begins."""
         self._bar.close()
-        self._bar = _bar(f"trial {number + 1}, lr {planned.lr:.1e}", num_steps=planned.num_steps)
+        self._bar = progress_bar(f"trial {number + 1}, lr {planned.lr:.1e}", num_steps=planned.num_steps)
 
     def on_trial_step(self, number: int, step: Step) -> None:
         """Take in one record of a confirmation run."""
@@ -181,7 +180,7 @@ class Reporter:
         self._last_trial_ms = step.timestamp_ms
         if self._mlflow is not None:
             self._mlflow.log(step, prefix=f"trial_{number}/", names=TRIAL_METRICS)
-        self._show(step)
+        show(self._bar, step)
 
     def on_trial(self, trial: Trial) -> None:
         """Take in the end of a confirmation run."""
@@ -190,11 +189,6 @@ class Reporter:
         if self._mlflow is not None:
             point = Step(step=trial.trial, lr=trial.lr, loss=trial.loss, timestamp_ms=self._last_trial_ms)
             self._mlflow.log(point, prefix="confirm/", names=TRIAL_METRICS)
-
-    def _show(self, step: Step) -> None:
-        if not self._bar.disable:
-            self._bar.set_postfix_str(f"lr {step.lr:.1e}, loss {step.smoothed_loss:.4g}", refresh=False)
-            self._bar.update(not step.skipped)
 
     def finish(self, passes: Passes, trials: Trials) -> None:
         """After the last collective: suggestion, picture, MLflow, closing lines."""
@@ -348,11 +342,6 @@ class Reporter:
         )
         save_png(figure, path)
         return path
-
-
-def _bar(words: str, *, num_steps: int) -> Any:
-    """A progress bar, quiet when not on a terminal."""
-    return tqdm(total=num_steps, desc=words, unit="step", disable=None, dynamic_ncols=True)
 
 
 def _interruption(passes: Passes, trials: Trials) -> str | None:

@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator, PartialState
-from accelerate.utils import DistributedDataParallelKwargs, send_to_device
+from accelerate.utils import DistributedDataParallelKwargs
 
 from lrrunner import checkpoints, collectives
 from lrrunner.build import Parts, Regime, build, regime
@@ -29,6 +29,7 @@ from lrrunner.errors import ConfigError
 from lrrunner.handover import ANOTHER_RANK_IS_GONE, ANOTHER_RANK_IS_SILENT
 from lrrunner.launch import launch_command
 from lrrunner.learning_rate import LearningRate, remark
+from lrrunner.loaders import to_device
 from lrrunner.logs import JobLog
 from lrrunner.redaction import Redactor
 from lrrunner.reporter import CHECKPOINT_FOLDER, Reporter
@@ -236,7 +237,7 @@ def _stage_b(session: Session, job: Config) -> tuple[Regime, Parts]:
         except ConfigError as error:
             errors += error.errors
     try:
-        _agree(collective, errors)
+        collectives.agree(collective, errors)
     except ConfigError:
         if session.reporter is not None:
             session.reporter.discard()
@@ -269,20 +270,6 @@ def _reporter(session: Session, job: Config) -> Reporter:
         tracked=not store_is_silent,
         tell=session.work.on_step,
     )
-
-
-def _agree(collective: Collective, errors: list[str]) -> None:
-    """Every rank leaves with the errors of all, or none does. Every rank must call this."""
-    by_rank: list[list[str]] = collective.gather(errors)
-    found: dict[str, list[int]] = {}
-    for rank, messages in enumerate(by_rank):
-        for message in messages:
-            found.setdefault(message, []).append(rank)
-    if found:
-        raise ConfigError(
-            message if ranks[0] == 0 else f"{message} (on rank {', '.join(map(str, ranks))})"
-            for message, ranks in found.items()
-        )
 
 
 def _sweep(
@@ -332,14 +319,8 @@ def _trainable(job: Config, parts: Parts, chosen: Regime, accelerator: Accelerat
         scaler=accelerator.scaler,
         autocast=nullcontext if chosen.mixed_precision == "fp32" else accelerator.autocast,
         no_sync=functools.partial(accelerator.no_sync, model),
-        to_device=_to_device(accelerator.device),
+        to_device=to_device(accelerator.device),
     )
-
-
-def _to_device(device: torch.device) -> Callable[[Any], Any]:
-    if device.type == "cpu":
-        return lambda batch: batch
-    return functools.partial(send_to_device, device=device, non_blocking=True)
 
 
 def _report_failure(error: BaseException, own_cause: str, session: Session) -> str:
