@@ -261,21 +261,22 @@ def _converted(name: str, value: Any, default: Any, errors: list[str], *, option
     """The value as what its default is; the default itself, and a message, where it is no such thing."""
     if optional and value is None:
         return None
+    is_flag = isinstance(value, bool)
     if isinstance(default, Enum):
         choices = [item.value for item in type(default)]
         if value in choices:
             return type(default)(value)
         kind = f"one of {', '.join(choices)}"
     elif isinstance(default, bool):
-        if isinstance(value, bool):
+        if is_flag:
             return value
         kind = "true or false"
     elif isinstance(default, int):
-        if isinstance(value, numbers.Integral) and type(value) is not bool:
+        if not is_flag and isinstance(value, numbers.Integral):
             return int(value)
         kind = "a whole number"
     else:
-        if isinstance(value, numbers.Real) and type(value) is not bool:
+        if not is_flag and isinstance(value, numbers.Real):
             return float(value)
         kind = "a number"
     shown = default.value if isinstance(default, Enum) else default
