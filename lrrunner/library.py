@@ -288,7 +288,7 @@ def _object_errors(
     accelerator: Any, model: Any, optimizer: Any, train_loader: Any, loss_fn: Any, *, world_size: int
 ) -> list[str]:
     """What is wrong with the objects that a sweep would train."""
-    errors = _accelerator_errors(accelerator)
+    errors = accelerator_errors(accelerator)
     errors += _model_errors(model, world_size=world_size)
     errors += _optimizer_errors(optimizer, model)
     errors += loader_errors(train_loader)
@@ -299,7 +299,8 @@ def _object_errors(
     return errors
 
 
-def _accelerator_errors(accelerator: Any) -> list[str]:
+def accelerator_errors(accelerator: Any) -> list[str]:
+    """Why what an accelerator has prepared cannot be swept; empty where it can."""
     if accelerator is None:
         return []
     if not hasattr(accelerator, "distributed_type"):
