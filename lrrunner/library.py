@@ -44,8 +44,8 @@ if TYPE_CHECKING:
 LossFunction = Callable[[nn.Module, Any], Any]
 """(model, batch) -> mean loss, or (mean loss, number of items it is the mean of)."""
 
-PYTHON_NAMES = {"sweep.": "", "suggestion.": "", "train.": ""}
-"""What the sections of the configuration are called in a call: nothing."""
+PYTHON_NAMES = {"sweep.": "", "suggestion.": "", "train.": "", "data.global_batch_size": "the batch size"}
+"""What keys of the configuration are called in a call."""
 
 logger = logging.getLogger(__name__)
 
@@ -158,12 +158,12 @@ def range_test(
     num_samples_by_rank = collective.gather(loss.num_samples)
     job.data.global_batch_size = sum(num_samples_by_rank) or round(passes.steps[0].num_items)
     _describe(job, accelerator, model, trainable.optimizer, train_loader, loss_fn)
-    note = remark(trainable.optimizer)
     suggestion = passes.suggestion
+    reasons = [in_python(suggestion.reason, PYTHON_NAMES), remark(trainable.optimizer)]
     return RangeTest(
         steps=passes.steps,
         stops=passes.stops,
-        suggestion=replace(suggestion, reason=f"{suggestion.reason}; {note}") if note else suggestion,
+        suggestion=replace(suggestion, reason="; ".join(filter(None, reasons))),
         world_size=collective.world_size,
         global_batch_size=job.data.global_batch_size,
         passes=passes.ladders,
