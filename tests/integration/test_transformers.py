@@ -100,6 +100,10 @@ def test_the_trainer_and_the_command_line_suggest_the_same_lr(tmp_path: Path) ->
     steps_apart = abs(math.log10(result.suggestion.lr / by_command["lr"])) / (8 / 99)
     assert steps_apart <= 1, (result.suggestion.lr, by_command["lr"])
     assert result.global_batch_size == 32
+    trainer.args.learning_rate = result.suggestion.lr
+    trainer.create_optimizer()
+    assert trainer.optimizer is not None
+    assert trainer.optimizer.param_groups[0]["lr"] == result.suggestion.lr
 
 
 def trained(folder: Path, *, sweep: bool, **changes: Any) -> tuple[dict[str, Any], Any]:
