@@ -18,17 +18,24 @@ ROOT = Path(__file__).resolve().parent.parent
 ALLOWED_ENVIRONMENT = {"PYTEST_CURRENT_TEST", "KMP_INIT_AT_FORK", "KMP_DUPLICATE_LIB_OK", "TORCHINDUCTOR_CACHE_DIR"}
 
 
+LONGER = {
+    "long": "a variation that takes its time; run it with scripts/test --long",
+    "soak": "a long repetition; run it with scripts/test --soak",
+}
+"""Why a test with this mark is skipped, unless the option of that name is given."""
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--long", action="store_true", help="also run variations that take their time, as CI does")
     parser.addoption("--soak", action="store_true", help="also run long repetitions")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if config.getoption("--soak"):
-        return
-    skip = pytest.mark.skip(reason="a long repetition; run it with scripts/test --soak")
-    for item in items:
-        if "soak" in item.keywords:
-            item.add_marker(skip)
+    for name, reason in LONGER.items():
+        if not config.getoption(f"--{name}"):
+            for item in items:
+                if name in item.keywords:
+                    item.add_marker(pytest.mark.skip(reason=reason))
 
 
 @pytest.fixture(autouse=True)

@@ -27,20 +27,28 @@ FLAT_DECADES = 3.0
 MAX_SPREAD_DECADES = 2.0
 """A landmark that moves further than this when the noise is redrawn has not been located."""
 
-RULE_ERROR_DECADES = 0.49
-"""Half the width of an interval without noise: with it, 47 of 57 intervals of `auto` on the development jobs contain an
+RULE_ERROR_DECADES = 0.4
+"""Half the width of an interval without noise: with it, 48 of 57 intervals of `auto` on the development jobs contain an
 LR whose regret is within 0.015 of the lowest (scripts/benchmarks/regret.md). For `auto`; other rules borrow it."""
 
-BELOW_FALL = 2.0
-BELOW_BLOW_UP = 16.0
+BELOW_FALL = 4.0
+BELOW_BLOW_UP = 8.0
 BELOW_GRADIENT_RISE = 6.0
 """How far below its landmark the best LR of a training lies: from a grid on the development jobs, where each landmark
-alone, with its own best divisor, loses 1.4 to 2.6 times as much as the median of the three (`regret.py --landmarks`,
+alone, with its own best divisor, loses 1.9 to 3.4 times as much as `auto` (`regret.py --landmarks`,
 `--leave-one-out`; scripts/benchmarks/regret.md)."""
+
+CLEAR_FALL = 10.0
+"""A fall of so many standard deviations of the noise bounds the suggestion; the steepest point of a smaller one may be
+an accident. From 3 to 10 the development jobs lose the same (`regret.py --landmarks`)."""
+
+ABOVE_FALL = 2.0
+"""No LR this much above the estimate from a clear fall is suggested: where the loss falls stands out more surely than
+where it blows up, which may come decades later. Unbounded, `auto` loses 0.007 more (`regret.py --landmarks`)."""
 
 GRADIENT_RISE = 1.5
 """A gradient norm this much above its initial level has left the region that the training starts in; 1.3 and 1.8 lose
-0.002 and 0.004 more (`regret.py --landmarks`)."""
+0.006 and 0.004 more (`regret.py --landmarks`)."""
 
 UNSEEN_DIVERGENCE = 5.0
 """A divergence beyond the ladder is taken to lie this far above the minimum; where one is seen on the development jobs,
@@ -48,14 +56,14 @@ it lies 2.5 to 7.7 times above it (quartiles of 48 sweeps)."""
 
 LOST_SHARE = 0.75
 """A loss that has lost this share of its fall again has blown up, whether or not it comes back; a half and the whole
-are as good to 0.0005, a third is 0.010 worse (`regret.py --landmarks`)."""
+are as good to 0.002, a third is 0.006 worse (`regret.py --landmarks`)."""
 
 CLEAR_OF_NOISE = 3.0
 """Standard deviations above its limit at which the median of three losses is no accident."""
 
 GRADIENT_NOISE = 2.0
 """The same for logarithms of gradient norms: one landmark of three may be an accident now and then. 1.5 is as good, 3
-is 0.001 worse (`regret.py --landmarks`)."""
+is 0.002 worse (`regret.py --landmarks`)."""
 
 NUM_REDRAWS = 200
 NON_FINITE_START_STEPS = 3
@@ -75,10 +83,11 @@ def rule(function: Rule) -> Rule:
 def auto(curve: Curve) -> float | None:
     """The median of three estimates, each from another landmark of the sweep, so that one of them may be misled.
 
-    Where the loss falls: half of the geometric mean of its steepest point and its minimum (of its start, while no fall
-    stands out of the noise). Where the loss blows up: a 16th of the LR at which the raw loss, as a median of three, has
-    first lost three quarters of its fall again, clear of the noise. Where the gradient grows: a sixth of the LR at
-    which its norm, as a median of three, first stands half above its initial level.
+    Where the loss falls: a quarter of the geometric mean of its steepest point and its minimum (of its start, while no
+    fall stands out of the noise); at most twice that is suggested where the fall is clear. Where the loss blows up: an
+    eighth of the LR at which the raw loss, as a median of three, has first lost three quarters of its fall again, clear
+    of the noise. Where the gradient grows: a sixth of the LR at which its norm, as a median of three, first stands half
+    above its initial level.
     """
     logs = _auto_log_lrs(curve, curve.loss[:, None])
     return float(10 ** logs[0])
@@ -326,12 +335,15 @@ def landmarks(curve: Curve) -> dict[str, float]:
 def _auto_log_lrs(curve: Curve, losses: FloatArray) -> FloatArray:
     """log10 of `auto` for several draws of the losses, shape (T, number of draws); shape (number of draws,)."""
     fall = _fall_logs(curve, curve.smoother.value @ losses) - np.log10(BELOW_FALL)
-    if not _falls(curve, curve.minimum_index):
+    falls = _falls(curve, curve.minimum_index)
+    if not falls:
         fall = np.full_like(fall, np.log10(curve.lr[0]))
     blow_up = _blow_up_log(curve) - np.log10(BELOW_BLOW_UP)
     gradient = _gradient_rise_log(curve) - np.log10(BELOW_GRADIENT_RISE)
     estimates = np.stack([fall, np.full_like(fall, blow_up), np.full_like(fall, gradient)])
-    return np.asarray(np.nanmedian(estimates, axis=0))
+    middle = np.asarray(np.nanmedian(estimates, axis=0))
+    is_clear = falls and curve.fall > CLEAR_FALL * curve.noise
+    return np.minimum(middle, fall + np.log10(ABOVE_FALL)) if is_clear else middle
 
 
 def _fall_logs(curve: Curve, smoothed: FloatArray) -> FloatArray:

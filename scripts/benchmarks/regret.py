@@ -281,6 +281,8 @@ def report_landmarks(jobs: dict[str, Known]) -> None:
         "LOST_SHARE": (0.3, 0.5, 0.75, 1.0),
         "GRADIENT_RISE": (1.3, 1.5, 1.8),
         "GRADIENT_NOISE": (1.5, 2.0, 3.0),
+        "ABOVE_FALL": (1.0, 1.5, 2.0, 3.0, 1e9),
+        "CLEAR_FALL": (3.0, 5.0, 10.0, 20.0, 1e9),
     }.items():
         default, cells = getattr(suggestion, constant), []
         for value in values:
@@ -317,7 +319,9 @@ def report_left_out(jobs: dict[str, Known]) -> None:
     names = ("BELOW_FALL", "BELOW_BLOW_UP", "BELOW_GRADIENT_RISE")
     curves = _curves(jobs)
     table = {}
-    for divisors in itertools.product((1.0, 1.4, 2.0, 2.8), (8.0, 11.0, 16.0, 23.0, 32.0), (3.0, 4.2, 6.0, 8.5)):
+    for divisors in itertools.product(
+        (2.0, 2.8, 4.0, 5.6, 8.0), (4.0, 5.6, 8.0, 11.0, 16.0), (3.0, 4.2, 6.0, 8.5, 12.0)
+    ):
         for constant, divisor in zip(names, divisors, strict=True):
             setattr(suggestion, constant, divisor)
         table[divisors] = {

@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,17 +41,29 @@ def wait_for_rows(
     folder: Path, count: int, process: subprocess.Popen[str], *, name: str = "records.csv", timeout_s: float = 60
 ) -> None:
     """Until ``count`` rows of a table are in the run directory."""
-    deadline = time.monotonic() + timeout_s
     path = folder / "run" / name
-    while not path.exists() or len(path.read_text().splitlines()) <= count:
+    wait_until(lambda: path.exists() and len(path.read_text().splitlines()) > count, process, timeout_s=timeout_s)
+
+
+def wait_until(condition: Callable[[], Any], process: subprocess.Popen[str], *, timeout_s: float = 60) -> None:
+    """Until something has come of a started run; it must not end before."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
         assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline, f"no {name}"
+        if time.monotonic() > deadline:
+            process.kill()
+            raise AssertionError(f"still waiting after {timeout_s} s", *process.communicate())
         time.sleep(0.05)
 
 
 def finish(process: subprocess.Popen[str], folder: Path, timeout_s: float = 60) -> Finished:
     """Wait for the end of a started run."""
-    out, err = process.communicate(timeout=timeout_s)
+    try:
+        out, err = process.communicate(timeout=timeout_s)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        out, err = process.communicate()
+        raise AssertionError(f"still running after {timeout_s} s\n{out}\n{err}") from None
     return Finished(process.returncode, out, err, folder)
 
 
@@ -88,11 +100,4 @@ def start(
 
 def launch(folder: Path, *overrides: str, num_processes: int = 1, timeout_s: float = 120, **env: str) -> Finished:
     """Run to the end."""
-    process = start(folder, *overrides, num_processes=num_processes, **env)
-    try:
-        out, err = process.communicate(timeout=timeout_s)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        out, err = process.communicate()
-        raise AssertionError(f"still running after {timeout_s} s\n{out}\n{err}") from None
-    return Finished(process.returncode, out, err, folder)
+    return finish(start(folder, *overrides, num_processes=num_processes, **env), folder, timeout_s)

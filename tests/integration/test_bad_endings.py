@@ -16,7 +16,7 @@ import psutil
 import pytest
 from mlflow import MlflowClient
 
-from tests.integration.launching import NO_TRACKING, environment, finish, launch, start, wait_for_rows
+from tests.integration.launching import NO_TRACKING, environment, finish, launch, start, wait_for_rows, wait_until
 
 
 def ranks_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
@@ -231,10 +231,7 @@ def test_one_interrupt_saves_also_with_loader_workers(tmp_path: Path) -> None:
 def test_a_second_interrupt_ends_at_once(tmp_path: Path) -> None:
     """A user who insists does not wait for a step of a minute."""
     process = start(tmp_path, "model=custom", "model._target_=parts.SlowMlp", "+model.seconds=30")
-    deadline = time.monotonic() + 60
-    while not (tmp_path / "run" / "status.json").exists():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    wait_until((tmp_path / "run" / "status.json").exists, process)
     time.sleep(1)
     process.send_signal(signal.SIGINT)
     time.sleep(1.5)

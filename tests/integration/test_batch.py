@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
-from tests.integration.launching import NO_TRACKING, environment, start
+from tests.integration import launching
+from tests.integration.launching import NO_TRACKING, environment, start, wait_for_rows, wait_until
 from tests.integration.test_supervised import all_below, assert_gone
 
 BATCH = ("-m", "launch.num_processes=2", "sweep.num_steps=12")
@@ -35,21 +36,13 @@ def by_label(folder: Path, key: str) -> dict[str, dict[str, Any]]:
 
 
 def finish(process: subprocess.Popen[str], timeout_s: float = 280) -> tuple[int, str, str]:
-    try:
-        out, err = process.communicate(timeout=timeout_s)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        out, err = process.communicate()
-        raise AssertionError(f"still running after {timeout_s} s\n{out}\n{err}") from None
-    return process.returncode, out, err
+    """Exit code, standard output and standard error of a batch, at its end."""
+    done = launching.finish(process, Path(), timeout_s)
+    return done.code, done.out, done.err
 
 
 def wait_for_lines(folder: Path, count: int, process: subprocess.Popen[str], timeout_s: float = 120) -> None:
-    deadline = time.monotonic() + timeout_s
-    while len(ledger(folder)) < count:
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline, ledger(folder)
-        time.sleep(0.05)
+    wait_until(lambda: len(ledger(folder)) >= count, process, timeout_s=timeout_s)
 
 
 def batch_runs(folder: Path) -> list[Any]:
@@ -160,11 +153,7 @@ def test_an_interrupt_leaves_a_right_ledger(tmp_path: Path, times: int, within_s
         "sweep.num_steps=40",
     )  # fmt: skip
     wait_for_lines(tmp_path, 1, process)
-    records = tmp_path / "run" / "001" / "records.csv"
-    deadline = time.monotonic() + 60
-    while not records.exists() or len(records.read_text().splitlines()) < 4:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_for_rows(tmp_path, 3, process, name="001/records.csv")
     below = all_below(process)
     process.send_signal(signal.SIGINT)
     if times == 2:

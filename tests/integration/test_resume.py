@@ -71,12 +71,12 @@ def check_death(folder: Path, die: str, undisturbed: dict[str, Any]) -> None:
     "die",
     [
         "step:1:1",  # before the first record
-        "step:9:0",
-        "step:20:1",  # in the second repeat
+        pytest.param("step:9:0", marks=pytest.mark.long),
+        pytest.param("step:20:1", marks=pytest.mark.long),  # in the second repeat
         "step:45:0",  # in a confirmation run
-        "save:1:half",
+        pytest.param("save:1:half", marks=pytest.mark.long),
         "save:12:half",
-        "save:12:written",
+        pytest.param("save:12:written", marks=pytest.mark.long),
         "save:30:renamed",
     ],
 )

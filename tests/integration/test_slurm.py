@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import json
 import os
 import re
@@ -173,7 +174,10 @@ def warned(cluster: Cluster, number: str) -> None:
     cluster.run("scancel", "--batch", "--signal=USR2", number)
 
 
-@pytest.mark.parametrize("disturb", [preempted, requeued, bereft_of_a_node, warned])
+LONG = functools.partial(pytest.param, marks=pytest.mark.long)
+
+
+@pytest.mark.parametrize("disturb", [preempted, LONG(requeued), LONG(bereft_of_a_node), LONG(warned)])
 def test_a_disturbed_job_goes_on_by_itself(
     disturb: Callable[[Cluster, str], None], cluster: Cluster, undisturbed: list[dict[str, str]], tmp_path: Path
 ) -> None:
@@ -193,7 +197,7 @@ def test_a_disturbed_job_goes_on_by_itself(
     assert (page.info.run_id, page.info.status) == (status["mlflow_run_id"], "FINISHED")
 
 
-@pytest.mark.parametrize("num_nodes", [1, 2])
+@pytest.mark.parametrize("num_nodes", [LONG(1), 2])
 def test_scancel_leaves_the_run_killed_with_its_records(num_nodes: int, cluster: Cluster, tmp_path: Path) -> None:
     """Not RUNNING for ever; and what was measured is there. One rank alone has no launcher, which would die of it."""
     number = cluster.submit(f"--nodes={num_nodes}", "--ntasks-per-node=1", str(ROOT / "slurm/sweep.sbatch"), *SLOW)

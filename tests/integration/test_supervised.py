@@ -14,8 +14,8 @@ import psutil
 import pytest
 from mlflow import MlflowClient
 
-from tests.integration.launching import NO_TRACKING, environment, launch, start
-from tests.integration.test_bad_endings import finish, run_status, wait_for_rows
+from tests.integration.launching import NO_TRACKING, environment, finish, launch, start, wait_for_rows, wait_until
+from tests.integration.test_bad_endings import run_status
 
 TWO = "launch.num_processes=2"
 SLOW = (TWO, "model=custom", "model._target_=parts.SlowMlp")
@@ -181,10 +181,7 @@ def test_a_signal_saves_and_ends_with_its_code(tmp_path: Path, number: int, code
 def test_a_second_interrupt_ends_at_once(tmp_path: Path) -> None:
     """Whatever the ranks are doing."""
     process = start(tmp_path, *SLOW, "+model.seconds=30")
-    deadline = time.monotonic() + 60
-    while not (tmp_path / "run" / "status.json").exists():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    wait_until((tmp_path / "run" / "status.json").exists, process)
     below = all_below(process)
     process.send_signal(signal.SIGINT)
     time.sleep(1)
@@ -236,11 +233,7 @@ def test_a_parent_killed_before_its_ranks_have_read_their_job_leaves_no_secret(t
         "+tracking.tags.token=canary-abc",
         TMPDIR=str(tmp_path / "tmp"),
     )
-    deadline = time.monotonic() + 60
-    while not list((tmp_path / "tmp").glob("lrrunner-set-*/jobs/0.json")):
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_until(lambda: list((tmp_path / "tmp").glob("lrrunner-set-*/jobs/0.json")), process)
     below = all_below(process)
     process.kill()
     process.communicate()
