@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from accelerate import Accelerator
+from accelerate.utils import DataLoaderConfiguration
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, IterableDataset
@@ -79,6 +81,26 @@ def streams_of_unknown_length() -> list[float]:
     return [step.loss for step in result.steps]
 
 
+def prepared_streams() -> list[list[float]]:
+    """Read by rank 0 for all, and by each rank for itself, with an order that Accelerate would synchronise."""
+    found = []
+    for dispatch in (True, False):
+        accelerator = Accelerator(
+            cpu=True,
+            dataloader_config=DataLoaderConfiguration(dispatch_batches=dispatch),
+            rng_types=["torch", "generator"],
+        )
+        model = small_model()
+        prepared = accelerator.prepare(
+            model, torch.optim.SGD(model.parameters(), lr=1.0), DataLoader(Stream(), batch_size=4)
+        )
+        result = lrrunner.range_test(accelerator, *prepared, squared_error, end_lr=0.1, num_steps=12, auto_range=False)
+        found.append([step.loss for step in result.steps])
+        del model, prepared
+        accelerator.free_memory()
+    return found
+
+
 def refusals() -> list[str]:
     """What is wrong on one rank is told on all."""
     model, optimizer = plain_ddp()
@@ -103,6 +125,7 @@ def every_case() -> dict[str, Any]:
         "unequal": unequal_items(),
         "lengths": uneven_lengths(),
         "streams": streams_of_unknown_length(),
+        "prepared streams": prepared_streams(),
         "refusals": refusals(),
         "undisturbed": trained(sweep_at=None),
         "disturbed": trained(sweep_at=3),
@@ -169,6 +192,9 @@ def test_ranks_with_unequal_numbers_of_batches_go_on_together(cases: list[dict[s
         first, second = (case[name] for case in cases)
         assert first == second
         assert len(first) == 12
+    dispatched, sharded = cases[0]["prepared streams"]
+    assert [dispatched, sharded] == cases[1]["prepared streams"]
+    assert (len(dispatched), len(sharded)) == (12, 12)
 
 
 def test_all_ranks_refuse_what_is_wrong_on_one(cases: list[dict[str, Any]]) -> None:
