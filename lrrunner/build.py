@@ -22,6 +22,7 @@ from lrrunner.config import FSDP_HIDES_NOISE, FSDP_NEEDS_RANKS, Config, Monitor
 from lrrunner.core.batches import BatchPlan, micro_batches
 from lrrunner.engine import Objective
 from lrrunner.launch import launcher_says
+from lrrunner.learning_rate import optimizer_errors
 from lrrunner.snapshot import seed_rngs
 
 logger = logging.getLogger(__name__)
@@ -340,12 +341,8 @@ def _optimizer(job: Config, model: nn.Module, errors: list[str]) -> torch.optim.
             f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}; correct optimizer._target_"
         )
         return None
-    closure = inspect.signature(type(optimizer).step).parameters.get("closure")
-    if closure is not None and closure.default is inspect.Parameter.empty:
-        errors.append(
-            f"optimizer must step without a closure, got {type(optimizer).__name__}, which searches its own step "
-            "length; use another optimizer"
-        )
+    if refused := optimizer_errors(optimizer):
+        errors += refused
         return None
     return optimizer
 

@@ -285,14 +285,14 @@ def check(container: Mapping[str, Any], *, world_size: int | None) -> None:
     job = job_from(_known_part(container, Config, prefix="", errors=errors))
     errors += [
         *_part_errors(job),
-        *_sweep_errors(job.sweep),
+        *sweep_errors(job.sweep),
         *_launch_errors(job.launch),
         *_confirm_errors(job.confirm),
-        *_train_errors(job, world_size or max(1, job.launch.num_processes or 1)),
+        *suggestion_errors(job.suggestion),
+        *step_errors(job.train),
+        *_batch_errors(job, world_size or max(1, job.launch.num_processes or 1)),
         *_tracking_errors(job.tracking),
     ]
-    if job.suggestion.method not in RULES:
-        errors.append(f"suggestion.method must be one of {', '.join(RULES)}; got {job.suggestion.method}")
     if not 0 < job.run.timeout_s < MAX_TIMEOUT_S:
         errors.append(f"run.timeout_s must lie between 0 and {MAX_TIMEOUT_S:g}, got {job.run.timeout_s:g}; try 300")
     every_s = job.run.checkpoint_every_s
@@ -403,7 +403,8 @@ def _part_errors(job: Config) -> Iterator[str]:
             yield f"optimizer.lr must be a number above 0, got {lr!r}; the sweep keeps group ratios to it"
 
 
-def _sweep_errors(sweep: SweepConfig) -> Iterator[str]:
+def sweep_errors(sweep: SweepConfig) -> Iterator[str]:
+    """What is wrong with a ladder."""
     for name, value in (("start_lr", sweep.start_lr), ("end_lr", sweep.end_lr)):
         if not math.isfinite(value):
             yield f"sweep.{name} must be finite, got {value}; the defaults are 1e-7 and 10"
@@ -433,6 +434,20 @@ def _sweep_errors(sweep: SweepConfig) -> Iterator[str]:
         yield f"sweep.val_batches must be at least 1, got {sweep.val_batches}; try 2"
 
 
+def suggestion_errors(suggestion: SuggestionConfig) -> Iterator[str]:
+    """What is wrong with the choice of a rule."""
+    if suggestion.method not in RULES:
+        yield f"suggestion.method must be one of {', '.join(RULES)}; got {suggestion.method}"
+
+
+def step_errors(train: TrainConfig) -> Iterator[str]:
+    """What is wrong with how a step is trained."""
+    if train.max_grad_norm is not None and not train.max_grad_norm > 0:
+        yield f"train.max_grad_norm must be above 0, got {train.max_grad_norm:g}; null turns clipping off"
+    if train.accumulation_steps < 1:
+        yield f"train.accumulation_steps must be at least 1, got {train.accumulation_steps}; try 1"
+
+
 def _launch_errors(launch: LaunchConfig) -> Iterator[str]:
     if launch.num_processes is not None and launch.num_processes < 1:
         yield f"launch.num_processes must be at least 1, got {launch.num_processes}; give the number of ranks"
@@ -452,7 +467,7 @@ def _confirm_errors(confirm: ConfirmConfig) -> Iterator[str]:
         )
 
 
-def _train_errors(job: Config, world_size: int) -> Iterator[str]:
+def _batch_errors(job: Config, world_size: int) -> Iterator[str]:
     train, batch, claimed = job.train, job.data.global_batch_size, job.launch.num_processes
     if claimed is not None and claimed >= 1 and claimed != world_size:
         command = launch_command([], num_processes=max(2, claimed), on_cpu=True)
@@ -464,10 +479,6 @@ def _train_errors(job: Config, world_size: int) -> Iterator[str]:
         yield FSDP_NEEDS_RANKS
     elif train.fsdp and job.sweep.noise_scale:
         yield FSDP_HIDES_NOISE
-    if train.max_grad_norm is not None and not train.max_grad_norm > 0:
-        yield f"train.max_grad_norm must be above 0, got {train.max_grad_norm:g}; null turns clipping off"
-    if train.accumulation_steps < 1:
-        yield f"train.accumulation_steps must be at least 1, got {train.accumulation_steps}; try 1"
     if batch < 1:
         yield f"data.global_batch_size must be at least 1, got {batch}; try 64"
     elif train.accumulation_steps >= 1 and batch % (parts := world_size * train.accumulation_steps):

@@ -104,6 +104,11 @@ class Trainable:
         """What the optimizer steps, in its order."""
         return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
 
+    def train(self) -> None:
+        """Training mode of the model, and of an optimizer that has one because it averages weights (schedule-free)."""
+        self.model.train()
+        set_optimizer_mode(self.optimizer, training=True)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Ladder:
@@ -203,7 +208,7 @@ def run_sweep(
                 continue
             if repeat > ladder.first_repeat:
                 snapshot.restore()
-            trainable.model.train()
+            trainable.train()
             climb = _Climb(
                 trainable, ladder, collective, repeat, started, record, stop_requested, checkpoints, evaluate, probe
             )
@@ -217,6 +222,17 @@ def run_sweep(
                 of_repeat = tuple(step for step in steps if step.repeat == repeat)
                 checkpoints.finish(ladder.key(repeat), of_repeat, stops[-1])
     return SweepResult(tuple(steps), tuple(stops))
+
+
+def set_optimizer_mode(optimizer: torch.optim.Optimizer, *, training: bool) -> None:
+    """Training or evaluation mode of an optimizer that evaluates other weights than it trains; nothing for others.
+
+    References:
+        Defazio et al. 2024, "The Road Less Scheduled", arXiv:2405.15682.
+    """
+    mode = getattr(optimizer, "train" if training else "eval", None)
+    if callable(mode):
+        mode()
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any
 
 
 class StopReason(StrEnum):
@@ -164,6 +165,26 @@ class Suggestion:
     interval: tuple[float, float] | None = None
     candidates: dict[str, float | None] = field(default_factory=dict)
 
+    def apply(self, optimizer: Any) -> None:
+        """Train with ``lr``: set it on an optimizer, keeping the ratios between its groups.
+
+        Nothing else that lrrunner does changes an optimizer. A scheduler keeps the LRs it was made with: make it
+        afterwards.
+
+        Args:
+            optimizer: A torch optimizer, prepared by Accelerate or not.
+
+        Raises:
+            ValueError: the curve supports no LR.
+        """
+        if self.lr is None:
+            raise ValueError(
+                f"suggestion.lr must be there to be applied, got none (verdict {self.verdict}: {self.reason})"
+            )
+        from lrrunner.learning_rate import LearningRate  # needs torch, which is not needed for anything else here
+
+        LearningRate(optimizer).apply(self.lr)
+
     def __str__(self) -> str:
         if self.lr is None or self.interval is None:
             return f"suggested lr: none   verdict: {self.verdict}   ({self.reason})"
@@ -261,6 +282,7 @@ class RangeTest:
         trials: Confirmation runs, in order.
         confirmation: What these were compared on and came to; None where nothing was to be confirmed.
         noise_scale: What the noise in the gradient says about the batch size; None where nobody asked.
+        group_ratios: Each parameter group's LR over the recorded one, in the optimizer's order.
     """
 
     steps: tuple[Step, ...]
@@ -273,6 +295,13 @@ class RangeTest:
     trials: tuple[Trial, ...] = ()
     confirmation: Confirmation | None = None
     noise_scale: NoiseScale | None = None
+    group_ratios: tuple[float, ...] = (1.0,)
+
+    @property
+    def group_lrs(self) -> tuple[float, ...] | None:
+        """The suggested LR of each parameter group; None without a suggestion."""
+        lr = self.suggestion.lr
+        return None if lr is None else tuple(lr * ratio for ratio in self.group_ratios)
 
     @property
     def curve_steps(self) -> tuple[Step, ...]:

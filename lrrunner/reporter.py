@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
-from tqdm import tqdm
 
 import lrrunner
 from lrrunner import checkpoints, report
@@ -23,6 +22,7 @@ from lrrunner.errors import ConfigError
 from lrrunner.passes import Passes
 from lrrunner.points import final_points, live_prefix, superseded
 from lrrunner.process import process_identity
+from lrrunner.progress import progress_bar, show
 from lrrunner.records import Confirmation, NoiseScale, RangeTest, Step, Suggestion, Trial, TrialOutcome
 from lrrunner.redaction import Redactor
 from lrrunner.resume import code_versions, differences, directory_errors
@@ -74,6 +74,8 @@ class Reporter:
         self._last_step: int | None = None
         self._last_trial_ms = 0
         self._recorded: list[Step] = []
+        self._group_ratios: tuple[float, ...] = (1.0,)
+        self._remark = ""
         errors: list[str] = []
         directory: RunDirectory | None = None
         self._resumes = job.run.resume is not None
@@ -95,7 +97,7 @@ class Reporter:
                 directory.discard()
             raise ConfigError(errors)
         self.directory = directory
-        self._bar = _bar("LR sweep", num_steps=job.sweep.num_steps * job.sweep.repeats)
+        self._bar = progress_bar("LR sweep", num_steps=job.sweep.num_steps * job.sweep.repeats)
 
     def _run_directory(self) -> RunDirectory:
         """A new one, or the one to go on in."""
@@ -121,8 +123,16 @@ class Reporter:
         self._bar.close()
         self.directory.discard()
 
-    def start(self, *, overrides: list[str], device: str) -> None:
-        """Open the MLflow run, now that the world is proven to be up, and say what will be done."""
+    def start(self, *, overrides: list[str], device: str, group_ratios: tuple[float, ...], remark: str) -> None:
+        """Open the MLflow run, now that the world is proven to be up, and say what will be done.
+
+        Args:
+            overrides: As typed.
+            device: Where rank 0 trains.
+            group_ratios: Each parameter group's LR over the recorded one.
+            remark: What to know about the optimizer's LR; empty where it is the usual one.
+        """
+        self._group_ratios, self._remark = group_ratios, remark
         self.directory.write_inputs(self._config, overrides)
         self._start_mlflow()
         self.directory.update_status(
@@ -138,14 +148,14 @@ class Reporter:
         )
         summary = batch_summary(self._job, world_size=self._world_size)
         logger.info("%s, on %s", summary, device)
-        print(summary, flush=True)
+        print(f"{summary}; {remark}" if remark else summary, flush=True)
 
     def begin_pass(self, number: int) -> None:
         """A ladder begins."""
         if number:
             self._bar.close()
             sweep = self._job.sweep
-            self._bar = _bar(f"LR sweep, pass {number + 1}", num_steps=sweep.num_steps * sweep.repeats)
+            self._bar = progress_bar(f"LR sweep, pass {number + 1}", num_steps=sweep.num_steps * sweep.repeats)
 
     def on_step(self, step: Step) -> None:
         """Take in one record, a known one of an earlier life too; no network and no drawing here."""
@@ -154,7 +164,7 @@ class Reporter:
         self._recorded.append(step)
         if self._mlflow is not None:
             self._mlflow.log(step, prefix=live_prefix(step, self._job.sweep))
-        self._show(step)
+        show(self._bar, step)
 
     def on_extension(self, extension: Extension) -> None:
         """The range was wrong: say why, and which one comes next."""
@@ -169,7 +179,7 @@ class Reporter:
     def begin_trial(self, number: int, planned: PlannedTrial) -> None:
         """A confirmation run begins."""
         self._bar.close()
-        self._bar = _bar(f"trial {number + 1}, lr {planned.lr:.1e}", num_steps=planned.num_steps)
+        self._bar = progress_bar(f"trial {number + 1}, lr {planned.lr:.1e}", num_steps=planned.num_steps)
 
     def on_trial_step(self, number: int, step: Step) -> None:
         """Take in one record of a confirmation run."""
@@ -178,7 +188,7 @@ class Reporter:
         self._last_trial_ms = step.timestamp_ms
         if self._mlflow is not None:
             self._mlflow.log(step, prefix=f"trial_{number}/", names=TRIAL_METRICS)
-        self._show(step)
+        show(self._bar, step)
 
     def on_trial(self, trial: Trial) -> None:
         """Take in the end of a confirmation run."""
@@ -187,11 +197,6 @@ class Reporter:
         if self._mlflow is not None:
             point = Step(step=trial.trial, lr=trial.lr, loss=trial.loss, timestamp_ms=self._last_trial_ms)
             self._mlflow.log(point, prefix="confirm/", names=TRIAL_METRICS)
-
-    def _show(self, step: Step) -> None:
-        if not self._bar.disable:
-            self._bar.set_postfix_str(f"lr {step.lr:.1e}, loss {step.smoothed_loss:.4g}", refresh=False)
-            self._bar.update(not step.skipped)
 
     def finish(self, passes: Passes, trials: Trials) -> None:
         """After the last collective: suggestion, picture, MLflow, closing lines."""
@@ -294,6 +299,8 @@ class Reporter:
 
     def _range_test(self, passes: Passes, trials: Trials) -> RangeTest:
         suggestion, confirmation = self._confirmed(passes.suggestion, trials)
+        if self._remark:
+            suggestion = dataclasses.replace(suggestion, reason=f"{suggestion.reason}; {self._remark}")
         return RangeTest(
             steps=tuple(self._recorded),
             stops=passes.stops,
@@ -304,6 +311,7 @@ class Reporter:
             curve_pass=passes.curve_pass,
             trials=trials.trials,
             confirmation=confirmation,
+            group_ratios=self._group_ratios,
             noise_scale=self._noise_scale(passes),
         )
 
@@ -354,11 +362,6 @@ class Reporter:
         )
         save_png(figure, path)
         return path
-
-
-def _bar(words: str, *, num_steps: int) -> Any:
-    """A progress bar, quiet when not on a terminal."""
-    return tqdm(total=num_steps, desc=words, unit="step", disable=None, dynamic_ncols=True)
 
 
 def _interruption(passes: Passes, trials: Trials) -> str | None:

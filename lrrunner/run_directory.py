@@ -170,6 +170,7 @@ class RunDirectory:
             "reason": suggestion.reason,
             "interval": suggestion.interval,
             "candidates": suggestion.candidates,
+            "group_lrs": test.group_lrs,
             "stop_reason": stop.reason,
             "stop_step": stop.step,
             "stop_ranks": stop.ranks,

@@ -107,6 +107,26 @@ class Point(NamedTuple):
     names: Sequence[str] = STEP_METRICS
 
 
+class ScriptTracking(NamedTuple):
+    """Where the script around us logs: its store, its experiment and its active run, as far as it has any."""
+
+    uri: str
+    experiment: str | None
+    run_id: str | None
+
+
+def tracking_of_script() -> ScriptTracking:
+    """What MLflow's fluent API would use in this process."""
+    import mlflow
+
+    uri, active = mlflow.get_tracking_uri(), mlflow.active_run()
+    experiment_id = os.environ.get("MLFLOW_EXPERIMENT_ID") if active is None else active.info.experiment_id
+    experiment = os.environ.get("MLFLOW_EXPERIMENT_NAME")
+    if experiment_id:
+        experiment = mlflow.MlflowClient(tracking_uri=uri).get_experiment(experiment_id).name
+    return ScriptTracking(uri, experiment, None if active is None else active.info.run_id)
+
+
 class MlflowRun:
     """One run in MLflow, from the check that the store answers to its final status.
 

@@ -133,6 +133,7 @@ def test_the_suggestion_has_the_contracts_keys(finished: Finished) -> None:
     assert 1e-4 < low < suggestion["lr"] < high < 1
     assert list(suggestion["candidates"]) == ["auto", "steepest", "minimum", "valley", "slide", "largest_drop"]
     assert suggestion["candidates"]["auto"] == suggestion["lr"]
+    assert suggestion["group_lrs"] == [suggestion["lr"]]
     assert suggestion["stop_reason"] == "diverged"
     assert (suggestion["world_size"], suggestion["global_batch_size"]) == (2, 64)
 

@@ -39,7 +39,7 @@ MISTAKES = {
         "suggestion.method must be one of auto, steepest, minimum, valley, slide, largest_drop; got best"
     ),
     "sweep.mode=log": "sweep.mode must be one of exponential, linear; got log",
-    "model=resnet": "model must be one of cnn, custom, gpt, lenet, mlp; got resnet",
+    "model=resnet": "model must be one of cnn, custom, gpt, hf_gpt2_tiny, hf_vit_tiny, lenet, mlp; got resnet",
     "data=imagenet": "data must be one of custom, digits, mnist, text; got imagenet",
     "sweep.strat_lr=1e-6": "sweep.strat_lr is not a configuration key; did you mean sweep.start_lr?",
     "+sweep.strat_lr=1e-6": "sweep.strat_lr is not a configuration key; did you mean sweep.start_lr?",
