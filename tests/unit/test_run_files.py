@@ -51,7 +51,7 @@ def test_what_was_written_is_read(tmp_path: Path) -> None:
 def test_validation_losses_have_a_column_where_they_are_monitored(tmp_path: Path) -> None:
     """Empty behind a step that was not evaluated, which is then no point of the curve."""
     steps = [Step(step=0, lr=0.5, loss=2.0, val_loss=3.0), Step(step=1, lr=1.0, loss=1.5, is_monitored=False)]
-    with RunDirectory(tmp_path / "run", Redactor(), monitors_val=True) as directory:
+    with RunDirectory(tmp_path / "run", Redactor(), more_columns=["val_loss"]) as directory:
         for step in steps:
             directory.record(step)
     lines = (tmp_path / "run" / "records.csv").read_text().splitlines()
