@@ -35,7 +35,7 @@ MISTAKES = {
         "suggestion.method must be one of auto, steepest, minimum, valley, slide, largest_drop; got best"
     ),
     "sweep.mode=log": "sweep.mode must be one of exponential, linear; got log",
-    "model=resnet": "model must be one of cnn, custom, gpt, lenet, mlp; got resnet",
+    "model=resnet": "model must be one of cnn, custom, gpt, hf_gpt2_tiny, hf_vit_tiny, lenet, mlp; got resnet",
     "data=imagenet": "data must be one of custom, digits, mnist, text; got imagenet",
     "sweep.strat_lr=1e-6": "sweep.strat_lr is not a configuration key; did you mean sweep.start_lr?",
     "+sweep.strat_lr=1e-6": "sweep.strat_lr is not a configuration key; did you mean sweep.start_lr?",
@@ -134,7 +134,8 @@ def test_a_missing_config_directory_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("path", sorted((ROOT / "conf" / "experiment").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_packaged_experiment_composes(path: Path) -> None:
     """An experiment that does not compose is found by a test, not by a user."""
-    assert compose_job([f"experiment={path.stem}"], world_size=2)["model"]["_target_"].startswith("lrrunner.tasks.")
+    target = compose_job([f"experiment={path.stem}"], world_size=2)["model"]["_target_"]
+    assert target.startswith(("lrrunner.tasks.", "transformers."))
 
 
 @pytest.mark.parametrize("group", ["model", "data", "loss", "objective", "optimizer"])
