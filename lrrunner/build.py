@@ -6,6 +6,7 @@ import inspect
 import itertools
 import logging
 import os
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,9 +17,11 @@ from hydra.errors import InstantiationException
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from lrrunner.config import Config
+from lrrunner import sharding
+from lrrunner.config import FSDP_HIDES_NOISE, FSDP_NEEDS_RANKS, Config, Monitor
 from lrrunner.core.batches import BatchPlan, micro_batches
 from lrrunner.engine import Objective
+from lrrunner.launch import launcher_says
 from lrrunner.learning_rate import optimizer_errors
 from lrrunner.snapshot import seed_rngs
 
@@ -27,7 +30,10 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Parts:
-    """What a job is made of, before it is wrapped for the world. ``validation`` is there where it is needed."""
+    """What a job is made of, before it is wrapped for the world; a model that is sharded is so already.
+
+    ``validation`` is there where it is needed, ``weights_checksum`` where ranks must have begun with the same weights.
+    """
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
@@ -36,6 +42,7 @@ class Parts:
     num_samples: int
     collate_fn: Callable[[list[Any]], Any] | None
     validation: Dataset[Any] | None = None
+    weights_checksum: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,10 +52,21 @@ class Regime:
     Attributes:
         mixed_precision: "fp32", "bf16" or "fp16".
         dynamo_backend: Accelerate's name of the compiler back end, "no" for none.
+        fsdp: Whether ranks share out the parameters.
+        block_classes: Names of the classes that are sharded one by one, if the launcher was told any.
     """
 
     mixed_precision: str
     dynamo_backend: str
+    fsdp: bool = False
+    block_classes: tuple[str, ...] = ()
+
+
+FSDP_SWITCHES = {
+    "FSDP_OFFLOAD_PARAMS": ("--fsdp_offload_params", "shards stay on their device"),
+    "FSDP_ACTIVATION_CHECKPOINTING": ("--fsdp_activation_checkpointing", "use torch.utils.checkpoint in the model"),
+}
+"""Variables of ``accelerate launch`` that cannot be followed: their flags, and what holds instead."""
 
 
 class PlannedBatches:
@@ -63,8 +81,8 @@ class PlannedBatches:
         )
 
 
-def regime(job: Config, *, device: torch.device, errors: list[str]) -> Regime:
-    """Precision and compiler: null inherits what the launcher was told, a contradiction is an error."""
+def regime(job: Config, *, device: torch.device, errors: list[str], world_size: int = 1) -> Regime:
+    """Precision, compiler and sharding: null inherits what the launcher was told, a contradiction is an error."""
     told = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     asked = job.train.mixed_precision.value if job.train.mixed_precision else None
     precision = asked or ("fp32" if told == "no" else told)
@@ -79,19 +97,22 @@ def regime(job: Config, *, device: torch.device, errors: list[str]) -> Regime:
         errors.append("train.mixed_precision must not be fp16 on a CPU, got fp16; use bf16 or fp32")
     if job.train.sync_batchnorm and device.type == "cpu":
         errors.append("train.sync_batchnorm must be false on a CPU (torch has none there), got true; set it to false")
-    for switch, name in (("ACCELERATE_USE_FSDP", "FSDP"), ("ACCELERATE_USE_DEEPSPEED", "DeepSpeed")):
-        if os.environ.get(switch, "false").lower() in ("1", "true"):
-            errors.append(f"the launcher must use DDP, got {name}; leave {name} out of accelerate launch")
-    return Regime(mixed_precision=precision, dynamo_backend=_dynamo_backend(job, errors))
+    return Regime(
+        mixed_precision=precision,
+        dynamo_backend=_dynamo_backend(job, errors),
+        fsdp=_fsdp(job, world_size, errors),
+        block_classes=tuple(filter(None, os.environ.get("FSDP_TRANSFORMER_CLS_TO_WRAP", "").split(","))),
+    )
 
 
-def build(job: Config, *, device: torch.device, errors: list[str]) -> Parts | None:
+def build(job: Config, *, device: torch.device, errors: list[str], chosen: Regime | None = None) -> Parts | None:
     """Instantiate every part under the common seed; None after an error.
 
     Args:
         job: Typed job.
         device: Where the model goes.
         errors: Takes one message per error.
+        chosen: Says whether the model is sharded, which its optimizer must find done.
     """
     before = len(errors)
     seed_rngs(job.sweep.seed)
@@ -100,11 +121,15 @@ def build(job: Config, *, device: torch.device, errors: list[str]) -> Parts | No
     collate_fn = _made("data.collate_fn", job.data.collate_fn, errors)
     objective = _objective(job, errors)
     validation = _validation(job, errors) if job.data.val is not None else None
-    optimizer = None
+    optimizer = checksum = None
     if model is not None and _is_model(model, errors):
-        model = model.to(device)
         if job.train.sync_batchnorm and device.type != "cpu":
             model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
+        if chosen is not None and chosen.fsdp:
+            checksum = _weights_checksum(model)
+            _shard(model, device, chosen.block_classes, errors)
+        else:
+            model = model.to(device)
         optimizer = _optimizer(job, model, errors)
     else:  # what does not depend on the model is still checked, so that all mistakes come at once
         for name, part in (("optimizer", job.optimizer), ("optimizer_groups", job.optimizer_groups)):
@@ -121,6 +146,7 @@ def build(job: Config, *, device: torch.device, errors: list[str]) -> Parts | No
         num_samples=num_samples,
         collate_fn=collate_fn,
         validation=validation,
+        weights_checksum=checksum,
     )
 
 
@@ -174,6 +200,48 @@ def _loader(
         persistent_workers=persistent_workers,
         prefetch_factor=loader.prefetch_factor,
     )
+
+
+def _fsdp(job: Config, world_size: int, errors: list[str]) -> bool:
+    """Whether to shard. The launcher's switch and names of blocks count; what cannot be followed is refused."""
+    told = launcher_says("ACCELERATE_USE_FSDP")
+    if told and job.train.fsdp is False:
+        errors.append("train.fsdp must agree with accelerate launch --use_fsdp, got false; leave one of the two out")
+        return False
+    if not told and not job.train.fsdp:
+        return False
+    if world_size == 1:
+        errors.append(FSDP_NEEDS_RANKS)
+        return False
+    if job.sweep.noise_scale:
+        errors.append(FSDP_HIDES_NOISE)
+    version = os.environ.get("FSDP_VERSION", "2") if told else "2"
+    if version != "2":
+        errors.append(f"train.fsdp must be version 2, got accelerate launch --fsdp_version {version}; use 2")
+    for variable, (flag, instead) in FSDP_SWITCHES.items():
+        if told and launcher_says(variable):
+            errors.append(f"train.fsdp must go without accelerate launch {flag}, got true; {instead}")
+    for name in ("find_unused_parameters", "static_graph"):
+        if getattr(job.train.ddp, name):
+            errors.append(f"train.ddp.{name} must be false with train.fsdp, which has no use for it, got true; drop it")
+    return True
+
+
+def _shard(model: nn.Module, device: torch.device, block_classes: Sequence[str], errors: list[str]) -> None:
+    try:
+        sharding.shard(model, device=device, block_classes=block_classes)
+    except Exception as error:
+        logger.info("the model could not be sharded", exc_info=error)
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        errors.append(f"train.fsdp must be able to shard {type(model).__name__}, got: {reason}; use train.fsdp=false")
+
+
+def _weights_checksum(model: nn.Module) -> int:
+    """Of all initial values, in order."""
+    checksum = 0
+    for tensor in itertools.chain(model.parameters(), model.buffers()):
+        checksum = zlib.crc32(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data, checksum)
+    return checksum
 
 
 def _dynamo_backend(job: Config, errors: list[str]) -> str:
@@ -280,13 +348,17 @@ def _optimizer(job: Config, model: nn.Module, errors: list[str]) -> torch.optim.
 
 
 def _validation(job: Config, errors: list[str]) -> Dataset[Any] | None:
-    """The validation set, built where confirmation runs read it; else only its name and arguments are checked."""
-    if not job.confirm.enabled:
+    """The validation set, built where it is read; else only its name and arguments are checked."""
+    if not job.confirm.enabled and job.sweep.monitor == Monitor.train:
         _target("data.val", job.data.val, errors)
         return None
     dataset: Dataset[Any] | None = _made("data.val", job.data.val, errors)
-    if dataset is not None:
-        _length("data.val", dataset, errors)
+    num_samples = 0 if dataset is None else _length("data.val", dataset, errors)
+    if job.sweep.monitor == Monitor.val and 0 < num_samples < job.data.global_batch_size:
+        errors.append(
+            f"data.val must hold at least one global batch of {job.data.global_batch_size} samples for "
+            f"sweep.monitor=val, got {num_samples}; hold out more, or lower data.global_batch_size"
+        )
     return dataset
 
 

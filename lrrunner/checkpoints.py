@@ -2,7 +2,8 @@
 
 A checkpoint is one file. Rank 0 writes it beside its final name, brings it down to the disk and renames it: whatever
 ends the process, the newest file is whole. The one before it is kept, for a disk that lies. Files are only ever read
-with ``weights_only=True``, so that nothing in them is executed.
+with ``weights_only=True``, so that nothing in them is executed. Of a sharded model, each rank has written its shard
+before that, in the same way, to ``<number>.rank<rank>`` in the same folder, which ranks on other machines must see.
 """
 
 from __future__ import annotations
@@ -22,8 +23,9 @@ from lrrunner.collectives import Collective
 from lrrunner.records import Step, Stop, StopReason, Trial, TrialOutcome
 from lrrunner.snapshot import RngState, Snapshot
 
-FORMAT = 1
+FORMAT = 2
 NUM_KEPT = 2
+SHARDS = "*.rank*"
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +43,7 @@ class UnderWay:
 
     Attributes:
         steps: Its records so far, at least one.
-        world: What all ranks share, from :meth:`Snapshot.portable`.
+        world: What all ranks have in common, or this rank's shard of it, from :meth:`Snapshot.portable`.
         buffers: This rank's buffers.
         rng: This rank's random number generators.
         reference_items: The count of items that losses are weighted by, where they are.
@@ -118,7 +120,11 @@ class Checkpoints:
         saved, self._key = self._saved, None
         own = saved["ranks"][self._collective.rank]
         self._saved = {}
-        return UnderWay(steps=tuple(_steps(saved["steps"])), world=saved["world"], **own)
+        world = saved["world"]
+        if world is None:
+            path = _shard_file(self._folder, saved["number"], self._collective.rank)
+            world = torch.load(path, map_location="cpu", weights_only=True)
+        return UnderWay(steps=tuple(_steps(saved["steps"])), world=world, **own)
 
     def due(self) -> bool:
         """Whether this rank wants a save behind the current step."""
@@ -137,26 +143,29 @@ class Checkpoints:
 
         A state that cannot be saved, or a disk that is full, costs the checkpoint and a warning, not the run.
         """
+        self._number += 1
         own = {
             "buffers": snapshot.portable_buffers(),
             "rng": rng.portable(),
             "reference_items": None if reference_items is None else float(reference_items),
         }
-        ranks = self._collective.gather(own)
+        trouble = self._write_shard(snapshot) if snapshot.is_sharded else None
+        by_rank = self._collective.gather((own, trouble))
         if self._collective.rank == 0 and not self._is_broken:
+            content = {
+                "format": FORMAT,
+                "number": self._number,
+                "world_size": self._collective.world_size,
+                "finished": [(name, _rows(done.steps), _row(done.stop)) for name, done in self._finished.items()],
+                "trials": [_row(trial) for trial in self._trials.values()],
+                "key": key,
+                "steps": _rows(steps),
+                "ranks": [own for own, _ in by_rank],
+            }
             try:
-                self._number += 1
-                content = {
-                    "format": FORMAT,
-                    "number": self._number,
-                    "world_size": self._collective.world_size,
-                    "finished": [(name, _rows(done.steps), _row(done.stop)) for name, done in self._finished.items()],
-                    "trials": [_row(trial) for trial in self._trials.values()],
-                    "key": key,
-                    "steps": _rows(steps),
-                    "world": snapshot.portable(),
-                    "ranks": ranks,
-                }
+                for error in (error for _, error in by_rank if error is not None):
+                    raise error
+                content["world"] = None if snapshot.is_sharded else snapshot.portable()
                 write(self._folder, self._number, content)
             except TypeError as error:
                 self._is_broken = True
@@ -165,21 +174,36 @@ class Checkpoints:
                 logger.warning("the checkpoint could not be written (%s); the one before it stays", error)
         self._last = time.monotonic()
 
+    def _write_shard(self, snapshot: Snapshot) -> TypeError | OSError | None:
+        """This rank's part of a checkpoint; an error is returned, since all ranks have to learn of it."""
+        try:
+            self._folder.mkdir(exist_ok=True)
+            _write_down(_shard_file(self._folder, self._number, self._collective.rank), snapshot.portable())
+        except (TypeError, OSError) as error:
+            return error
+        return None
+
 
 def write(folder: Path, number: int, content: dict[str, Any]) -> None:
     """Write one checkpoint down to the disk, then remove those that are too old."""
     folder.mkdir(exist_ok=True)
-    partial = folder / f"{number:08d}.tmp"
+    _write_down(folder / f"{number:08d}.pt", content)
+    for path in _files(folder)[NUM_KEPT:]:
+        path.unlink(missing_ok=True)
+    kept = {path.stem for path in _files(folder)}
+    for path in [*folder.glob("*.tmp"), *(shard for shard in folder.glob(SHARDS) if shard.stem not in kept)]:
+        path.unlink(missing_ok=True)
+
+
+def _write_down(path: Path, content: dict[str, Any]) -> None:
+    """A file that is there as a whole or not at all, whatever ends the process."""
+    partial = path.with_name(f"{path.name}.tmp")
     with partial.open("wb") as file:
         torch.save(content, file)
         file.flush()
         os.fsync(file.fileno())
-    partial.replace(folder / f"{number:08d}.pt")
-    _sync_folder(folder)
-    for path in _files(folder)[NUM_KEPT:]:
-        path.unlink(missing_ok=True)
-    for path in folder.glob("*.tmp"):
-        path.unlink(missing_ok=True)
+    partial.replace(path)
+    _sync_folder(path.parent)
 
 
 def read_newest(folder: Path) -> dict[str, Any] | None:
@@ -190,15 +214,18 @@ def read_newest(folder: Path) -> dict[str, Any] | None:
         except Exception as error:  # noqa: BLE001 - a damaged file makes torch, zipfile and pickle raise what they like
             logger.warning("the checkpoint %s cannot be read (%s)", path, (str(error).splitlines() or ["?"])[0])
             continue
-        if isinstance(content, dict) and content.get("format") == FORMAT:
+        if not isinstance(content, dict) or content.get("format") != FORMAT:
+            logger.warning("the checkpoint %s is none of format %s, which this version reads", path, FORMAT)
+        elif content["world"] is None and (missing := _missing_shards(folder, content)):
+            logger.warning("the checkpoint %s lacks %s", path, ", ".join(missing))
+        else:
             return content
-        logger.warning("the checkpoint %s is none of format %s, which this version reads", path, FORMAT)
     return None
 
 
 def remove(folder: Path) -> None:
     """A run that has finished needs none."""
-    for path in [*_files(folder), *folder.glob("*.tmp")]:
+    for path in [*_files(folder), *folder.glob("*.tmp"), *folder.glob(SHARDS)]:
         path.unlink(missing_ok=True)
     with contextlib.suppress(OSError):  # it was never made, or somebody keeps something in it
         folder.rmdir()
@@ -207,6 +234,15 @@ def remove(folder: Path) -> None:
 def _files(folder: Path) -> list[Path]:
     """The newest first."""
     return sorted(folder.glob("*.pt"), reverse=True)
+
+
+def _shard_file(folder: Path, number: int, rank: int) -> Path:
+    return folder / f"{number:08d}.rank{rank}"
+
+
+def _missing_shards(folder: Path, content: dict[str, Any]) -> list[str]:
+    shards = [_shard_file(folder, content["number"], rank) for rank in range(content["world_size"])]
+    return [path.name for path in shards if not path.is_file()]
 
 
 def _sync_folder(folder: Path) -> None:

@@ -97,6 +97,11 @@ def agree(collective: Collective, errors: list[str]) -> None:
         )
 
 
+def norm_over_ranks(collective: Collective, norm: torch.Tensor) -> torch.Tensor:
+    """The L2 norm of a vector that ranks share out, from that of each rank's part. Every rank must call this."""
+    return collective.sum_(norm.double().square()).sqrt()
+
+
 def set_timeout(timeout_s: float) -> None:
     """Limit every later collective to ``timeout_s`` seconds; the world is created with a generous limit, since building
     a dataset or compiling a model is slow on its first use.

@@ -34,6 +34,12 @@ BUDGET_SWEEPS = 5
 MIN_BUDGET_STEPS = 10
 """Less buys no training that says anything."""
 
+FSDP_NEEDS_RANKS = "train.fsdp must be false on 1 rank, got true; start several ranks with launch.num_processes=2, say"
+
+FSDP_HIDES_NOISE = (
+    "sweep.noise_scale must be false under train.fsdp, where no rank sees its own gradient, got true; use DDP"
+)
+
 TRACKING_SCHEMES = ("sqlite", "http", "https", "postgresql", "mysql", "mssql", "databricks")
 
 
@@ -57,6 +63,13 @@ class ScheduleName(Enum):
 
     constant = "constant"
     cosine = "cosine"
+
+
+class Monitor(Enum):
+    """Which loss a sweep watches: smooths, stops on and reads its suggestion from."""
+
+    train = "train"
+    val = "val"
 
 
 class StopRuleName(Enum):
@@ -90,7 +103,12 @@ class DataConfig:
 
 @dataclass(kw_only=True)
 class SweepConfig:
-    """The ladder, the causal smoothing and the stop rule."""
+    """The ladder, the loss that it is read from, the causal smoothing and the stop rule.
+
+    With ``monitor`` val, every ``val_every``-th step from the first on is followed by an evaluation on always the same
+    ``val_batches`` global batches of ``data.val``, or all there are. ``noise_scale`` measures the noise in the gradient
+    beside.
+    """
 
     start_lr: float = 1e-7
     end_lr: float = 10.0
@@ -102,7 +120,11 @@ class SweepConfig:
     repeats: int = 1
     seed: int = 0
     auto_range: bool = True
+    monitor: Monitor = Monitor.train
+    val_every: int = 1
+    val_batches: int = 2
     sync_every_step: bool = False
+    noise_scale: bool = False
 
 
 @dataclass(kw_only=True)
@@ -132,13 +154,17 @@ class DdpConfig:
 
 @dataclass(kw_only=True)
 class TrainConfig:
-    """How a step is trained. Null inherits what the launcher was told."""
+    """How a step is trained. Null inherits what the launcher was told.
+
+    ``fsdp`` shards parameters, gradients and optimizer state over the ranks (FSDP2) instead of copying them (DDP).
+    """
 
     mixed_precision: Precision | None = None
     accumulation_steps: int = 1
     max_grad_norm: float | None = None
     compile: bool | None = None
     sync_batchnorm: bool = False
+    fsdp: bool | None = None
     ddp: DdpConfig = field(default_factory=DdpConfig)
 
 
@@ -369,6 +395,8 @@ def _part_errors(job: Config) -> Iterator[str]:
     for name, part in (parts | {key: part for key, part in optional.items() if part is not None}).items():
         if not isinstance(part, Mapping) or not isinstance(part.get("_target_"), str):
             yield f"{name} must be a mapping with a _target_, got {part!r}; give {name}._target_=package.module.Name"
+    if job.sweep.monitor == Monitor.val and job.data.val is None:
+        yield "sweep.monitor must be train without data.val, got val; give data.val._target_=..., or leave it at train"
     if isinstance(job.optimizer, Mapping) and "lr" in job.optimizer:
         lr = job.optimizer["lr"]
         if isinstance(lr, bool) or not isinstance(lr, int | float) or not (math.isfinite(lr) and lr > 0):
@@ -400,6 +428,10 @@ def sweep_errors(sweep: SweepConfig) -> Iterator[str]:
         yield f"sweep.repeats must be at least 1, got {sweep.repeats}; try 1"
     if sweep.seed < 0:
         yield f"sweep.seed must be 0 or above, got {sweep.seed}; try 0"
+    if not 1 <= sweep.val_every <= max(1, sweep.num_steps):
+        yield f"sweep.val_every must lie between 1 and sweep.num_steps={sweep.num_steps}, got {sweep.val_every}; try 1"
+    if sweep.val_batches < 1:
+        yield f"sweep.val_batches must be at least 1, got {sweep.val_batches}; try 2"
 
 
 def suggestion_errors(suggestion: SuggestionConfig) -> Iterator[str]:
@@ -443,6 +475,10 @@ def _batch_errors(job: Config, world_size: int) -> Iterator[str]:
             f"launch.num_processes must equal the {world_size} rank(s) that were started, got {claimed}; "
             f"start them with accelerate, on a CPU so: {command}"
         )
+    if train.fsdp and world_size == 1:
+        yield FSDP_NEEDS_RANKS
+    elif train.fsdp and job.sweep.noise_scale:
+        yield FSDP_HIDES_NOISE
     if batch < 1:
         yield f"data.global_batch_size must be at least 1, got {batch}; try 64"
     elif train.accumulation_steps >= 1 and batch % (parts := world_size * train.accumulation_steps):
@@ -450,6 +486,16 @@ def _batch_errors(job: Config, world_size: int) -> Iterator[str]:
         yield (
             f"data.global_batch_size must be divisible by {world_size} ranks x {train.accumulation_steps} "
             f"accumulation steps = {parts}, got {batch}; use {nearest}"
+        )
+    if train.ddp.static_graph and world_size > 1 and train.accumulation_steps > 1:
+        yield (
+            "train.ddp.static_graph must be false with several accumulation steps (DDP fails on both), got true; "
+            "leave it out"
+        )
+    if job.sweep.noise_scale and world_size * train.accumulation_steps == 1:
+        yield (
+            "sweep.noise_scale compares gradients of several ranks or accumulation steps, got 1 rank x 1 accumulation "
+            "step; set train.accumulation_steps=2 or start more ranks"
         )
     loader = job.data.dataloader
     if loader.prefetch_factor is not None and loader.prefetch_factor < 1:

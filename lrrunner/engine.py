@@ -13,18 +13,24 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
 from torch import nn
 
 from lrrunner.checkpoints import Checkpoints, UnderWay
 from lrrunner.collectives import Collective
+from lrrunner.core.noise_scale import gradient_variance
 from lrrunner.core.smoothing import Ema
 from lrrunner.core.stopping import StopRule
+from lrrunner.gradient_noise import GradientProbe
 from lrrunner.learning_rate import LearningRate
 from lrrunner.records import Step, Stop, StopReason
+from lrrunner.sharding import local_part
 from lrrunner.snapshot import RngState, Snapshot, seed_rngs
+
+if TYPE_CHECKING:
+    from lrrunner.evaluation import Evaluation
 
 MAX_SKIPS_IN_A_ROW = 10
 """A scaler that starts at 2**16 has halved its scale to 64 by then: more overflows are not the scale's fault."""
@@ -34,7 +40,7 @@ Objective = Callable[[nn.Module, Any], Any]
 
 
 class Column(IntEnum):
-    """What each rank reports of a step, in its own row of the table."""
+    """What each rank reports of a step, in its own row of the table; what a probe reports comes behind."""
 
     LOSS_SUM = 0
     ITEMS = 1
@@ -63,7 +69,7 @@ class Trainable:
     """What one rank trains, and how.
 
     Attributes:
-        model: Wrapped for the world (DDP, say), on its device.
+        model: Wrapped for the world (DDP, FSDP2), on its device.
         optimizer: Holds the model's parameters; its LRs are the base LRs.
         objective: Gives the loss of a micro-batch.
         micro_batch_size: Samples of a micro-batch: the items behind a loss that comes without a count.
@@ -72,6 +78,7 @@ class Trainable:
         scaler: Gradient scaler for fp16.
         autocast: Context for the forward pass.
         no_sync: Context in which backward leaves gradients local.
+        whole_norm: L2 norm of this rank's gradients -> that of the whole gradient, which may be shared out among ranks.
         to_device: Moves a batch to the model's device.
     """
 
@@ -84,6 +91,7 @@ class Trainable:
     scaler: torch.amp.GradScaler | None = None
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
     no_sync: Callable[[], AbstractContextManager[Any]] = nullcontext
+    whole_norm: Callable[[torch.Tensor], torch.Tensor] = lambda norm: norm
     to_device: Callable[[Any], Any] = lambda batch: batch
 
     @property
@@ -95,6 +103,11 @@ class Trainable:
         """Training mode of the model, and of an optimizer that has one because it averages weights (schedule-free)."""
         self.model.train()
         set_optimizer_mode(self.optimizer, training=True)
+
+    @property
+    def parameters(self) -> list[torch.nn.Parameter]:
+        """What the optimizer steps, in its order."""
+        return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,6 +124,7 @@ class Ladder:
         sync_every_step: Read each step before the next one starts, also on a GPU.
         sweep_pass: Number of this ladder among those that auto-range tries.
         name: Tells it from other ladders of the same run, in checkpoints.
+        evaluate_every: Rungs from one evaluation to the next, where the sweep is judged by evaluating.
     """
 
     lrs: Sequence[float]
@@ -122,6 +136,7 @@ class Ladder:
     sync_every_step: bool = False
     sweep_pass: int = 0
     name: str = "sweep"
+    evaluate_every: int = 1
 
     @property
     def prefix(self) -> str:
@@ -151,6 +166,8 @@ def run_sweep(
     stop_requested: Callable[[], bool] = lambda: False,
     started: float | None = None,
     checkpoints: Checkpoints | None = None,
+    evaluate: Callable[[], Evaluation] | None = None,
+    probe: GradientProbe | None = None,
 ) -> SweepResult:
     """Climb the ladder on this rank, together with all others. Every rank must call this.
 
@@ -167,6 +184,9 @@ def run_sweep(
         stop_requested: This rank's wish to stop, which all ranks then follow at the same step.
         started: ``time.perf_counter()`` at which elapsed times begin; None is now.
         checkpoints: Where the state is saved, and where it comes from in a resumed run; None saves nothing.
+        evaluate: Measures the loss that the sweep is judged by instead of the training loss, behind a step, the same on
+            every rank; leaves everything as it was.
+        probe: Measures the noise of the gradient, on every rank or on none.
 
     Raises:
         Exception: whatever model, objective, data or optimizer raise.
@@ -179,7 +199,7 @@ def run_sweep(
         steps.append(step)
         on_step(step)
 
-    with preserved(trainable) as snapshot:
+    with preserved(trainable) as snapshot, probe or nullcontext():
         for repeat in range(ladder.first_repeat, ladder.first_repeat + ladder.repeats):
             done = None if checkpoints is None else checkpoints.finished(ladder.key(repeat))
             if done is not None:
@@ -189,7 +209,9 @@ def run_sweep(
             if repeat > ladder.first_repeat:
                 snapshot.restore()
             trainable.train()
-            climb = _Climb(trainable, ladder, collective, repeat, started, record, stop_requested, checkpoints)
+            climb = _Climb(
+                trainable, ladder, collective, repeat, started, record, stop_requested, checkpoints, evaluate, probe
+            )
             under_way = None if checkpoints is None else checkpoints.under_way(ladder.key(repeat))
             steps += () if under_way is None else under_way.steps
             stops.append(climb.run(batches) if under_way is None else climb.resume(batches, under_way))
@@ -262,6 +284,8 @@ class _Climb:
         record: Callable[[Step], None],
         stop_requested: Callable[[], bool],
         checkpoints: Checkpoints | None = None,
+        evaluate: Callable[[], Evaluation] | None = None,
+        probe: GradientProbe | None = None,
     ) -> None:
         self._trainable = trainable
         self._ladder = ladder
@@ -271,13 +295,17 @@ class _Climb:
         self._take_in = record
         self._stop_requested = stop_requested
         self._checkpoints = checkpoints
+        self._evaluate = evaluate
+        self._probe = probe
+        self._num_columns = len(Column) + (0 if probe is None else probe.num_columns)
         self._steps: list[Step] = []
         self._save_requested = self._has_diverged = False
         self._learning_rate = LearningRate(trainable.optimizer)
-        self._parameters = [p for group in trainable.optimizer.param_groups for p in group["params"]]
+        self._parameters = trainable.parameters
         self._device = trainable.device
         self._on_cpu = self._device.type == "cpu"
-        self._reads_late = reads_late(self._device, trainable.scaler, sync_every_step=ladder.sync_every_step)
+        reads_at_once = ladder.sync_every_step or evaluate is not None
+        self._reads_late = reads_late(self._device, trainable.scaler, sync_every_step=reads_at_once)
         self._ema = Ema(ladder.beta)
         self._stop_rule = ladder.new_stop_rule()
         self._skips_in_a_row = 0
@@ -317,9 +345,9 @@ class _Climb:
         """Take in a step of an earlier life."""
         self._steps.append(step)
         self._skips_in_a_row = self._skips_in_a_row + 1 if step.skipped else 0
-        if not step.skipped:
-            self._ema.update(step.loss)
-            self._has_diverged = self._stop_rule.update(step.loss, self._ema.value)
+        if (monitored := step.monitored_loss) is not None:
+            self._ema.update(monitored)
+            self._has_diverged = self._diverges(step.loss)
 
     def _run(self, batches: Iterator[Any], *, first_rung: int) -> Stop:
         unread: _InFlight | None = None
@@ -386,6 +414,8 @@ class _Climb:
         loss_sum: torch.Tensor | float = 0.0
         items: torch.Tensor | float = 0.0
         weighted = False
+        if self._probe is not None:
+            self._probe.begin()
         for i in range(t.accumulation_steps):
             batch = t.to_device(next(batches))
             is_last = i == t.accumulation_steps - 1
@@ -399,8 +429,11 @@ class _Climb:
                 if weighted:  # the mean over no items is NaN; it takes part in the reduction and counts nothing
                     loss = torch.where(self._number(count) > 0, loss, 0.0)
                 share = self._weight(count).to(loss.dtype) if weighted else 1.0
-                scaled = loss * (share / t.accumulation_steps) if weighted or t.accumulation_steps > 1 else loss
+                multiplier = share / t.accumulation_steps
+                scaled = loss * multiplier if weighted or t.accumulation_steps > 1 else loss
                 (scaled if t.scaler is None else t.scaler.scale(scaled)).backward()
+                if self._probe is not None:
+                    self._probe.take(count, multiplier if t.scaler is None else multiplier * t.scaler.get_scale())
             loss_sum = loss_sum + self._value(loss) * count
             items = items + count
         return loss_sum, items, weighted
@@ -438,19 +471,24 @@ class _Climb:
 
     def _reduced_table(self, loss_sum: torch.Tensor | float, items: torch.Tensor | float) -> torch.Tensor:
         """One row a rank, summed over ranks: each rank's figures, untouched by the others' NaN."""
-        table = torch.zeros((self._collective.world_size, len(Column)), dtype=torch.float64, device=self._device)
+        size = (self._collective.world_size, self._num_columns)
+        table = torch.zeros(size, dtype=torch.float64, device=self._device)
         table[self._collective.rank] = self._row(loss_sum, items)
         return self._collective.sum_(table)
 
     def _row(self, loss_sum: torch.Tensor | float, items: torch.Tensor | float) -> torch.Tensor:
         request = float(self._request())
+        probed = () if self._probe is None else self._probe.columns()
         if not isinstance(loss_sum, torch.Tensor):
-            return torch.tensor([loss_sum, float(items), not math.isfinite(loss_sum), request], dtype=torch.float64)
-        row = torch.full((len(Column),), request, dtype=torch.float64, device=self._device)
-        row[Column.LOSS_SUM] = loss_sum
-        row[Column.ITEMS] = items
-        row[Column.NON_FINITE] = ~torch.isfinite(loss_sum)
-        return row
+            row = [loss_sum, float(items), not math.isfinite(loss_sum), request, *probed]
+            return torch.tensor(row, dtype=torch.float64)
+        on_device = torch.full((self._num_columns,), request, dtype=torch.float64, device=self._device)
+        on_device[Column.LOSS_SUM] = loss_sum
+        on_device[Column.ITEMS] = items
+        on_device[Column.NON_FINITE] = ~torch.isfinite(loss_sum)
+        for column, value in enumerate(probed, start=len(Column)):
+            on_device[column] = value
+        return on_device
 
     def _request(self) -> Request:
         if self._stop_requested():
@@ -459,12 +497,13 @@ class _Climb:
 
     def _grad_norm(self) -> torch.Tensor:
         """L2 norm of the averaged gradient; a zero-dimensional tensor on the gradient's device."""
-        gradients = [p.grad for p in self._parameters if p.grad is not None]
+        gradients = [local_part(p.grad) for p in self._parameters if p.grad is not None]
         gradients = [g.coalesce().values() if g.is_sparse else g for g in gradients]
         if self._on_cpu and gradients:  # half the time of torch's own, which first sorts by device and type
             norm: torch.Tensor = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in gradients]))
-            return norm
-        return torch.nn.utils.get_total_norm(gradients)
+        else:
+            norm = torch.nn.utils.get_total_norm(gradients)
+        return self._trainable.whole_norm(norm)
 
     def _step_optimizer(self) -> bool:
         """Step; True when the scaler found an overflow and skipped it."""
@@ -492,13 +531,20 @@ class _Climb:
     def _settle(self, step: _InFlight) -> Stop | None:
         """Read a step, record it, and decide; the same values on every rank, hence the same decision."""
         *values, grad_norm = step.read()
-        rows = [values[i : i + len(Column)] for i in range(0, len(values), len(Column))]
+        rows = [values[i : i + self._num_columns] for i in range(0, len(values), self._num_columns)]
         num_items = math.fsum(row[Column.ITEMS] for row in rows)
         loss = sum(row[Column.LOSS_SUM] for row in rows) / num_items if num_items else math.nan
         bad_ranks = tuple(rank for rank, row in enumerate(rows) if row[Column.NON_FINITE])
         finite = math.isfinite(loss) and not bad_ranks
-        if finite and not step.skipped:
-            self._ema.update(loss)
+        evaluation = self._evaluation(step) if finite else None
+        monitored = loss if self._evaluate is None else None
+        if evaluation is not None:
+            monitored, bad_ranks = evaluation.loss, evaluation.non_finite
+            finite = math.isfinite(monitored)
+        if step.skipped or not finite:
+            monitored = None
+        if monitored is not None:
+            self._ema.update(monitored)
         self._record(
             Step(
                 sweep_pass=self._ladder.sweep_pass,
@@ -515,22 +561,52 @@ class _Climb:
                 rank_losses=tuple(
                     row[Column.LOSS_SUM] / row[Column.ITEMS] if row[Column.ITEMS] else math.nan for row in rows
                 ),
+                val_loss=None if evaluation is None else evaluation.loss,
+                val_items=None if evaluation is None else evaluation.num_items,
+                is_monitored=self._evaluate is None or evaluation is not None,
+                gradient_variance=self._gradient_variance(rows, grad_norm, num_items),
             )
         )
-        return self._decision(step, finite, bad_ranks, rows, loss)
+        return self._decision(step, finite, bad_ranks, rows, None if monitored is None else loss)
+
+    def _evaluation(self, step: _InFlight) -> Evaluation | None:
+        """What the model is worth behind a step; None where that is not asked for."""
+        is_due = not step.skipped and step.rung % self._ladder.evaluate_every == 0
+        return self._evaluate() if self._evaluate is not None and is_due else None
+
+    def _gradient_variance(self, rows: list[list[float]], grad_norm: float, num_items: float) -> float | None:
+        """From what the probes of all ranks report; None without them."""
+        if self._probe is None:
+            return None
+        if not num_items:
+            return math.nan
+        squares, num_parts = (sum(row[column] for row in rows) for column in range(len(Column), self._num_columns))
+        return gradient_variance(squares / num_items, grad_norm, num_items=num_items, num_parts=num_parts)
 
     def _decision(
-        self, step: _InFlight, finite: bool, bad_ranks: tuple[int, ...], rows: list[list[float]], loss: float
+        self,
+        step: _InFlight,
+        finite: bool,
+        bad_ranks: tuple[int, ...],
+        rows: list[list[float]],
+        loss: float | None,
     ) -> Stop | None:
+        """Whether to stop; ``loss`` is the training loss of a point of the curve, None behind any other step."""
         self._skips_in_a_row = self._skips_in_a_row + 1 if step.skipped else 0
         if not finite or self._skips_in_a_row >= MAX_SKIPS_IN_A_ROW:
             return self._stop(StopReason.NON_FINITE, step.rung, bad_ranks)
-        self._has_diverged = not step.skipped and self._stop_rule.update(loss, self._ema.value)
+        self._has_diverged = loss is not None and self._diverges(loss)
         self._save_requested = self._checkpoints is not None and any(row[Column.REQUEST] for row in rows)
         requesting = tuple(rank for rank, row in enumerate(rows) if row[Column.REQUEST] == Request.STOP)
         if requesting:
             return self._stop(StopReason.INTERRUPTED, step.rung, requesting)
         return self._stop(StopReason.DIVERGED, step.rung) if self._has_diverged else None
+
+    def _diverges(self, loss: float) -> bool:
+        """The noise that a rise must stand out of is the training loss's, also where another loss is monitored:
+        evaluations on always the same samples have none, so that any rise at all would.
+        """
+        return self._stop_rule.update(loss, self._ema.value)
 
     def _record(self, step: Step) -> None:
         self._steps.append(step)

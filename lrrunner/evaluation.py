@@ -8,9 +8,13 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parallel import DistributedDataParallel
 
 from lrrunner.collectives import Collective
 from lrrunner.engine import Trainable, set_optimizer_mode
+from lrrunner.snapshot import RngState, restore_buffers, saved_buffers
 
 
 class Evaluation(NamedTuple):
@@ -19,10 +23,14 @@ class Evaluation(NamedTuple):
     Attributes:
         loss: Mean over all items of all ranks; NaN without any.
         requesting: The ranks that asked to stop, and thereby ended the evaluation.
+        non_finite: The ranks whose own loss was not finite.
+        num_items: Items behind the loss, over all ranks.
     """
 
     loss: float
     requesting: tuple[int, ...] = ()
+    non_finite: tuple[int, ...] = ()
+    num_items: float = math.nan
 
 
 @torch.no_grad()
@@ -32,6 +40,7 @@ def evaluate(
     *,
     collective: Collective,
     stop_requested: Callable[[], bool] = lambda: False,
+    batch_statistics: bool = False,
 ) -> Evaluation:
     """The loss in eval mode, without gradients. Every rank must call this, with the same number of batches.
 
@@ -44,9 +53,11 @@ def evaluate(
             forward pass, which may communicate, and in nothing else.
         collective: The world this rank belongs to.
         stop_requested: This rank's wish to stop.
+        batch_statistics: Leave batch norm in the mode it is in. Its running statistics, which lag ten steps behind,
+            are not those of weights in the middle of a sweep. In train mode, it moves them.
     """
     loss_sum, items = [0.0] * collective.world_size, [0.0] * collective.world_size
-    with _eval_mode(trainable):
+    with _eval_mode(trainable, apart_from=_BatchNorm if batch_statistics else ()):
         for batch, weight in batches:
             value, count = _loss_and_count(trainable, batch, weight)
             table = torch.zeros((collective.world_size, 3), dtype=torch.float64, device=trainable.device)
@@ -59,7 +70,28 @@ def evaluate(
             requesting = tuple(rank for rank, (_, _, request) in enumerate(rows) if request)
             if requesting:
                 return Evaluation(math.nan, requesting)
-    return Evaluation(sum(loss_sum) / sum(items) if sum(items) else math.nan)
+    non_finite = tuple(rank for rank, loss in enumerate(loss_sum) if not math.isfinite(loss))
+    loss = sum(loss_sum) / sum(items) if sum(items) else math.nan
+    return Evaluation(loss, non_finite=non_finite, num_items=sum(items))
+
+
+@contextmanager
+def undisturbed(trainable: Trainable) -> Iterator[None]:
+    """Random numbers and buffers are afterwards as before: a training goes on as if nothing had been evaluated.
+
+    DDP does not broadcast buffers behind a forward pass without gradients; it is told what it was about to do.
+    """
+    rng, buffers = RngState.capture(trainable.device), saved_buffers(trainable.model)
+    copied = [module for module in trainable.model.modules() if isinstance(module, DistributedDataParallel)]
+    broadcasts = [module.require_forward_param_sync for module in copied]
+    try:
+        yield
+    finally:
+        for module, broadcast in zip(copied, broadcasts, strict=True):
+            module.require_forward_param_sync = broadcast
+        with torch.no_grad():
+            restore_buffers(buffers)
+        rng.restore(trainable.device)
 
 
 def _loss_and_count(trainable: Trainable, batch: Any, weight: int) -> tuple[float, float]:
@@ -70,12 +102,15 @@ def _loss_and_count(trainable: Trainable, batch: Any, weight: int) -> tuple[floa
 
 
 @contextmanager
-def _eval_mode(trainable: Trainable) -> Iterator[None]:
+def _eval_mode(trainable: Trainable, *, apart_from: type[nn.Module] | tuple[()]) -> Iterator[None]:
     """Eval mode inside; every module's own mode and the optimizer's training mode afterwards."""
     model, optimizer = trainable.model, trainable.optimizer
     training = [(module, module.training) for module in model.modules()]
     model.eval()
     set_optimizer_mode(optimizer, training=False)
+    for module, mode in training:
+        if isinstance(module, apart_from):
+            module.training = mode
     try:
         yield
     finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -30,6 +31,12 @@ INHERITED_FROM_A_LAUNCHER = ("ACCELERATE_DYNAMO_BACKEND", "TORCHELASTIC_RUN_ID",
 """Variables that only a process started by ``accelerate launch`` or torchrun has."""
 
 
+DEEPSPEED_REFUSED = (
+    "the launcher must not use DeepSpeed, whose engine steps by itself, got {}; leave it out, and share parameters out "
+    "with train.fsdp=true"
+)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Machines:
     """Where a set of ranks lives when one machine does not hold it.
@@ -55,7 +62,6 @@ class RankPlan:
         num_processes: Ranks, over all machines.
         gpus: This machine's GPUs as ``CUDA_VISIBLE_DEVICES`` names them; empty: the ranks train on CPUs.
         cores: CPU cores that this machine's ranks share; empty: all of them.
-        fsdp: Shard the parameters (FSDP2) instead of copying them (DDP).
         config_file: The user's own file of ``accelerate launch``, whose settings then hold.
         machines: None for one machine.
     """
@@ -63,9 +69,13 @@ class RankPlan:
     num_processes: int
     gpus: tuple[str, ...] = ()
     cores: tuple[int, ...] = ()
-    fsdp: bool = False
     config_file: str | None = None
     machines: Machines | None = field(default=None)
+
+
+def launcher_says(switch: str, environ: Mapping[str, str] = os.environ) -> bool:
+    """Whether ``accelerate launch`` has set a switch, such as ACCELERATE_USE_FSDP, for its ranks."""
+    return environ.get(switch, "false").lower() in ("1", "true")
 
 
 def launch_argv(plan: RankPlan, *, settings_file: str) -> list[str]:
@@ -81,11 +91,11 @@ def launch_argv(plan: RankPlan, *, settings_file: str) -> list[str]:
         argv; the agent is ``accelerate launch`` that dies with its parent.
     """
     rank_program = ["-m", RANK_PROGRAM]
-    if plan.num_processes == 1 and plan.config_file is None and not plan.fsdp:
+    if plan.num_processes == 1 and plan.config_file is None:
         return [sys.executable, *rank_program]
     flags = ["--config_file", settings_file if plan.config_file is None else plan.config_file]
     if plan.config_file is None:
-        flags += ["--use_fsdp", "--fsdp_version", "2"] if plan.fsdp else ["--multi_gpu"]
+        flags += ["--multi_gpu"]
     flags += ["--num_processes", str(plan.num_processes), *_machine_flags(plan)]
     if plan.config_file is None:
         flags += ["--mixed_precision", "no", "--dynamo_backend", "no"]

@@ -77,7 +77,7 @@ def lr_sweep_figure(test: RangeTest, *, beta: float, title: str, subtitle: str =
     if found:
         panels.insert(0, add_axes(figure, top_px=top_px, bottom_px=curve_top_px, sharex=axes))
         _draw_candidates(panels[0], candidates, method=chosen)
-    frame(figure, axes, lr_limits=_lr_limits(test), loss="loss", legend_px=SWEEP_PX)
+    frame(figure, axes, lr_limits=_lr_limits(test), loss=test.monitored, legend_px=SWEEP_PX)
     _draw_suggestion(panels, test.suggestion)
     if test.steps and test.stops:
         _draw_stop(axes, test.curve_stop, test.curve_steps)
@@ -135,13 +135,13 @@ def repeat_range(steps: Sequence[Step]) -> tuple[FloatArray, FloatArray, FloatAr
     Returns:
         Learning rates, minima and maxima, each of shape (T,).
     """
-    points = [step for step in steps if not step.skipped and np.isfinite(step.loss)]
+    points = [step for step in steps if step.monitored_loss is not None and step.is_finite]
     lr_by_rung = {step.step: step.lr for step in sorted(points, key=lambda step: step.step)}
     column = {rung: i for i, rung in enumerate(lr_by_rung)}
     row = {repeat: i for i, repeat in enumerate(sorted({step.repeat for step in points}))}
     losses = np.full((len(row), len(column)), np.nan)
     for step in points:
-        losses[row[step.repeat], column[step.step]] = step.loss
+        losses[row[step.repeat], column[step.step]] = step.monitored_loss
     for i in range(1, len(column)):
         losses[:, i] = np.where(np.isnan(losses[:, i]), losses[:, i - 1], losses[:, i])
     keep = np.isfinite(losses).all(axis=0)

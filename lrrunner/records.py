@@ -53,14 +53,19 @@ class Step:
         repeat: Which repetition of the ladder, from 0.
         step: Rung of the ladder, from 0. A skipped step and its retry share it.
         lr: The optimizer's base learning rate used by this step.
-        loss: Raw loss, the mean over micro-batches and ranks weighted by items.
-        smoothed_loss: Causal bias-corrected EMA of ``loss`` so far.
+        loss: Raw training loss, the mean over micro-batches and ranks weighted by items.
+        smoothed_loss: Causal bias-corrected EMA of the monitored loss so far.
         grad_norm: L2 norm of the averaged gradient before clipping.
         num_items: Items (samples or tokens) behind ``loss``, over all ranks.
         skipped: The gradient scaler skipped the update (fp16 overflow): no point of the curve.
         elapsed_s: Seconds since the sweep began.
         timestamp_ms: Unix time in milliseconds at which the step's loss was read.
         rank_losses: Each rank's own mean loss, in rank order.
+        val_loss: Raw validation loss behind the step, where the sweep monitors it and the step was evaluated.
+        val_items: Items behind ``val_loss``, over all ranks, where there is one.
+        is_monitored: False for a step that was not evaluated where the sweep monitors the validation loss.
+        gradient_variance: Unbiased estimate of the trace of the covariance of one item's gradient; NaN where the step
+            gave none, None where nobody asked.
     """
 
     sweep_pass: int = 0
@@ -75,6 +80,22 @@ class Step:
     elapsed_s: float = 0.0
     timestamp_ms: int = 0
     rank_losses: tuple[float, ...] = ()
+    val_loss: float | None = None
+    val_items: float | None = None
+    is_monitored: bool = True
+    gradient_variance: float | None = None
+
+    @property
+    def monitored_loss(self) -> float | None:
+        """The raw loss that the sweep is judged by; None where the step is no point of its curve."""
+        if self.skipped or not self.is_monitored:
+            return None
+        return self.loss if self.val_loss is None else self.val_loss
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether every loss that was measured is."""
+        return math.isfinite(self.loss) and (self.val_loss is None or math.isfinite(self.val_loss))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -217,6 +238,36 @@ class Confirmation:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class NoiseScale:
+    """At which batch size a larger one stops paying, as the noise in the gradient says.
+
+    Attributes:
+        critical_batch_size: Samples a step at which the noise of the mean gradient is as large as the gradient itself;
+            None where it was not measured, or no gradient stands out from its noise.
+        low: Lower end of a 90 % interval in samples; None where nothing was measured.
+        high: Upper end; None where the steps set no limit.
+        num_steps: Steps it was measured in.
+        last_lr: Highest LR of these.
+        reason: Why there is no number, and what to change; empty where there is one.
+    """
+
+    critical_batch_size: float | None = None
+    low: float | None = None
+    high: float | None = None
+    num_steps: int = 0
+    last_lr: float | None = None
+    reason: str = ""
+
+    def __str__(self) -> str:
+        if self.low is None:
+            return f"critical batch size: none   ({self.reason})"
+        if self.critical_batch_size is None:
+            return f"critical batch size: above {self.low:.3g}   ({self.reason})"
+        high = "no limit" if self.high is None else f"{self.high:.3g}"
+        return f"critical batch size: {self.critical_batch_size:.3g}   [{self.low:.3g}, {high}]"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class RangeTest:
     """A whole range test: the records of every pass and repeat, where each ladder ended, what it suggests.
 
@@ -231,6 +282,7 @@ class RangeTest:
         trials: Confirmation runs, in order.
         confirmation: What these were compared on and came to; None where nothing was to be confirmed.
         group_ratios: Each parameter group's LR over the recorded one, in the optimizer's order.
+        noise_scale: What the noise in the gradient says about the batch size; None where nobody asked.
     """
 
     steps: tuple[Step, ...]
@@ -243,6 +295,7 @@ class RangeTest:
     trials: tuple[Trial, ...] = ()
     confirmation: Confirmation | None = None
     group_ratios: tuple[float, ...] = (1.0,)
+    noise_scale: NoiseScale | None = None
 
     @property
     def group_lrs(self) -> tuple[float, ...] | None:
@@ -257,6 +310,11 @@ class RangeTest:
         if number is None:
             number = max((step.sweep_pass for step in self.steps if not step.skipped), default=0)
         return tuple(step for step in self.steps if step.sweep_pass == number)
+
+    @property
+    def monitored(self) -> str:
+        """Which loss the curve is, in words."""
+        return "loss" if all(step.val_loss is None for step in self.steps) else "validation loss"
 
     @property
     def curve_stop(self) -> Stop:

@@ -13,16 +13,17 @@ from typing import Any
 
 import lrrunner
 from lrrunner import checkpoints, report
-from lrrunner.config import Config, batch_summary, budget_steps
+from lrrunner.config import Config, Monitor, batch_summary, budget_steps
 from lrrunner.confirm import Trials
 from lrrunner.core.confirmation import PlannedTrial, confirmed, not_confirmed
 from lrrunner.core.extension import Extension
+from lrrunner.core.noise_scale import noise_scale
 from lrrunner.errors import ConfigError
 from lrrunner.passes import Passes
 from lrrunner.points import final_points, live_prefix, superseded
 from lrrunner.process import process_identity
 from lrrunner.progress import progress_bar, show
-from lrrunner.records import Confirmation, RangeTest, Step, Suggestion, Trial, TrialOutcome
+from lrrunner.records import Confirmation, NoiseScale, RangeTest, Step, Suggestion, Trial, TrialOutcome
 from lrrunner.redaction import Redactor
 from lrrunner.resume import code_versions, differences, directory_errors
 from lrrunner.run_directory import RunDirectory, new_run_path
@@ -102,13 +103,20 @@ class Reporter:
         """A new one, or the one to go on in."""
         run = self._job.run
         if run.resume is None:
-            return RunDirectory(Path(run.dir) if run.dir else new_run_path(), self._redactor)
+            path = Path(run.dir) if run.dir else new_run_path()
+            return RunDirectory(path, self._redactor, more_columns=self._more_columns)
         path = Path(run.resume).expanduser()
         if errors := directory_errors({"dir": run.dir, "resume": run.resume}):
             raise ConfigError(errors)
         if errors := differences(path, self._redactor.tree(self._config), world_size=self._world_size):
             raise ConfigError(errors)
-        return RunDirectory(path, self._redactor, resumed=True)
+        return RunDirectory(path, self._redactor, more_columns=self._more_columns, resumed=True)
+
+    @property
+    def _more_columns(self) -> list[str]:
+        """What records know beyond the usual."""
+        sweep = self._job.sweep
+        return ["val_loss"] * (sweep.monitor == Monitor.val) + ["gradient_variance"] * sweep.noise_scale
 
     def discard(self) -> None:
         """The run does not start: leave nothing behind."""
@@ -304,6 +312,18 @@ class Reporter:
             trials=trials.trials,
             confirmation=confirmation,
             group_ratios=self._group_ratios,
+            noise_scale=self._noise_scale(passes),
+        )
+
+    def _noise_scale(self, passes: Passes) -> NoiseScale | None:
+        job = self._job
+        if not job.sweep.noise_scale:
+            return None
+        return noise_scale(
+            passes.curve_steps,
+            passes.suggestion,
+            beta=job.sweep.smoothing,
+            global_batch_size=job.data.global_batch_size,
         )
 
     def _confirmed(self, sweep: Suggestion, trials: Trials) -> tuple[Suggestion, Confirmation | None]:

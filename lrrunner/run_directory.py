@@ -73,6 +73,7 @@ class RunDirectory:
     Args:
         path: Where; made if missing. It must not hold a run yet, unless ``resumed``.
         redactor: Masks secrets in everything written.
+        more_columns: What records.csv holds beyond the usual: ``val_loss``, empty where a step was not evaluated, say.
         resumed: Go on with the run in it. The rows it has stay; one that is recorded again is only compared, and what
             follows the first one that differs gives way.
 
@@ -80,7 +81,10 @@ class RunDirectory:
         ConfigError: the directory cannot be written, or holds a run already.
     """
 
-    def __init__(self, path: Path, redactor: Redactor, *, resumed: bool = False) -> None:
+    def __init__(
+        self, path: Path, redactor: Redactor, *, more_columns: Sequence[str] = (), resumed: bool = False
+    ) -> None:
+        self._record_columns = (*RECORD_COLUMNS, *more_columns)
         self.path = path.expanduser().resolve()
         self._redactor = redactor
         self._resumed = resumed
@@ -91,7 +95,7 @@ class RunDirectory:
             (self.path / "ranks").mkdir(parents=True, exist_ok=True)
             if not resumed and (self.path / "status.json").exists():
                 raise ConfigError([f"run.dir must not hold a run yet, got {path}; choose another directory"])
-            self._records = self._table("records.csv", RECORD_COLUMNS)
+            self._records = self._table("records.csv", self._record_columns)
         except OSError as error:
             reason = error.strerror or str(error)
             raise ConfigError(
@@ -136,7 +140,7 @@ class RunDirectory:
         Returns:
             The step, with the times of an earlier life that recorded it already.
         """
-        known = self._records.write([getattr(step, name) for name in RECORD_COLUMNS])
+        known = self._records.write([getattr(step, name) for name in self._record_columns])
         if time.monotonic() - self._status_time > STATUS_INTERVAL_S:
             self.update_status(last_step=step.step)
         return _at_its_time(step, known)
@@ -175,6 +179,8 @@ class RunDirectory:
             "passes": [_pass_content(test, number) for number in range(len(test.passes))],
             "confirmation": _confirmation_content(test),
         }
+        if test.noise_scale is not None:
+            content["noise_scale"] = dataclasses.asdict(test.noise_scale)
         self._write("suggestion.json", json.dumps(content, indent=2) + "\n")
 
     def write_note(self, note: str) -> None:

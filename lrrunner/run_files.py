@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from lrrunner.config import Config, job_from
-from lrrunner.records import RangeTest, Step, Stop, StopReason, Suggestion, Verdict
+from lrrunner.records import NoiseScale, RangeTest, Step, Stop, StopReason, Suggestion, Verdict
 
 INTEGERS = ("sweep_pass", "repeat", "step", "timestamp_ms")
 
@@ -125,6 +125,7 @@ def _range_test(content: dict[str, Any], steps: tuple[Step, ...]) -> RangeTest:
         world_size=content["world_size"],
         global_batch_size=content["global_batch_size"],
         curve_pass=curve_pass,
+        noise_scale=NoiseScale(**content["noise_scale"]) if "noise_scale" in content else None,
     )
 
 
@@ -155,12 +156,15 @@ def _rows(path: Path) -> list[dict[str, str]]:
 
 
 def _values(row: dict[str, str]) -> dict[str, Any]:
-    return {name: _value(name, text) for name, text in row.items()}
+    values = {name: _value(name, text) for name, text in row.items()}
+    return values if values.get("val_loss", 0.0) is not None else values | {"is_monitored": False}
 
 
 def _value(name: str, text: str) -> Any:
     if name == "skipped":
         return text == "1"
+    if name == "val_loss" and not text:
+        return None
     return int(text) if name in INTEGERS else float(text)
 
 

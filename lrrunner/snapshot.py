@@ -1,6 +1,7 @@
 """Save and restore what a sweep changes: model, optimizer, scaler, random number generators. In memory, on each rank.
 
-Nothing here communicates, so a rank can restore whatever became of the others. The portable form of what is saved holds
+Nothing here communicates, so a rank can restore whatever became of the others. Of sharded tensors, each rank saves and
+restores its shard; no rank ever holds the whole. The portable form of what is saved holds
 plain values and tensors in host memory only, so that ``torch.load(weights_only=True)`` reads it back.
 """
 
@@ -15,19 +16,29 @@ import numpy as np
 import torch
 from torch import nn
 
+from lrrunner.sharding import Layout, is_sharded, local_part, put_to_rest
+
 
 class _SavedTensor(NamedTuple):
-    """A copy in host memory (a snapshot must not raise the peak of device memory), and where it belongs."""
+    """A copy in host memory (a snapshot must not raise the peak of device memory), and where it belongs.
+
+    Of a sharded tensor, this rank's shard.
+    """
 
     values: torch.Tensor
     device: torch.device
+    layout: Layout | None = None
 
     @classmethod
     def of(cls, tensor: torch.Tensor) -> _SavedTensor:
-        return cls(tensor.detach().to("cpu", copy=True), tensor.device)
+        return cls(local_part(tensor).detach().to("cpu", copy=True), tensor.device, Layout.of(tensor))
 
     def tensor(self) -> torch.Tensor:
-        return self.values.to(self.device, copy=True)
+        values = self.values.to(self.device, copy=True)
+        return values if self.layout is None else self.layout.whole(values)
+
+    def write_to(self, tensor: torch.Tensor) -> None:
+        local_part(tensor).copy_(self.values)
 
 
 @dataclass(frozen=True)
@@ -81,7 +92,7 @@ def seed_rngs(*entropy: int) -> None:
 
 
 class Snapshot:
-    """Bitwise copies of parameters, buffers, gradients, train flags, optimizer (its own counters too) and scaler.
+    """Bitwise copies of parameters, buffers, gradients, train flags, optimizer and scaler; a rank's shards of them.
 
     Restoring writes into the live tensors, so references to them stay valid, and can be done any number of times.
 
@@ -100,10 +111,7 @@ class Snapshot:
         self._model, self._optimizer, self._scaler = model, optimizer, scaler
         self._parameters = [_SavedTensor.of(p) for p in model.parameters()]
         self._gradients = [None if p.grad is None else _SavedTensor.of(p.grad) for p in model.parameters()]
-        self._buffers = [
-            (module, {name: (buffer, _saved(buffer)) for name, buffer in module._buffers.items()})
-            for module in model.modules()
-        ]
+        self._buffers = saved_buffers(model)
         self._training = [module.training for module in model.modules()]
         self._optimizer_state = {param: _saved(state) for param, state in optimizer.state.items()}
         self._groups = [
@@ -115,13 +123,13 @@ class Snapshot:
     @torch.no_grad()
     def restore(self) -> None:
         """Put everything back, bit for bit."""
+        put_to_rest(self._model)
         for parameter, values, gradient in zip(
             self._model.parameters(), self._parameters, self._gradients, strict=True
         ):
-            parameter.copy_(values.values)
+            values.write_to(parameter)
             parameter.grad = None if gradient is None else gradient.tensor()
-        for module, buffers in self._buffers:
-            _restore_buffers(module, buffers)
+        restore_buffers(self._buffers)
         for module, training in zip(self._model.modules(), self._training, strict=True):
             module.training = training
         self._restore_optimizer()
@@ -129,8 +137,15 @@ class Snapshot:
             self._scaler.load_state_dict(self._scaler_state)
             self._scaler._per_optimizer_states.clear()  # an exception between unscale_ and update leaves its mark here
 
+    @property
+    def is_sharded(self) -> bool:
+        """Whether it holds one rank's shards."""
+        return is_sharded(self._model)
+
     def portable(self) -> dict[str, Any]:
-        """What all ranks have in common: parameters, optimizer, scaler and train flags. Gradients are left out.
+        """Parameters, optimizer, scaler and train flags: what ranks have in common, or their shards of it.
+
+        Gradients are left out.
 
         Raises:
             TypeError: an optimizer keeps something that is neither a tensor nor a plain value.
@@ -150,17 +165,16 @@ class Snapshot:
 
     def adopt(self, tree: dict[str, Any], buffers: list[Any]) -> None:
         """Remember what :meth:`portable` and :meth:`portable_buffers` of such a model wrote down, instead."""
-        device = next(self._model.parameters()).device
-        parameters = self._optimizer_parameters()
-        self._parameters = [_adopted(saved, device) for saved in tree["parameters"]]
+        model, parameters = self._model, self._optimizer_parameters()
+        self._parameters = [_adopted(saved, model) for saved in tree["parameters"]]
         self._gradients = [None] * len(self._parameters)
         self._training = list(tree["training"])
-        self._optimizer_state = {parameters[number]: _adopted(state, device) for number, state in tree["optimizer"]}
-        self._groups = [_adopted(group, device) for group in tree["groups"]]
-        self._scaler_state = _adopted(tree["scaler"], device)
+        self._optimizer_state = {parameters[number]: _adopted(state, model) for number, state in tree["optimizer"]}
+        self._groups = [_adopted(group, model) for group in tree["groups"]]
+        self._scaler_state = _adopted(tree["scaler"], model)
         self._buffers = [
-            (module, {name: _matching_buffer(module, name, _adopted(saved, device)) for name, saved in named.items()})
-            for module, named in zip(self._model.modules(), buffers, strict=True)
+            (module, {name: _matching_buffer(module, name, _adopted(saved, model)) for name, saved in named.items()})
+            for module, named in zip(model.modules(), buffers, strict=True)
         ]
 
     def _optimizer_parameters(self) -> list[Any]:
@@ -178,7 +192,7 @@ class Snapshot:
                 del group[key]
             for key, value in saved.items():
                 if isinstance(value, _SavedTensor) and isinstance(group.get(key), torch.Tensor):
-                    group[key].copy_(value.values)  # compiled and capturable optimizers hold this very tensor
+                    value.write_to(group[key])  # compiled and capturable optimizers hold this very tensor
                 else:
                     group[key] = _restored(value)
 
@@ -186,6 +200,24 @@ class Snapshot:
 def _counters(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """What an optimizer keeps in plain attributes: whether it has stepped yet, for its scheduler's warning, say."""
     return {name: value for name, value in vars(optimizer).items() if isinstance(value, bool | int | float)}
+
+
+SavedBuffers = list[tuple[nn.Module, dict[str, tuple[torch.Tensor | None, Any]]]]
+"""Every module and, by name, its buffers and copies of them."""
+
+
+def saved_buffers(model: nn.Module) -> SavedBuffers:
+    """Copies of all buffers, for :func:`restore_buffers`."""
+    return [
+        (module, {name: (buffer, _saved(buffer)) for name, buffer in module._buffers.items()})
+        for module in model.modules()
+    ]
+
+
+def restore_buffers(saved: SavedBuffers) -> None:
+    """Put the very buffers back, with their values."""
+    for module, buffers in saved:
+        _restore_buffers(module, buffers)
 
 
 def _restore_buffers(module: nn.Module, buffers: dict[str, tuple[torch.Tensor | None, Any]]) -> None:
@@ -210,7 +242,8 @@ def _matching_buffer(module: nn.Module, name: str, saved: Any) -> tuple[torch.Te
 def _portable(value: Any) -> Any:
     """A saved value as plain values and tensors; a dictionary as pairs, so that it cannot be taken for a tensor."""
     if isinstance(value, _SavedTensor):
-        return {"tensor": value.values, "device": value.device.type}
+        layout = {} if value.layout is None else {"layout": value.layout.portable()}
+        return {"tensor": value.values, "device": value.device.type} | layout
     if isinstance(value, dict):
         return {"items": [(_portable(key), _portable(item)) for key, item in value.items()]}
     if isinstance(value, list):
@@ -225,17 +258,20 @@ def _portable(value: Any) -> Any:
     raise TypeError(f"{type(value).__module__}.{type(value).__qualname__} is neither a tensor nor a plain value")
 
 
-def _adopted(value: Any, device: torch.device) -> Any:
-    """The saved value behind a portable one, for a model on ``device``."""
+def _adopted(value: Any, model: nn.Module) -> Any:
+    """The saved value behind a portable one, for a ``model`` like the one it was taken from."""
     if not isinstance(value, dict):
         return value
     if "tensor" in value:
-        return _SavedTensor(value["tensor"], torch.device("cpu") if value["device"] == "cpu" else device)
+        on_host = value["device"] == "cpu"
+        device = torch.device("cpu") if on_host else next(model.parameters()).device
+        layout = Layout.from_portable(value["layout"], model) if "layout" in value else None
+        return _SavedTensor(value["tensor"], device, layout)
     if "items" in value:
-        return {_adopted(key, device): _adopted(item, device) for key, item in value["items"]}
+        return {_adopted(key, model): _adopted(item, model) for key, item in value["items"]}
     if "list" in value:
-        return [_adopted(item, device) for item in value["list"]]
-    return tuple(_restored(_adopted(item, device)) for item in value["tuple"])
+        return [_adopted(item, model) for item in value["list"]]
+    return tuple(_restored(_adopted(item, model)) for item in value["tuple"])
 
 
 def _saved(value: Any) -> Any:

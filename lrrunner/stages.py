@@ -10,13 +10,14 @@ from lrrunner import collectives
 from lrrunner.build import Parts, batch_plan, batches_from, evaluation_loader
 from lrrunner.checkpoints import Checkpoints
 from lrrunner.collectives import Collective
-from lrrunner.config import Config, budget_steps
+from lrrunner.config import Config, Monitor, budget_steps
 from lrrunner.confirm import Plan, Trials, TrialSettings, evaluate_initial, num_evaluated, run_trials
 from lrrunner.core.batches import EVALUATION, evaluation_batches
 from lrrunner.core.confirmation import PlannedTrial, next_trial
 from lrrunner.core.curve import curve_from_steps
 from lrrunner.engine import SweepResult, Trainable, run_sweep
-from lrrunner.evaluation import Evaluation, evaluate
+from lrrunner.evaluation import Evaluation, evaluate, undisturbed
+from lrrunner.gradient_noise import GradientProbe
 from lrrunner.passes import Passes, run_passes, sweep_ladder
 from lrrunner.records import Step, Trial
 from lrrunner.reporter import Reporter
@@ -71,6 +72,7 @@ def measure(
         return batches_from(first_step, parts, job, plan, repeat=repeat, rank=collective.rank)
 
     on_step = _on_step(job, reporter, tell)
+    probe = GradientProbe(trainable.parameters) if job.sweep.noise_scale else None
 
     def climb(number: int, start_lr: float, end_lr: float) -> SweepResult:
         ladder = sweep_ladder(job.sweep, number, start_lr=start_lr, end_lr=end_lr)
@@ -87,8 +89,11 @@ def measure(
             stop_requested=stop_requested,
             started=started,
             checkpoints=checkpoints,
+            evaluate=monitor,
+            probe=probe,
         )
 
+    monitor = _monitor(job, parts, trainable, collective) if job.sweep.monitor == Monitor.val else None
     evaluate_now = _evaluator(job, parts, trainable, collective, stop_requested) if job.confirm.enabled else None
     # what is wrong with data.val shows before the sweep, not behind it
     initial = evaluate_initial(trainable, evaluate_now) if evaluate_now is not None else None
@@ -158,6 +163,34 @@ def _trial_settings(job: Config) -> TrialSettings:
         seed=job.sweep.seed,
         sync_every_step=job.sweep.sync_every_step,
     )
+
+
+def _monitor(job: Config, parts: Parts, trainable: Trainable, collective: Collective) -> Callable[[], Evaluation]:
+    """Evaluates always the same few whole batches, read once; leaves no trace. Every rank must call what this returns.
+
+    A wish to stop waits for its end, so that the records of a resumed sweep are those of an undisturbed one.
+    """
+    dataset: Any = parts.validation
+    batch = job.data.global_batch_size
+    share = evaluation_batches(
+        dataset_size=len(dataset),
+        num_samples=min(job.sweep.val_batches, len(dataset) // batch) * batch,
+        batch_size=trainable.micro_batch_size,
+        world_size=collective.world_size,
+        rank=collective.rank,
+        seed=job.sweep.seed,
+    )
+    with undisturbed(trainable):
+        seed_rngs(job.sweep.seed, EVALUATION, collective.rank)
+        loader = evaluation_loader(parts, job, [batch for batch, _ in share])
+        batches = list(zip(loader, [weight for _, weight in share], strict=True))
+
+    def evaluate_now() -> Evaluation:
+        with undisturbed(trainable):
+            seed_rngs(job.sweep.seed, EVALUATION, collective.rank)
+            return evaluate(trainable, batches, collective=collective, batch_statistics=True)
+
+    return evaluate_now
 
 
 def _evaluator(

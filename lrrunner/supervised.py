@@ -14,6 +14,7 @@ from lrrunner.devices import visible_gpus
 from lrrunner.errors import ConfigError
 from lrrunner.handover import sweep
 from lrrunner.interrupts import Interrupts
+from lrrunner.launch import DEEPSPEED_REFUSED
 from lrrunner.logs import JobLog
 from lrrunner.printing import say
 from lrrunner.run_directory import new_run_path
@@ -80,6 +81,8 @@ def machine_errors(container: Mapping[str, Any], gpus: tuple[str, ...]) -> list[
     errors = []
     if file is not None and not Path(file).is_file():
         errors.append(f"launch.config_file must be a file of accelerate launch, got {file}; correct the path")
+    elif file is not None and "DEEPSPEED" in Path(file).read_text(encoding="utf-8", errors="replace"):
+        errors.append(DEEPSPEED_REFUSED.format(f"launch.config_file={file}"))
     if gpus and file is None and num_processes * concurrent > len(gpus):
         sets = "" if concurrent == 1 else f" x launch.concurrent={concurrent}"
         errors.append(

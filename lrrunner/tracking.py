@@ -38,11 +38,11 @@ FLUSH_INTERVAL_S = 5.0
 MAX_DUTY = 0.01
 """Share of the time that sending may take while the sweep runs: the thread and the loop share one interpreter lock."""
 
-MAX_STEPS_PER_BATCH = 200
-"""Five metrics a step, and MLflow takes a thousand a call."""
-
-STEP_METRICS = ("lr", "log10_lr", "loss", "smoothed_loss", "grad_norm")
+STEP_METRICS = ("lr", "log10_lr", "loss", "val_loss", "smoothed_loss", "grad_norm")
 TRIAL_METRICS = ("lr", "loss")
+
+MAX_STEPS_PER_BATCH = 1000 // len(STEP_METRICS)
+"""MLflow takes a thousand metrics a call."""
 
 MAX_PARAMS_PER_BATCH = 100
 MAX_PARAM_LENGTH = 6000
@@ -452,22 +452,29 @@ def _metrics(point: Point) -> Iterator[Metric]:
     if step.skipped or not math.isfinite(step.loss):
         return
     for name in names:
-        value: float = math.log10(step.lr) if name == "log10_lr" else getattr(step, name)
-        if math.isfinite(value):
+        value: float | None = math.log10(step.lr) if name == "log10_lr" else getattr(step, name)
+        if value is not None and math.isfinite(value):
             yield Metric(f"{prefix}{name}", value, step.timestamp_ms, step.step)
 
 
 def _result_metrics(test: RangeTest) -> dict[str, float]:
-    suggestion = test.suggestion
-    if suggestion.lr is None or suggestion.interval is None:
-        return {}
-    low, high = suggestion.interval
-    return {"suggested_lr": suggestion.lr, "suggested_lr_low": low, "suggested_lr_high": high}
+    metrics: dict[str, float | None] = {}
+    suggestion, noise = test.suggestion, test.noise_scale
+    if suggestion.lr is not None and suggestion.interval is not None:
+        low, high = suggestion.interval
+        metrics |= {"suggested_lr": suggestion.lr, "suggested_lr_low": low, "suggested_lr_high": high}
+    if noise is not None:
+        metrics |= {
+            "critical_batch_size": noise.critical_batch_size,
+            "critical_batch_size_low": noise.low,
+            "critical_batch_size_high": noise.high,
+        }
+    return {key: value for key, value in metrics.items() if value is not None}
 
 
 def _result_tags(test: RangeTest) -> dict[str, str]:
     tags = {"lrrunner.verdict": str(test.suggestion.verdict), "lrrunner.stop_reason": str(test.stop.reason)}
-    non_finite = [step.step for step in test.curve_steps if not math.isfinite(step.loss)]
+    non_finite = [step.step for step in test.curve_steps if not step.is_finite]
     if non_finite:
         tags["lrrunner.first_nonfinite_step"] = str(min(non_finite))
     return tags

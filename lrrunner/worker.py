@@ -7,8 +7,8 @@ import gc
 import logging
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -18,8 +18,11 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedDataParallelKwargs
+from torch import nn
+from torch.distributed.fsdp import FSDPModule
+from torch.nn.parallel import DistributedDataParallel
 
-from lrrunner import checkpoints, collectives
+from lrrunner import checkpoints, collectives, sharding
 from lrrunner.build import Parts, Regime, build, regime
 from lrrunner.checkpoints import Checkpoints
 from lrrunner.collectives import Collective
@@ -27,7 +30,7 @@ from lrrunner.config import Config, job_from
 from lrrunner.engine import Trainable
 from lrrunner.errors import ConfigError
 from lrrunner.handover import ANOTHER_RANK_IS_GONE, ANOTHER_RANK_IS_SILENT
-from lrrunner.launch import launch_command
+from lrrunner.launch import DEEPSPEED_REFUSED, launch_command, launcher_says
 from lrrunner.learning_rate import LearningRate, remark
 from lrrunner.loaders import to_device
 from lrrunner.logs import JobLog
@@ -131,14 +134,14 @@ def work(container: Mapping[str, Any], overrides: Sequence[str], options: Sequen
 
 def joined_world() -> World:
     """Join the world that the launcher describes; a process that finds itself in another one ends."""
+    if launcher_says("ACCELERATE_USE_DEEPSPEED"):
+        _refuse(DEEPSPEED_REFUSED.format("accelerate launch --use_deepspeed"))
     on_cpu = _must_use_cpu()
     PartialState(cpu=on_cpu, timeout=BUILD_TIMEOUT)
     collective = collectives.collective_for_world()
     claimed = int(os.environ.get("WORLD_SIZE", "1"))
     if claimed != collective.world_size:
-        if os.environ.get("RANK", "0") == "0":
-            print(_world_message(claimed, collective.world_size), file=sys.stderr)
-        leave(EXIT_CONFIG)
+        _refuse(_world_message(claimed, collective.world_size))
     return World(collective=collective, on_cpu=on_cpu)
 
 
@@ -225,12 +228,15 @@ def _stage_b(session: Session, job: Config) -> tuple[Regime, Parts]:
     errors: list[str] = []
     device = PartialState().device
     collective = session.collective
-    chosen = regime(job, device=device, errors=errors)
-    parts = build(job, device=device, errors=errors)
+    chosen = regime(job, device=device, errors=errors, world_size=collective.world_size)
+    parts = build(job, device=device, errors=errors, chosen=chosen)
     session.config["train"] |= {
         "mixed_precision": chosen.mixed_precision,
         "compile": chosen.dynamo_backend != "no",
+        "fsdp": chosen.fsdp,
     }
+    if chosen.fsdp:
+        errors += _differing_weights(collective, parts)
     if collective.rank == 0:
         try:
             session.reporter = _reporter(session, job)
@@ -244,6 +250,18 @@ def _stage_b(session: Session, job: Config) -> tuple[Regime, Parts]:
         raise
     assert parts is not None
     return chosen, parts
+
+
+def _differing_weights(collective: Collective, parts: Parts | None) -> list[str]:
+    """Ranks that would shard different models, which nothing later would show. Every rank must call this."""
+    checksums = collective.gather(parts and parts.weights_checksum)
+    bad = [str(rank) for rank, checksum in enumerate(checksums) if checksum != checksums[0]]
+    if not bad or None in checksums:
+        return []
+    return [
+        f"model must begin with the same weights on every rank under train.fsdp, got others on rank {', '.join(bad)}; "
+        "draw them from torch's, numpy's or Python's generator, which are seeded"
+    ]
 
 
 def _checkpoints(session: Session, job: Config) -> Checkpoints:
@@ -281,7 +299,7 @@ def _sweep(
         return measure(
             job,
             parts,
-            _trainable(job, parts, chosen, accelerator),
+            _trainable(job, parts, chosen, accelerator, session.collective),
             collective=session.collective,
             reporter=session.reporter,
             stop_requested=lambda: stop_signal.requested,
@@ -293,21 +311,37 @@ def _sweep(
 
 
 def _accelerator(job: Config, chosen: Regime, on_cpu: bool) -> Accelerator:
-    return Accelerator(
-        cpu=on_cpu,
-        mixed_precision="no" if chosen.mixed_precision == "fp32" else chosen.mixed_precision,
-        dynamo_backend=chosen.dynamo_backend,
-        kwargs_handlers=[
-            DistributedDataParallelKwargs(
-                find_unused_parameters=job.train.ddp.find_unused_parameters,
-                static_graph=job.train.ddp.static_graph,
-            )
-        ],
-    )
+    with _without_fsdp_switch():
+        return Accelerator(
+            cpu=on_cpu,
+            mixed_precision="no" if chosen.mixed_precision == "fp32" else chosen.mixed_precision,
+            dynamo_backend=chosen.dynamo_backend,
+            kwargs_handlers=[
+                DistributedDataParallelKwargs(
+                    find_unused_parameters=job.train.ddp.find_unused_parameters,
+                    static_graph=job.train.ddp.static_graph,
+                )
+            ],
+        )
 
 
-def _trainable(job: Config, parts: Parts, chosen: Regime, accelerator: Accelerator) -> Trainable:
-    model = accelerator.prepare_model(parts.model)
+@contextmanager
+def _without_fsdp_switch() -> Iterator[None]:
+    """Hide the launcher's FSDP switch from Accelerate, which would shard by itself on GPUs and never on CPUs."""
+    told = os.environ.pop("ACCELERATE_USE_FSDP", None)
+    try:
+        yield
+    finally:
+        if told is not None:
+            os.environ["ACCELERATE_USE_FSDP"] = told
+
+
+def _trainable(
+    job: Config, parts: Parts, chosen: Regime, accelerator: Accelerator, collective: Collective
+) -> Trainable:
+    model = accelerator.prepare_model(parts.model, evaluation_mode=chosen.fsdp)  # which leaves out DDP alone
+    wrapper = FSDPModule if chosen.fsdp else DistributedDataParallel if collective.world_size > 1 else nn.Module
+    assert isinstance(getattr(model, "_orig_mod", model), wrapper), type(model)
     micro_batch_size = job.data.global_batch_size // (accelerator.num_processes * job.train.accumulation_steps)
     return Trainable(
         model=model,
@@ -318,7 +352,10 @@ def _trainable(job: Config, parts: Parts, chosen: Regime, accelerator: Accelerat
         max_grad_norm=job.train.max_grad_norm,
         scaler=accelerator.scaler,
         autocast=nullcontext if chosen.mixed_precision == "fp32" else accelerator.autocast,
-        no_sync=functools.partial(accelerator.no_sync, model),
+        no_sync=functools.partial(sharding.no_sync, parts.model)
+        if chosen.fsdp
+        else functools.partial(accelerator.no_sync, model),
+        whole_norm=functools.partial(collectives.norm_over_ranks, collective) if chosen.fsdp else lambda norm: norm,
         to_device=to_device(accelerator.device),
     )
 
@@ -378,12 +415,15 @@ def _must_use_cpu() -> bool:
     return asked or not torch.cuda.is_available()
 
 
+def _refuse(message: str) -> NoReturn:
+    """End every rank; rank 0 says why."""
+    if os.environ.get("RANK", "0") == "0":
+        print(ConfigError([message]), file=sys.stderr)
+    leave(EXIT_CONFIG)
+
+
 def _world_message(claimed: int, found: int) -> str:
-    return str(
-        ConfigError(
-            [
-                f"WORLD_SIZE must equal the number of ranks in the process group, got {claimed} and {found}; on a CPU, "
-                "start with ACCELERATE_USE_CPU=1 accelerate launch --multi_gpu --num_processes N -m lrrunner"
-            ]
-        )
+    return (
+        f"WORLD_SIZE must equal the number of ranks in the process group, got {claimed} and {found}; on a CPU, "
+        "start with ACCELERATE_USE_CPU=1 accelerate launch --multi_gpu --num_processes N -m lrrunner"
     )

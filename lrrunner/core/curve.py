@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -71,15 +72,15 @@ class Curve:
 
 
 def usable_points(steps: Iterable[Step]) -> list[Step]:
-    """Steps of the last pass that are points of the curve: applied, and below the first rung of a non-finite loss.
+    """Points of the last pass's curve: steps applied and monitored, below the first rung of a non-finite loss.
 
     A repeat that goes non-finite ends the curve for all: what the others still reach is beyond a proven limit.
     """
     steps = [step for step in steps if not step.skipped]
     last_pass = max((step.sweep_pass for step in steps), default=0)
     steps = [step for step in steps if step.sweep_pass == last_pass]
-    limit = min((step.step for step in steps if not np.isfinite(step.loss)), default=None)
-    return [step for step in steps if limit is None or step.step < limit]
+    limit = min((step.step for step in steps if not step.is_finite), default=None)
+    return [step for step in steps if step.is_monitored and (limit is None or step.step < limit)]
 
 
 class Pooled(NamedTuple):
@@ -91,7 +92,7 @@ class Pooled(NamedTuple):
 
 
 def pooled(steps: Iterable[Step]) -> Pooled:
-    """Mean raw loss and gradient norm by rung over the repeats of the last pass, without skipped and non-finite points.
+    """Mean monitored raw loss and gradient norm by rung over the repeats of the last pass, usable points only.
 
     A repeat that stopped early holds its last values for the rungs the others still reached: it diverged there.
     """
@@ -102,7 +103,7 @@ def pooled(steps: Iterable[Step]) -> Pooled:
     by_repeat = itertools.groupby(sorted(usable, key=lambda s: (s.repeat, s.step)), key=lambda s: s.repeat)
     repeats = []
     for _, group in by_repeat:
-        by_rung = {step.step: (step.loss, step.grad_norm) for step in group}
+        by_rung = {step.step: (_monitored_loss(step), step.grad_norm) for step in group}
         column, last = [], (np.nan, np.nan)
         for rung in lr_by_rung:
             last = by_rung.get(rung, last)
@@ -114,8 +115,13 @@ def pooled(steps: Iterable[Step]) -> Pooled:
     return Pooled(np.array(list(lr_by_rung.values()))[keep], losses, grad_norms)
 
 
+def _monitored_loss(step: Step) -> float:
+    assert step.monitored_loss is not None, "no point of the curve"
+    return step.monitored_loss
+
+
 def pooled_steps(steps: Iterable[Step], *, beta: float) -> list[Step]:
-    """The repeats of the last pass as one curve: mean loss and gradient norm by rung, EMA of the mean.
+    """The repeats of the last pass as one curve: mean losses and gradient norm by rung, EMA of the monitored mean.
 
     Rungs and losses are those of :func:`pooled`; counts and times are those of the last repeat.
     """
@@ -127,7 +133,8 @@ def pooled_steps(steps: Iterable[Step], *, beta: float) -> list[Step]:
     return [
         dataclasses.replace(
             by_lr[rate][-1],
-            loss=mean,
+            loss=mean if by_lr[rate][-1].val_loss is None else float(np.mean([step.loss for step in by_lr[rate]])),
+            val_loss=None if by_lr[rate][-1].val_loss is None else mean,
             smoothed_loss=smoothed,
             grad_norm=float(np.mean([step.grad_norm for step in by_lr[rate]])),
         )
@@ -149,7 +156,9 @@ def curve_from_steps(steps: Sequence[Step], *, beta: float) -> Curve | None:
     causal = ema(loss, beta=beta)
     num_start = num_start_points(lr)
     level = float(np.median(loss[:num_start]))
-    noise = noise_std(loss[: max(num_start, _divergence_index(causal, level + 3 * noise_std(loss)))])
+    least = sampling_noise(steps)
+    limit = level + 3 * max(noise_std(loss), least)
+    noise = max(noise_std(loss[: max(num_start, _divergence_index(causal, limit))]), least)
     capped = np.minimum(loss, level + 3 * noise)
     smoother = local_linear(np.log10(lr), bandwidth=BANDWIDTH_DECADES)
     return Curve(
@@ -176,6 +185,22 @@ def noise_std(losses: FloatArray) -> float:
     if len(losses) < 2:
         return 0.0
     return float(MAD_TO_STD * np.median(np.abs(np.diff(losses))) / np.sqrt(2))
+
+
+def sampling_noise(steps: Iterable[Step]) -> float:
+    """Standard deviation of the monitored loss over the samples that might have been evaluated instead.
+
+    Evaluations of always the same samples follow a curve without noise, whose every wriggle is not every sample's. A
+    batch of the training shows how much samples differ: s * sqrt(batch / samples). 0 for a training loss, whose own
+    noise shows.
+    """
+    usable = usable_points(steps)
+    evaluated = [step for step in usable if step.val_loss is not None and step.repeat == usable[0].repeat]
+    num_evaluated = evaluated[0].val_items if evaluated else None
+    if not num_evaluated:
+        return 0.0
+    share = evaluated[0].num_items / num_evaluated
+    return noise_std(np.array([step.loss for step in evaluated])) * math.sqrt(share)
 
 
 def num_start_points(lr: FloatArray) -> int:

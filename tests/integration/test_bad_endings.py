@@ -89,6 +89,16 @@ def test_a_grid_inside_ranks_is_refused_with_the_right_command(tmp_path: Path) -
     assert done.err.count("-m must not be given inside 2 ranks, got run.dir=run model=mlp,cnn;") == 1
 
 
+def test_deepspeed_is_refused_by_every_rank(tmp_path: Path) -> None:
+    """Before it is imported, joined or missed; rank 0 says once what to use instead."""
+    ranks = [start(tmp_path, RANK=rank, WORLD_SIZE="2", ACCELERATE_USE_DEEPSPEED="true") for rank in ("0", "1")]
+    first, second = (finish(process, tmp_path) for process in ranks)
+    assert (first.code, second.code) == (2, 2)
+    assert "the launcher must not use DeepSpeed, whose engine steps by itself" in first.err
+    assert "share parameters out with train.fsdp=true" in first.err
+    assert second.err == ""
+
+
 def test_worlds_of_one_are_noticed(tmp_path: Path) -> None:
     """`accelerate launch --cpu --num_processes 2` silently starts one rank; a claim says so."""
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from typing import Any
@@ -11,7 +12,8 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from lrrunner.collectives import collective_for_world
+from lrrunner import sharding
+from lrrunner.collectives import collective_for_world, norm_over_ranks
 from lrrunner.core.batches import BatchPlan, micro_batches
 from lrrunner.core.schedule import exponential_lr
 from lrrunner.core.stopping import stop_rule
@@ -46,11 +48,18 @@ def trainable(
     objective: Callable[..., Any] = squared_error,
     optimizer: Callable[..., torch.optim.Optimizer] = lambda p: torch.optim.Adam(p, lr=1e-3),
     model: nn.Module | None = None,
+    fsdp: bool = False,
     **changes: Any,
 ) -> Trainable:
     """The small model, wrapped for the world this process is in."""
     raw = small_model(dtype) if model is None else model
-    wrapped = DistributedDataParallel(raw) if dist.is_initialized() else raw
+    if fsdp:
+        sharding.shard(raw, device=next(raw.parameters()).device)
+        changes |= {
+            "no_sync": functools.partial(sharding.no_sync, raw),
+            "whole_norm": functools.partial(norm_over_ranks, collective_for_world()),
+        }
+    wrapped = DistributedDataParallel(raw) if dist.is_initialized() and not fsdp else raw
     world_size = dist.get_world_size() if dist.is_initialized() else 1
     return Trainable(
         model=wrapped,
@@ -58,8 +67,7 @@ def trainable(
         objective=objective,
         micro_batch_size=global_batch_size // (world_size * accumulation_steps),
         accumulation_steps=accumulation_steps,
-        no_sync=wrapped.no_sync if dist.is_initialized() else nullcontext,
-        **changes,
+        **{"no_sync": getattr(wrapped, "no_sync", nullcontext)} | changes,
     )
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.utils.data import IterableDataset, TensorDataset
 
-from lrrunner.build import build, regime
+from lrrunner.build import Regime, build, regime
 from lrrunner.compose import compose_job
 from lrrunner.config import job_from
 
@@ -111,14 +111,18 @@ MISTAKES |= {
     (*OWN_DATA, f"data.val={{_target_: {HERE}.Stream}}"): (
         "data.val must have a length and an index, got Stream; use a map-style dataset"
     ),
+    ("sweep.monitor=val", *OWN_DATA[1:], f"data.val={{_target_: {HERE}.samples, size: 63}}"): (
+        "data.val must hold at least one global batch of 64 samples for sweep.monitor=val, got 63; hold out more"
+    ),
 }
 
 
-def test_the_validation_set_is_built_for_confirmation_runs_only() -> None:
+def test_the_validation_set_is_built_where_it_is_read_only() -> None:
     """It may be large, and a sweep alone does not read it."""
     for overrides, size in (
         ([], None),
         (["confirm.enabled=true"], 360),
+        (["sweep.monitor=val"], 360),
         (["confirm.enabled=true", "data.val=null"], None),
     ):
         parts = build(job_from(compose_job(overrides)), device=torch.device("cpu"), errors=[])
@@ -152,8 +156,46 @@ def test_the_launcher_and_the_configuration_must_not_contradict_each_other(monke
     assert error.startswith("train.mixed_precision must agree with accelerate launch --mixed_precision=bf16, got fp32;")
     inherited = regime(job_from(compose_job([])), device=torch.device("cpu"), errors=[])
     assert inherited.mixed_precision == "bf16"
+
+
+def fsdp(*overrides: str, world_size: int = 2) -> tuple[bool, list[str]]:
+    """Whether ranks shard, and the messages."""
+    errors: list[str] = []
+    job = job_from(compose_job(overrides, world_size=2))
+    return regime(job, device=torch.device("cpu"), errors=errors, world_size=world_size).fsdp, errors
+
+
+def test_fsdp_inherits_contradicts_and_asks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same rule as for precision; what the launcher says beyond the switch is followed or refused."""
+    assert fsdp() == (False, [])
+    assert fsdp("train.fsdp=true") == (True, [])
+    assert fsdp("train.fsdp=true", "train.ddp.static_graph=true")[1] == [
+        "train.ddp.static_graph must be false with train.fsdp, which has no use for it, got true; drop it"
+    ]
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    assert "the launcher must use DDP, got FSDP" in stage_b()[0]
+    monkeypatch.setenv("FSDP_VERSION", "2")
+    assert fsdp() == (True, [])
+    assert fsdp("train.fsdp=false")[1] == [
+        "train.fsdp must agree with accelerate launch --use_fsdp, got false; leave one of the two out"
+    ]
+    assert fsdp(world_size=1)[1] == [
+        "train.fsdp must be false on 1 rank, got true; start several ranks with launch.num_processes=2, say"
+    ]
+    monkeypatch.setenv("FSDP_VERSION", "1")
+    monkeypatch.setenv("FSDP_OFFLOAD_PARAMS", "true")
+    assert fsdp()[1] == [
+        "train.fsdp must be version 2, got accelerate launch --fsdp_version 1; use 2",
+        "train.fsdp must go without accelerate launch --fsdp_offload_params, got true; shards stay on their device",
+    ]
+
+
+def test_a_model_that_cannot_be_sharded_is_a_mistake() -> None:
+    """Here for want of a process group; torch has other reasons, such as parameters without a dimension."""
+    errors: list[str] = []
+    chosen = Regime(mixed_precision="fp32", dynamo_backend="no", fsdp=True)
+    assert build(job_from(compose_job([])), device=torch.device("cpu"), errors=errors, chosen=chosen) is None
+    assert errors[0].startswith("train.fsdp must be able to shard Mlp, got: ")
+    assert errors[0].endswith("; use train.fsdp=false")
 
 
 def test_compile_inherits_contradicts_and_asks(monkeypatch: pytest.MonkeyPatch) -> None:

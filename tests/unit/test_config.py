@@ -30,6 +30,10 @@ MISTAKES = {
     "confirm.horizon=0": "confirm.horizon must be at least 1, got 0; null is a training of unknown length",
     "confirm.budget_steps=9": "confirm.budget_steps must be at least 10, got 9; null takes 5 x sweep.num_steps",
     "confirm.schedule=linear": "confirm.schedule must be one of constant, cosine; got linear",
+    "sweep.monitor=test": "sweep.monitor must be one of train, val; got test",
+    "sweep.val_every=0": "sweep.val_every must lie between 1 and sweep.num_steps=100, got 0; try 1",
+    "sweep.val_every=101": "sweep.val_every must lie between 1 and sweep.num_steps=100, got 101; try 1",
+    "sweep.val_batches=0": "sweep.val_batches must be at least 1, got 0; try 2",
     "sweep.auto_range=perhaps": "sweep.auto_range must be true or false, got perhaps; correct the value",
     "suggestion.method=best": (
         "suggestion.method must be one of auto, steepest, minimum, valley, slide, largest_drop; got best"
@@ -116,6 +120,41 @@ def test_a_claimed_world_must_be_the_world() -> None:
     assert error.startswith("launch.num_processes must equal the 1 rank(s) that were started, got 2;")
     assert "ACCELERATE_USE_CPU=1 accelerate launch --multi_gpu --num_processes 2 -m lrrunner" in error
     assert compose_job(["launch.num_processes=2"], world_size=2)["launch"]["num_processes"] == 2
+
+
+def test_one_rank_has_nobody_to_share_parameters_with() -> None:
+    """Nor is there a validation loss to watch without a validation set."""
+    assert errors_of("train.fsdp=true", "sweep.monitor=val", "data.val=null", world_size=1) == (
+        "sweep.monitor must be train without data.val, got val; give data.val._target_=..., or leave it at train",
+        "train.fsdp must be false on 1 rank, got true; start several ranks with launch.num_processes=2, say",
+    )
+
+
+def test_one_gradient_a_step_has_no_noise_scale() -> None:
+    """Ranks or accumulation steps give two gradients to compare; both ways are named."""
+    (error,) = errors_of("sweep.noise_scale=true", world_size=1)
+    assert error == (
+        "sweep.noise_scale compares gradients of several ranks or accumulation steps, got 1 rank x 1 accumulation "
+        "step; set train.accumulation_steps=2 or start more ranks"
+    )
+    assert compose_job(["sweep.noise_scale=true", "train.accumulation_steps=2"], world_size=1)
+    assert compose_job(["sweep.noise_scale=true"], world_size=2)
+
+
+def test_shards_hide_the_noise() -> None:
+    """Hooks on shards would see the gradient of all ranks and call it that of one."""
+    (error,) = errors_of("train.fsdp=true", "sweep.noise_scale=true")
+    assert error == (
+        "sweep.noise_scale must be false under train.fsdp, where no rank sees its own gradient, got true; use DDP"
+    )
+
+
+def test_a_static_graph_cannot_accumulate() -> None:
+    """DDP's reducer dies of an internal assertion in the first step; on one rank there is no DDP."""
+    overrides = ("train.ddp.static_graph=true", "train.accumulation_steps=2")
+    (error,) = errors_of(*overrides)
+    assert error.startswith("train.ddp.static_graph must be false with several accumulation steps")
+    assert compose_job(overrides, world_size=1)
 
 
 def test_an_unset_variable_is_named() -> None:

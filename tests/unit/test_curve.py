@@ -100,6 +100,44 @@ def test_pooled_steps_carry_mean_loss_mean_norm_and_the_average_of_the_mean() ->
     assert [step.smoothed_loss for step in steps] == pytest.approx([5.0, 11 / 3], rel=1e-12)
 
 
+def evaluated(losses: list[float], val_losses: list[float | None], *, repeat: int = 0) -> list[Step]:
+    """Records of a sweep that monitors the validation loss, four batches each."""
+    return [
+        dataclasses.replace(step, val_loss=val_loss, is_monitored=val_loss is not None, num_items=64.0, val_items=256.0)
+        for step, val_loss in zip(records(ladder(len(losses)), losses, repeat=repeat), val_losses, strict=True)
+    ]
+
+
+def test_a_monitored_validation_loss_is_the_curve() -> None:
+    """Steps that were not evaluated are no points; both losses are pooled under their own names."""
+    steps = evaluated([9.0, 8.0, 7.0], [4.0, None, 2.0]) + evaluated([5.0, 4.0, 3.0], [6.0, None, 4.0], repeat=1)
+    assert pooled(steps).loss.tolist() == [5.0, 3.0]
+    assert [(step.step, step.loss, step.val_loss) for step in pooled_steps(steps, beta=0.5)] == [
+        (0, 7.0, 5.0),
+        (2, 5.0, 3.0),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("losses", "val_losses"), [([1, 1, math.nan, 1], [2, 2, None, 2]), ([1] * 4, [2, 2, math.nan, 2])]
+)
+def test_a_loss_of_either_kind_that_is_not_finite_ends_the_curve(
+    losses: list[float], val_losses: list[float | None]
+) -> None:
+    """Row 1: what follows was trained from there."""
+    assert pooled(evaluated(losses, val_losses)).loss.tolist() == [2, 2]
+
+
+def test_validation_losses_are_as_uncertain_as_the_samples_they_are_of() -> None:
+    """Training losses differ by 0.4 from step to step, hence have a deviation of 1.48 * 0.4 / sqrt(2) a batch; four
+    batches were evaluated, half of that. Their own wriggles of 1e-6 are those of always the same samples.
+    """
+    losses = [2.0 + 0.4 * (i % 2) for i in range(40)]
+    curve = curve_from_steps(evaluated(losses, [2.0 + 1e-6 * (i % 3) for i in range(40)]), beta=0.9)
+    assert curve is not None
+    assert curve.noise == pytest.approx(0.5 * 1.4826 * 0.4 / math.sqrt(2), rel=1e-9)
+
+
 @pytest.mark.parametrize("num_points", [0, 1])
 def test_fewer_than_two_points_make_no_curve(num_points: int) -> None:
     """Catalogue row 27: nothing to draw a line through, and no IndexError either."""

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from lrrunner.collectives import SerialCollective
-from lrrunner.evaluation import Evaluation, evaluate
+from lrrunner.evaluation import Evaluation, evaluate, undisturbed
 from tests.multiprocess.sweeps import regression_data, small_model, squared_error, trainable
 from tests.unit.optimizers import AveragingSGD
 
@@ -71,6 +71,26 @@ def test_eval_mode_and_no_gradients_inside_and_every_modules_own_mode_afterwards
     assert seen == [(False, False)]
     assert [module.training for module in model.modules()] == [True, True, False]
     assert torch.is_grad_enabled()
+
+
+def test_batch_norm_may_keep_to_its_batch_and_leaves_no_trace() -> None:
+    """Its running statistics are those of weights ten steps ago, and in the beginning of no weights at all."""
+    model = nn.Sequential(nn.Linear(10, 1), nn.BatchNorm1d(1)).double()
+    before = [buffer.clone() for buffer in model.buffers()]
+    part = trainable(model=model, objective=lambda inner, batch: inner(batch[0]).square().mean())
+    random_state = torch.get_rng_state()
+    with undisturbed(part):
+        torch.rand(3)
+        (only,) = batches(50)
+        found = evaluate(part, [only], collective=SerialCollective(), batch_statistics=True)
+    assert found.loss == pytest.approx(1.0, rel=1e-3)
+    assert found.num_items == 50.0
+    assert all(torch.equal(a, b) for a, b in zip(before, model.buffers(), strict=True))
+    assert torch.equal(torch.get_rng_state(), random_state)
+    model[1].eval()  # a batch norm that the user has frozen
+    with undisturbed(part):
+        frozen = evaluate(part, [only], collective=SerialCollective(), batch_statistics=True)
+    assert frozen == evaluated(part, [only])
 
 
 def test_modes_come_back_after_an_error_too() -> None:

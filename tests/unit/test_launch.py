@@ -53,13 +53,6 @@ ARGV = {
             *("--main_process_ip", "10.0.0.1", "--main_process_port", "29400", *PLAIN),
         ],
     ),
-    "FSDP2": (
-        RankPlan(num_processes=8, gpus=tuple("01234567"), fsdp=True),
-        [
-            *(*AGENT, *OURS, "--use_fsdp", "--fsdp_version", "2"),
-            *("--num_processes", "8", "--num_machines", "1", "--main_process_port", "0", *PLAIN),
-        ],
-    ),
     "own file": (
         RankPlan(num_processes=4, gpus=tuple("0123"), config_file="mine.yaml"),
         [*AGENT, "--config_file", "mine.yaml", "--num_processes", "4", "--main_process_port", "0"],
