@@ -208,7 +208,7 @@ def readme_blocks(language: str) -> list[str]:
 @pytest.mark.parametrize("num_processes", [1, 2])
 def test_the_readmes_own_model_runs_as_written(tmp_path: Path, num_processes: int) -> None:
     """The first thing a newcomer tries with a model of their own."""
-    (experiment,), (module,) = readme_blocks("yaml"), readme_blocks("python")
+    (experiment,), (module, *_) = readme_blocks("yaml"), readme_blocks("python")
     (tmp_path / "my_conf" / "experiment").mkdir(parents=True)
     (tmp_path / "my_conf" / "experiment" / "mine.yaml").write_text(experiment)
     (tmp_path / "mine.py").write_text(module)

@@ -46,7 +46,8 @@ def test_an_applied_lr_keeps_ratios_and_holds_for_later_schedulers() -> None:
     """A scheduler that is made later begins with initial_lr where an earlier one has left it."""
     optimizer = torch.optim.SGD(two_groups(lr=0.01), lr=0.1)
     torch.optim.lr_scheduler.StepLR(optimizer, step_size=1)
-    LearningRate(optimizer).apply(0.4)
+    with pytest.warns(UserWarning, match="make it again"):
+        LearningRate(optimizer).apply(0.4)
     assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.4, 0.04])
     assert [group["initial_lr"] for group in optimizer.param_groups] == pytest.approx([0.4, 0.04])
     again = LearningRate(optimizer)
