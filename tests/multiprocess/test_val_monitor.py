@@ -111,6 +111,17 @@ def measured_steps(settings: Config, checkpoints: Checkpoints | None, tell: Any)
     return steps
 
 
+def nan_sweep() -> Any:
+    """Two batches an evaluation; the first one of the fourth goes wrong on rank 1."""
+    evaluated = iter(range(1000))
+
+    def objective(model: nn.Module, batch: Any) -> torch.Tensor:
+        broken = not model.training and next(evaluated) == 6 and dist.get_rank() == 1
+        return squared_error(model, batch) * (math.nan if broken else 1.0)
+
+    return steps_of(job(), restless=False, objective=objective)
+
+
 def measured(folder: str) -> dict[str, Any]:
     """All of it in one launch."""
     return {
@@ -120,6 +131,7 @@ def measured(folder: str) -> dict[str, Any]:
         },
         "plain": steps_of(job("sweep.start_lr=1e-9"), restless=False),
         "resumed": resumed(Path(folder)),
+        "nan": nan_sweep(),
     }
 
 
@@ -172,20 +184,10 @@ def test_a_killed_sweep_goes_on_to_the_last_bit(ranks: list[dict[str, Any]]) -> 
         assert list(map(repr, rank["resumed"])) == list(map(repr, rank["restless"]["val", 2][0]))
 
 
-def nan_sweep() -> Any:
-    """Two batches an evaluation; the first one of the fourth goes wrong on rank 1."""
-    evaluated = iter(range(1000))
-
-    def objective(model: nn.Module, batch: Any) -> torch.Tensor:
-        broken = not model.training and next(evaluated) == 6 and dist.get_rank() == 1
-        return squared_error(model, batch) * (math.nan if broken else 1.0)
-
-    return steps_of(job(), restless=False, objective=objective)
-
-
-def test_a_validation_loss_that_is_not_finite_on_one_rank_stops_all_and_names_it(tmp_path: Path) -> None:
+def test_a_validation_loss_that_is_not_finite_on_one_rank_stops_all_and_names_it(ranks: list[dict[str, Any]]) -> None:
     """Law 4; the training loss of that step was finite, and is kept."""
-    for steps, (stop,) in on_ranks(nan_sweep, 2, tmp_path):
+    for rank in ranks:
+        steps, (stop,) = rank["nan"]
         assert (stop.reason, stop.step, stop.ranks) == (StopReason.NON_FINITE, 3, (1,))
         assert math.isfinite(steps[3].loss)
         assert math.isnan(steps[3].val_loss)
