@@ -1,3 +1,34 @@
 """Learning-rate range tests that every rank of a distributed job agrees on."""
 
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lrrunner.library import range_test
+    from lrrunner.records import StopReason, Suggestion, Verdict
+    from lrrunner.result import RangeTest
+
 __version__ = "0.1.0"
+
+__all__ = ["RangeTest", "StopReason", "Suggestion", "Verdict", "__version__", "range_test"]
+
+_HOMES = {
+    "range_test": "lrrunner.library",
+    "RangeTest": "lrrunner.result",
+    "StopReason": "lrrunner.records",
+    "Suggestion": "lrrunner.records",
+    "Verdict": "lrrunner.records",
+}
+"""Where each public name lives: imported when it is asked for, since the command line must not wait for torch."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -18,10 +18,11 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from lrrunner import sharding
-from lrrunner.config import FSDP_NEEDS_RANKS, Config, Monitor
+from lrrunner.config import FSDP_HIDES_NOISE, FSDP_NEEDS_RANKS, Config, Monitor
 from lrrunner.core.batches import BatchPlan, micro_batches
 from lrrunner.engine import Objective
 from lrrunner.launch import launcher_says
+from lrrunner.learning_rate import optimizer_errors
 from lrrunner.snapshot import seed_rngs
 
 logger = logging.getLogger(__name__)
@@ -212,6 +213,8 @@ def _fsdp(job: Config, world_size: int, errors: list[str]) -> bool:
     if world_size == 1:
         errors.append(FSDP_NEEDS_RANKS)
         return False
+    if job.sweep.noise_scale:
+        errors.append(FSDP_HIDES_NOISE)
     version = os.environ.get("FSDP_VERSION", "2") if told else "2"
     if version != "2":
         errors.append(f"train.fsdp must be version 2, got accelerate launch --fsdp_version {version}; use 2")
@@ -338,12 +341,8 @@ def _optimizer(job: Config, model: nn.Module, errors: list[str]) -> torch.optim.
             f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}; correct optimizer._target_"
         )
         return None
-    closure = inspect.signature(type(optimizer).step).parameters.get("closure")
-    if closure is not None and closure.default is inspect.Parameter.empty:
-        errors.append(
-            f"optimizer must step without a closure, got {type(optimizer).__name__}, which searches its own step "
-            "length; use another optimizer"
-        )
+    if refused := optimizer_errors(optimizer):
+        errors += refused
         return None
     return optimizer
 

@@ -8,6 +8,8 @@ from typing import Any, Protocol
 import torch
 import torch.distributed as dist
 
+from lrrunner.errors import ConfigError
+
 
 class Collective(Protocol):
     """What the ranks of one job share."""
@@ -80,6 +82,24 @@ def collective_for_world() -> Collective:
 def norm_over_ranks(collective: Collective, norm: torch.Tensor) -> torch.Tensor:
     """The L2 norm of a vector that ranks share out, from that of each rank's part. Every rank must call this."""
     return collective.sum_(norm.double().square()).sqrt()
+
+
+def agree(collective: Collective, errors: list[str]) -> None:
+    """Go on if no rank has found an error. Every rank must call this.
+
+    Raises:
+        ConfigError: on every rank, with the errors of all.
+    """
+    by_rank: list[list[str]] = collective.gather(errors)
+    found: dict[str, list[int]] = {}
+    for rank, messages in enumerate(by_rank):
+        for message in messages:
+            found.setdefault(message, []).append(rank)
+    if found:
+        raise ConfigError(
+            message if ranks[0] == 0 else f"{message} (on rank {', '.join(map(str, ranks))})"
+            for message, ranks in found.items()
+        )
 
 
 def set_timeout(timeout_s: float) -> None:

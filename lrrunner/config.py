@@ -36,6 +36,10 @@ MIN_BUDGET_STEPS = 10
 
 FSDP_NEEDS_RANKS = "train.fsdp must be false on 1 rank, got true; start several ranks with launch.num_processes=2, say"
 
+FSDP_HIDES_NOISE = (
+    "sweep.noise_scale must be false under train.fsdp, where no rank sees its own gradient, got true; use DDP"
+)
+
 TRACKING_SCHEMES = ("sqlite", "http", "https", "postgresql", "mysql", "mssql", "databricks")
 
 
@@ -102,7 +106,8 @@ class SweepConfig:
     """The ladder, the loss that it is read from, the causal smoothing and the stop rule.
 
     With ``monitor`` val, every ``val_every``-th step from the first on is followed by an evaluation on always the same
-    ``val_batches`` global batches of ``data.val``, or all there are.
+    ``val_batches`` global batches of ``data.val``, or all there are. ``noise_scale`` measures the noise in the gradient
+    beside.
     """
 
     start_lr: float = 1e-7
@@ -119,6 +124,7 @@ class SweepConfig:
     val_every: int = 1
     val_batches: int = 2
     sync_every_step: bool = False
+    noise_scale: bool = False
 
 
 @dataclass(kw_only=True)
@@ -279,14 +285,14 @@ def check(container: Mapping[str, Any], *, world_size: int | None) -> None:
     job = job_from(_known_part(container, Config, prefix="", errors=errors))
     errors += [
         *_part_errors(job),
-        *_sweep_errors(job.sweep),
+        *sweep_errors(job.sweep),
         *_launch_errors(job.launch),
         *_confirm_errors(job.confirm),
-        *_train_errors(job, world_size or max(1, job.launch.num_processes or 1)),
+        *suggestion_errors(job.suggestion),
+        *step_errors(job.train),
+        *_batch_errors(job, world_size or max(1, job.launch.num_processes or 1)),
         *_tracking_errors(job.tracking),
     ]
-    if job.suggestion.method not in RULES:
-        errors.append(f"suggestion.method must be one of {', '.join(RULES)}; got {job.suggestion.method}")
     if not 0 < job.run.timeout_s < MAX_TIMEOUT_S:
         errors.append(f"run.timeout_s must lie between 0 and {MAX_TIMEOUT_S:g}, got {job.run.timeout_s:g}; try 300")
     every_s = job.run.checkpoint_every_s
@@ -397,7 +403,8 @@ def _part_errors(job: Config) -> Iterator[str]:
             yield f"optimizer.lr must be a number above 0, got {lr!r}; the sweep keeps group ratios to it"
 
 
-def _sweep_errors(sweep: SweepConfig) -> Iterator[str]:
+def sweep_errors(sweep: SweepConfig) -> Iterator[str]:
+    """What is wrong with a ladder."""
     for name, value in (("start_lr", sweep.start_lr), ("end_lr", sweep.end_lr)):
         if not math.isfinite(value):
             yield f"sweep.{name} must be finite, got {value}; the defaults are 1e-7 and 10"
@@ -427,6 +434,20 @@ def _sweep_errors(sweep: SweepConfig) -> Iterator[str]:
         yield f"sweep.val_batches must be at least 1, got {sweep.val_batches}; try 2"
 
 
+def suggestion_errors(suggestion: SuggestionConfig) -> Iterator[str]:
+    """What is wrong with the choice of a rule."""
+    if suggestion.method not in RULES:
+        yield f"suggestion.method must be one of {', '.join(RULES)}; got {suggestion.method}"
+
+
+def step_errors(train: TrainConfig) -> Iterator[str]:
+    """What is wrong with how a step is trained."""
+    if train.max_grad_norm is not None and not train.max_grad_norm > 0:
+        yield f"train.max_grad_norm must be above 0, got {train.max_grad_norm:g}; null turns clipping off"
+    if train.accumulation_steps < 1:
+        yield f"train.accumulation_steps must be at least 1, got {train.accumulation_steps}; try 1"
+
+
 def _launch_errors(launch: LaunchConfig) -> Iterator[str]:
     if launch.num_processes is not None and launch.num_processes < 1:
         yield f"launch.num_processes must be at least 1, got {launch.num_processes}; give the number of ranks"
@@ -446,7 +467,7 @@ def _confirm_errors(confirm: ConfirmConfig) -> Iterator[str]:
         )
 
 
-def _train_errors(job: Config, world_size: int) -> Iterator[str]:
+def _batch_errors(job: Config, world_size: int) -> Iterator[str]:
     train, batch, claimed = job.train, job.data.global_batch_size, job.launch.num_processes
     if claimed is not None and claimed >= 1 and claimed != world_size:
         command = launch_command([], num_processes=max(2, claimed), on_cpu=True)
@@ -456,10 +477,8 @@ def _train_errors(job: Config, world_size: int) -> Iterator[str]:
         )
     if train.fsdp and world_size == 1:
         yield FSDP_NEEDS_RANKS
-    if train.max_grad_norm is not None and not train.max_grad_norm > 0:
-        yield f"train.max_grad_norm must be above 0, got {train.max_grad_norm:g}; null turns clipping off"
-    if train.accumulation_steps < 1:
-        yield f"train.accumulation_steps must be at least 1, got {train.accumulation_steps}; try 1"
+    elif train.fsdp and job.sweep.noise_scale:
+        yield FSDP_HIDES_NOISE
     if batch < 1:
         yield f"data.global_batch_size must be at least 1, got {batch}; try 64"
     elif train.accumulation_steps >= 1 and batch % (parts := world_size * train.accumulation_steps):
@@ -467,6 +486,16 @@ def _train_errors(job: Config, world_size: int) -> Iterator[str]:
         yield (
             f"data.global_batch_size must be divisible by {world_size} ranks x {train.accumulation_steps} "
             f"accumulation steps = {parts}, got {batch}; use {nearest}"
+        )
+    if train.ddp.static_graph and world_size > 1 and train.accumulation_steps > 1:
+        yield (
+            "train.ddp.static_graph must be false with several accumulation steps (DDP fails on both), got true; "
+            "leave it out"
+        )
+    if job.sweep.noise_scale and world_size * train.accumulation_steps == 1:
+        yield (
+            "sweep.noise_scale compares gradients of several ranks or accumulation steps, got 1 rank x 1 accumulation "
+            "step; set train.accumulation_steps=2 or start more ranks"
         )
     loader = job.data.dataloader
     if loader.prefetch_factor is not None and loader.prefetch_factor < 1:

@@ -20,8 +20,10 @@ from torch import nn
 
 from lrrunner.checkpoints import Checkpoints, UnderWay
 from lrrunner.collectives import Collective
+from lrrunner.core.noise_scale import gradient_variance
 from lrrunner.core.smoothing import Ema
 from lrrunner.core.stopping import StopRule
+from lrrunner.gradient_noise import GradientProbe
 from lrrunner.learning_rate import LearningRate
 from lrrunner.records import Step, Stop, StopReason
 from lrrunner.sharding import local_part
@@ -38,7 +40,7 @@ Objective = Callable[[nn.Module, Any], Any]
 
 
 class Column(IntEnum):
-    """What each rank reports of a step, in its own row of the table."""
+    """What each rank reports of a step, in its own row of the table; what a probe reports comes behind."""
 
     LOSS_SUM = 0
     ITEMS = 1
@@ -96,6 +98,16 @@ class Trainable:
     def device(self) -> torch.device:
         """Where the model lives."""
         return next(self.model.parameters()).device
+
+    @property
+    def parameters(self) -> list[torch.nn.Parameter]:
+        """What the optimizer steps, in its order."""
+        return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+
+    def train(self) -> None:
+        """Training mode of the model, and of an optimizer that has one because it averages weights (schedule-free)."""
+        self.model.train()
+        set_optimizer_mode(self.optimizer, training=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,6 +167,7 @@ def run_sweep(
     started: float | None = None,
     checkpoints: Checkpoints | None = None,
     evaluate: Callable[[], Evaluation] | None = None,
+    probe: GradientProbe | None = None,
 ) -> SweepResult:
     """Climb the ladder on this rank, together with all others. Every rank must call this.
 
@@ -173,6 +186,7 @@ def run_sweep(
         checkpoints: Where the state is saved, and where it comes from in a resumed run; None saves nothing.
         evaluate: Measures the loss that the sweep is judged by instead of the training loss, behind a step, the same on
             every rank; leaves everything as it was.
+        probe: Measures the noise of the gradient, on every rank or on none.
 
     Raises:
         Exception: whatever model, objective, data or optimizer raise.
@@ -185,7 +199,7 @@ def run_sweep(
         steps.append(step)
         on_step(step)
 
-    with preserved(trainable) as snapshot:
+    with preserved(trainable) as snapshot, probe or nullcontext():
         for repeat in range(ladder.first_repeat, ladder.first_repeat + ladder.repeats):
             done = None if checkpoints is None else checkpoints.finished(ladder.key(repeat))
             if done is not None:
@@ -194,9 +208,9 @@ def run_sweep(
                 continue
             if repeat > ladder.first_repeat:
                 snapshot.restore()
-            trainable.model.train()
+            trainable.train()
             climb = _Climb(
-                trainable, ladder, collective, repeat, started, record, stop_requested, checkpoints, evaluate
+                trainable, ladder, collective, repeat, started, record, stop_requested, checkpoints, evaluate, probe
             )
             under_way = None if checkpoints is None else checkpoints.under_way(ladder.key(repeat))
             steps += () if under_way is None else under_way.steps
@@ -208,6 +222,17 @@ def run_sweep(
                 of_repeat = tuple(step for step in steps if step.repeat == repeat)
                 checkpoints.finish(ladder.key(repeat), of_repeat, stops[-1])
     return SweepResult(tuple(steps), tuple(stops))
+
+
+def set_optimizer_mode(optimizer: torch.optim.Optimizer, *, training: bool) -> None:
+    """Training or evaluation mode of an optimizer that evaluates other weights than it trains; nothing for others.
+
+    References:
+        Defazio et al. 2024, "The Road Less Scheduled", arXiv:2405.15682.
+    """
+    mode = getattr(optimizer, "train" if training else "eval", None)
+    if callable(mode):
+        mode()
 
 
 @contextmanager
@@ -260,6 +285,7 @@ class _Climb:
         stop_requested: Callable[[], bool],
         checkpoints: Checkpoints | None = None,
         evaluate: Callable[[], Evaluation] | None = None,
+        probe: GradientProbe | None = None,
     ) -> None:
         self._trainable = trainable
         self._ladder = ladder
@@ -270,10 +296,12 @@ class _Climb:
         self._stop_requested = stop_requested
         self._checkpoints = checkpoints
         self._evaluate = evaluate
+        self._probe = probe
+        self._num_columns = len(Column) + (0 if probe is None else probe.num_columns)
         self._steps: list[Step] = []
         self._save_requested = self._has_diverged = False
         self._learning_rate = LearningRate(trainable.optimizer)
-        self._parameters = [p for group in trainable.optimizer.param_groups for p in group["params"]]
+        self._parameters = trainable.parameters
         self._device = trainable.device
         self._on_cpu = self._device.type == "cpu"
         reads_at_once = ladder.sync_every_step or evaluate is not None
@@ -386,6 +414,8 @@ class _Climb:
         loss_sum: torch.Tensor | float = 0.0
         items: torch.Tensor | float = 0.0
         weighted = False
+        if self._probe is not None:
+            self._probe.begin()
         for i in range(t.accumulation_steps):
             batch = t.to_device(next(batches))
             is_last = i == t.accumulation_steps - 1
@@ -399,8 +429,11 @@ class _Climb:
                 if weighted:  # the mean over no items is NaN; it takes part in the reduction and counts nothing
                     loss = torch.where(self._number(count) > 0, loss, 0.0)
                 share = self._weight(count).to(loss.dtype) if weighted else 1.0
-                scaled = loss * (share / t.accumulation_steps) if weighted or t.accumulation_steps > 1 else loss
+                multiplier = share / t.accumulation_steps
+                scaled = loss * multiplier if weighted or t.accumulation_steps > 1 else loss
                 (scaled if t.scaler is None else t.scaler.scale(scaled)).backward()
+                if self._probe is not None:
+                    self._probe.take(count, multiplier if t.scaler is None else multiplier * t.scaler.get_scale())
             loss_sum = loss_sum + self._value(loss) * count
             items = items + count
         return loss_sum, items, weighted
@@ -438,19 +471,24 @@ class _Climb:
 
     def _reduced_table(self, loss_sum: torch.Tensor | float, items: torch.Tensor | float) -> torch.Tensor:
         """One row a rank, summed over ranks: each rank's figures, untouched by the others' NaN."""
-        table = torch.zeros((self._collective.world_size, len(Column)), dtype=torch.float64, device=self._device)
+        size = (self._collective.world_size, self._num_columns)
+        table = torch.zeros(size, dtype=torch.float64, device=self._device)
         table[self._collective.rank] = self._row(loss_sum, items)
         return self._collective.sum_(table)
 
     def _row(self, loss_sum: torch.Tensor | float, items: torch.Tensor | float) -> torch.Tensor:
         request = float(self._request())
+        probed = () if self._probe is None else self._probe.columns()
         if not isinstance(loss_sum, torch.Tensor):
-            return torch.tensor([loss_sum, float(items), not math.isfinite(loss_sum), request], dtype=torch.float64)
-        row = torch.full((len(Column),), request, dtype=torch.float64, device=self._device)
-        row[Column.LOSS_SUM] = loss_sum
-        row[Column.ITEMS] = items
-        row[Column.NON_FINITE] = ~torch.isfinite(loss_sum)
-        return row
+            row = [loss_sum, float(items), not math.isfinite(loss_sum), request, *probed]
+            return torch.tensor(row, dtype=torch.float64)
+        on_device = torch.full((self._num_columns,), request, dtype=torch.float64, device=self._device)
+        on_device[Column.LOSS_SUM] = loss_sum
+        on_device[Column.ITEMS] = items
+        on_device[Column.NON_FINITE] = ~torch.isfinite(loss_sum)
+        for column, value in enumerate(probed, start=len(Column)):
+            on_device[column] = value
+        return on_device
 
     def _request(self) -> Request:
         if self._stop_requested():
@@ -493,7 +531,7 @@ class _Climb:
     def _settle(self, step: _InFlight) -> Stop | None:
         """Read a step, record it, and decide; the same values on every rank, hence the same decision."""
         *values, grad_norm = step.read()
-        rows = [values[i : i + len(Column)] for i in range(0, len(values), len(Column))]
+        rows = [values[i : i + self._num_columns] for i in range(0, len(values), self._num_columns)]
         num_items = math.fsum(row[Column.ITEMS] for row in rows)
         loss = sum(row[Column.LOSS_SUM] for row in rows) / num_items if num_items else math.nan
         bad_ranks = tuple(rank for rank, row in enumerate(rows) if row[Column.NON_FINITE])
@@ -524,8 +562,9 @@ class _Climb:
                     row[Column.LOSS_SUM] / row[Column.ITEMS] if row[Column.ITEMS] else math.nan for row in rows
                 ),
                 val_loss=None if evaluation is None else evaluation.loss,
-                val_items=0.0 if evaluation is None else evaluation.num_items,
+                val_items=None if evaluation is None else evaluation.num_items,
                 is_monitored=self._evaluate is None or evaluation is not None,
+                gradient_variance=self._gradient_variance(rows, grad_norm, num_items),
             )
         )
         return self._decision(step, finite, bad_ranks, rows, None if monitored is None else loss)
@@ -534,6 +573,15 @@ class _Climb:
         """What the model is worth behind a step; None where that is not asked for."""
         is_due = not step.skipped and step.rung % self._ladder.evaluate_every == 0
         return self._evaluate() if self._evaluate is not None and is_due else None
+
+    def _gradient_variance(self, rows: list[list[float]], grad_norm: float, num_items: float) -> float | None:
+        """From what the probes of all ranks report; None without them."""
+        if self._probe is None:
+            return None
+        if not num_items:
+            return math.nan
+        squares, num_parts = (sum(row[column] for row in rows) for column in range(len(Column), self._num_columns))
+        return gradient_variance(squares / num_items, grad_norm, num_items=num_items, num_parts=num_parts)
 
     def _decision(
         self,

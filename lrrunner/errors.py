@@ -8,6 +8,8 @@ from collections.abc import Iterable
 class ConfigError(ValueError):
     """The configuration is wrong; carries every error of its stage, so that all are shown at once."""
 
+    subject = "the configuration is"
+
     def __init__(self, errors: Iterable[str]) -> None:
         self.errors = tuple(dict.fromkeys(errors))
         super().__init__("; ".join(self.errors))
@@ -15,4 +17,10 @@ class ConfigError(ValueError):
     def __str__(self) -> str:
         count = "1 error" if len(self.errors) == 1 else f"{len(self.errors)} errors"
         lines = "\n".join(f"  - {error}" for error in self.errors)
-        return f"lrrunner: the configuration is wrong ({count})\n{lines}"
+        return f"lrrunner: {self.subject} wrong ({count})\n{lines}"
+
+
+class ArgumentError(ConfigError):
+    """The same for the arguments of a call."""
+
+    subject = "the arguments are"

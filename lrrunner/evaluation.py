@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 from lrrunner.collectives import Collective
-from lrrunner.engine import Trainable
+from lrrunner.engine import Trainable, set_optimizer_mode
 from lrrunner.snapshot import RngState, restore_buffers, saved_buffers
 
 
@@ -57,7 +57,7 @@ def evaluate(
             are not those of weights in the middle of a sweep. In train mode, it moves them.
     """
     loss_sum, items = [0.0] * collective.world_size, [0.0] * collective.world_size
-    with _eval_mode(trainable.model, apart_from=_BatchNorm if batch_statistics else ()):
+    with _eval_mode(trainable, apart_from=_BatchNorm if batch_statistics else ()):
         for batch, weight in batches:
             value, count = _loss_and_count(trainable, batch, weight)
             table = torch.zeros((collective.world_size, 3), dtype=torch.float64, device=trainable.device)
@@ -102,15 +102,18 @@ def _loss_and_count(trainable: Trainable, batch: Any, weight: int) -> tuple[floa
 
 
 @contextmanager
-def _eval_mode(model: nn.Module, *, apart_from: type[nn.Module] | tuple[()]) -> Iterator[None]:
-    """Eval mode inside; every module's own mode afterwards."""
+def _eval_mode(trainable: Trainable, *, apart_from: type[nn.Module] | tuple[()]) -> Iterator[None]:
+    """Eval mode inside; every module's own mode and the optimizer's training mode afterwards."""
+    model, optimizer = trainable.model, trainable.optimizer
     training = [(module, module.training) for module in model.modules()]
     model.eval()
     for module, mode in training:
         if isinstance(module, apart_from):
             module.training = mode
+    set_optimizer_mode(optimizer, training=False)
     try:
         yield
     finally:
+        set_optimizer_mode(optimizer, training=True)
         for module, mode in training:
             module.training = mode

@@ -62,7 +62,7 @@ WHOLE_BATCH = ("run.dir", "run.resume", "launch.concurrent")
 OURS = {
     "hydra.sweep.dir": "give run.dir=...",
     "hydra.sweep.subdir": "leave it out",
-    "hydra.launcher": "leave it out",
+    "hydra.launcher": "leave it out, or choose submitit_slurm",
     "hydra.sweeper": "leave it out",
 }
 
@@ -91,10 +91,15 @@ def run_grid(overrides: Sequence[str], options: Sequence[str], *, config_dir: st
     Raises:
         ConfigError: the grid, or a point of it, is wrong; nothing has been started.
     """
+    from lrrunner import submitted
+
+    if submitted.is_asked_for(overrides):
+        return submitted.run_submitted(overrides, options, config_dir=config_dir, config_name=config_name)
     _refuse_ours(overrides)
     points = expanded_grid(overrides, config_dir=config_dir)
-    containers = _checked_points(points, config_dir=config_dir, config_name=config_name)
-    directory = _batch_directory(containers)
+    gpus = visible_gpus(os.environ)
+    containers = checked_points(points, config_dir=config_dir, config_name=config_name, gpus=gpus)
+    directory = batch_directory(containers)
     redactor = Redactor.for_run(containers, os.environ, overrides)
     tracking = containers[0]["tracking"]
     known = {tuple(point): container for point, container in zip(points, containers, strict=True)}
@@ -112,7 +117,7 @@ def run_grid(overrides: Sequence[str], options: Sequence[str], *, config_dir: st
     failures: list[Exception] = []
     slots = _slots(containers)
     key = "run.dir" if containers[0]["run"]["resume"] is None else "run.resume"
-    with _only_one(directory, key), JobLog(redactor), Interrupts() as interrupts, Batch(directory, slots) as batch:
+    with sole_batch(directory, key), JobLog(redactor), Interrupts() as interrupts, Batch(directory, slots) as batch:
         say(f"{len(points)} jobs in {directory}")
         state = update_state(
             directory,
@@ -130,7 +135,7 @@ def run_grid(overrides: Sequence[str], options: Sequence[str], *, config_dir: st
 
         def run_jobs(job_overrides: Sequence[Sequence[str]], first_number: int) -> None:
             wake_loggers()
-            _mask(directory / "multirun.yaml", redactor)
+            mask(directory / "multirun.yaml", redactor)
             new = jobs_of(job_overrides, first_number)
             jobs.extend(new)
             try:
@@ -139,12 +144,12 @@ def run_grid(overrides: Sequence[str], options: Sequence[str], *, config_dir: st
                 failures.append(error)
 
         try:
-            _let_hydra_run(overrides, options, directory, run_jobs)
+            _run_with_our_launcher(overrides, options, directory, run_jobs)
         except SystemExit as error:  # how Hydra ends after a failure, of which it has told
             failures.append(RuntimeError(f"Hydra ended with exit code {error.code}"))
         finally:
             batch.dismiss()
-            _mask(directory / "multirun.yaml", redactor)
+            mask(directory / "multirun.yaml", redactor)
             entries = _entries(directory, jobs)
             status = status_of(entries, num_jobs=len(points), interrupted=bool(interrupts.count))
             update_state(directory, state=status.lower())
@@ -244,34 +249,59 @@ def register_launcher() -> None:
     ConfigStore.instance().store(group="hydra/launcher", name="lrrunner", node=target, provider="lrrunner")
 
 
-def _let_hydra_run(overrides: Sequence[str], options: Sequence[str], directory: Path, run_jobs: RunJobs) -> None:
-    register_schema()
+def _run_with_our_launcher(
+    overrides: Sequence[str], options: Sequence[str], directory: Path, run_jobs: RunJobs
+) -> None:
     register_launcher()
     BatchLauncher.run_jobs = run_jobs
-    old_argv = sys.argv
     OmegaConf.register_new_resolver(DIRECTORY_RESOLVER, lambda: str(directory), replace=True)
     sweep = [f"hydra.sweep.dir=${{{DIRECTORY_RESOLVER}:}}", "hydra.sweep.subdir=${hydra.job.num}"]
     where = ["hydra/launcher=lrrunner", *sweep]
-    sys.argv = ["lrrunner", "--multirun", *options, *overrides, *where]
     try:
-        hydra.main(config_path="pkg://lrrunner.conf", config_name="config", version_base="1.3")(_nothing)()
+        let_hydra_run([*options, *overrides, *where], _nothing)
+    finally:
+        BatchLauncher.run_jobs = None
+
+
+def let_hydra_run(words: Sequence[str], job: TaskFunction) -> None:
+    """Hydra's own multirun.
+
+    Args:
+        words: Its flags and overrides.
+        job: What a launcher of Hydra's calls with the configuration of each point.
+
+    Raises:
+        SystemExit: a job failed; Hydra has said how.
+    """
+    register_schema()
+    old_argv, sys.argv = sys.argv, ["lrrunner", "--multirun", *words]
+    try:
+        hydra.main(config_path="pkg://lrrunner.conf", config_name="config", version_base="1.3")(job)()
     finally:
         sys.argv = old_argv
-        BatchLauncher.run_jobs = None
 
 
 def _nothing(cfg: DictConfig) -> None:
     """Jobs are run by the launcher."""
 
 
-def _checked_points(
-    points: Sequence[Sequence[str]], *, config_dir: str | None, config_name: str
+def checked_points(
+    points: Sequence[Sequence[str]], *, config_dir: str | None, config_name: str, gpus: tuple[str, ...]
 ) -> list[dict[str, Any]]:
-    """Stage A of every point; what is wrong with one is told with its overrides, what is wrong with all only once."""
+    """Stage A of every point; what is wrong with one is told with its overrides, what is wrong with all only once.
+
+    Args:
+        points: Overrides of each.
+        config_dir: The user's own directory of configuration groups.
+        config_name: Primary configuration.
+        gpus: Those of the machine that runs the jobs; empty where it has none, or is another one.
+
+    Raises:
+        ConfigError: all errors of all points.
+    """
     containers: list[dict[str, Any]] = []
     errors: dict[str, list[str]] = {}
     labels = _labels(points)
-    gpus = visible_gpus(os.environ)
     for label, point in zip(labels, points, strict=True):
         try:
             container = compose_job(point, config_dir=config_dir, config_name=config_name, world_size=None)
@@ -306,7 +336,7 @@ def _labels(points: Sequence[Sequence[str]]) -> list[str]:
     return [" ".join(as_typed(word) for word in point if word not in common) for point in points]
 
 
-def _batch_directory(containers: Sequence[dict[str, Any]]) -> Path:
+def batch_directory(containers: Sequence[dict[str, Any]]) -> Path:
     """Where the batch lives: a new directory, or the one to go on in."""
     run = containers[0]["run"]
     resume = run["resume"]
@@ -338,7 +368,7 @@ def _batch_directory(containers: Sequence[dict[str, Any]]) -> Path:
 
 
 @contextmanager
-def _only_one(directory: Path, key: str) -> Iterator[None]:
+def sole_batch(directory: Path, key: str) -> Iterator[None]:
     """Two batches in one directory would run everything twice."""
     with ExitStack() as stack:
         try:
@@ -365,7 +395,7 @@ def _batch_jobs(
     for number, (label, point, container) in enumerate(
         zip(_labels(points), points, containers, strict=True), start=first_number
     ):
-        own = [as_typed(word) for word in point if not _is_for_the_batch(word)]
+        own = [as_typed(word) for word in point if not is_for_the_batch(word)]
         run = {**container["run"], "dir": str(directory / f"{number:03d}"), "resume": None}
         launch = {**container["launch"], "concurrent": 1}
         job = Job(container={**container, "run": run, "launch": launch}, overrides=tuple(own), options=tuple(options))
@@ -379,7 +409,8 @@ def _with_keys(jobs: Sequence[BatchJob], *, salt: str, earlier: Sequence[BatchJo
     return [replace(job, key=key) for job, key in zip(jobs, keys, strict=True)]
 
 
-def _is_for_the_batch(word: str) -> bool:
+def is_for_the_batch(word: str) -> bool:
+    """Whether an override concerns the batch, not a job of it."""
     key = word.partition("=")[0].lstrip("+~")
     return key in WHOLE_BATCH or key.partition("/")[0].partition(".")[0] == "hydra"
 
@@ -390,7 +421,7 @@ def _entries(directory: Path, jobs: Sequence[BatchJob]) -> list[ledger.Entry]:
     return [replace(entry, job=job.number, overrides=job.overrides) for job, entry in found]
 
 
-def _mask(path: Path, redactor: Redactor) -> None:
+def mask(path: Path, redactor: Redactor) -> None:
     """Hydra writes its own record of the batch; secrets must not stay in it."""
     with suppress(OSError):
         text = path.read_text(encoding="utf-8")

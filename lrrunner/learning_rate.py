@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
+import warnings
+from typing import Any
+
 import torch
 
 
@@ -12,7 +16,8 @@ class LearningRate:
     world size are where other finders lose the link between a loss and its LR.
 
     Attributes:
-        base_lr: The optimizer's default LR, which recorded LRs stand for; other groups keep their ratio to it.
+        base_lr: What recorded LRs stand for: the LR of all groups, or where they differ the optimizer's default.
+        ratios: Each group's LR over ``base_lr``, in the optimizer's order.
 
     Raises:
         ValueError: the optimizer has no positive LR to keep ratios to.
@@ -22,15 +27,83 @@ class LearningRate:
         self._optimizer = optimizer
         # a scheduler that has moved the LRs keeps what they were before in initial_lr
         group_lrs = [float(group.get("initial_lr", group["lr"])) for group in optimizer.param_groups]
-        self.base_lr = float(optimizer.defaults.get("lr", group_lrs[0]))
+        self.base_lr = _base_lr(optimizer, group_lrs)
         if not self.base_lr > 0:
             raise ValueError(f"optimizer.lr must be above 0, got {self.base_lr}; the sweep keeps group ratios to it")
-        self._ratios = [lr / self.base_lr for lr in group_lrs]
+        self.ratios = tuple(lr / self.base_lr for lr in group_lrs)
 
     def set(self, lr: float) -> None:
         """Make ``lr`` the base learning rate of the next step."""
-        for group, ratio in zip(self._optimizer.param_groups, self._ratios, strict=True):
-            if isinstance(group["lr"], torch.Tensor):
-                group["lr"].fill_(lr * ratio)
-            else:
-                group["lr"] = lr * ratio
+        for group, ratio in zip(self._optimizer.param_groups, self.ratios, strict=True):
+            _assign(group, "lr", lr * ratio)
+
+    def apply(self, lr: float) -> None:
+        """Make ``lr`` the base learning rate for good: also of later groups, and of schedulers that are made later."""
+        step: Any = unwrapped(self._optimizer).step
+        if hasattr(step, "_wrapped_by_lr_sched"):
+            warnings.warn("the optimizer's scheduler keeps the LRs it was made with; make it again", stacklevel=3)
+        self.set(lr)
+        for group, ratio in zip(self._optimizer.param_groups, self.ratios, strict=True):
+            if "initial_lr" in group:
+                _assign(group, "initial_lr", lr * ratio)
+        if "lr" in self._optimizer.defaults:
+            _assign(self._optimizer.defaults, "lr", lr)
+
+
+def unwrapped(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """The optimizer that really steps, inside of Accelerate's, which skips steps in the middle of an accumulation."""
+    while isinstance(inner := getattr(optimizer, "optimizer", None), torch.optim.Optimizer):
+        optimizer = inner
+    return optimizer
+
+
+def remark(optimizer: torch.optim.Optimizer) -> str:
+    """What to know about the LR of an unusual optimizer; empty for others.
+
+    D-Adaptation and Prodigy find a step size by themselves, and multiply it by their LR, for which 1 is the usual one.
+
+    References:
+        Defazio and Mishchenko 2023, arXiv:2301.07733; Mishchenko and Defazio 2023, arXiv:2306.06101. Both keep their
+            estimate in ``d``, in every group, beside what bounds its growth.
+    """
+    bounds = {"d0", "d_coef", "growth_rate"}
+    if not any("d" in group and bounds & group.keys() for group in optimizer.param_groups):
+        return ""
+    return f"the LR multiplies the step size that {type(optimizer).__name__} finds by itself"
+
+
+def optimizer_errors(optimizer: torch.optim.Optimizer) -> list[str]:
+    """Why no LR of this optimizer can be swept: it evaluates the loss by itself, as L-BFGS does, or has none."""
+    closure = inspect.signature(type(optimizer).step).parameters.get("closure")
+    if closure is not None and closure.default is inspect.Parameter.empty:
+        return [
+            f"optimizer must step without a closure, got {type(optimizer).__name__}, which searches its own step "
+            "length; use another optimizer"
+        ]
+    if not all("lr" in group for group in optimizer.param_groups):
+        return [f"optimizer must have an LR in every group, got {type(optimizer).__name__}; use another optimizer"]
+    try:
+        LearningRate(optimizer)
+    except ValueError as error:
+        return [str(error)]
+    return []
+
+
+def _base_lr(optimizer: torch.optim.Optimizer, group_lrs: list[float]) -> float:
+    if len(set(group_lrs)) == 1:
+        return group_lrs[0]
+    default = optimizer.defaults.get("lr", group_lrs[0])
+    if isinstance(default, torch.Tensor):  # the groups without an LR of their own hold this very tensor, and move it
+        for group, lr in zip(optimizer.param_groups, group_lrs, strict=True):
+            if group["lr"] is default:
+                return lr
+    return float(default)
+
+
+def _assign(values: dict[str, object], name: str, lr: float) -> None:
+    """Compiled and capturable optimizers hold on to a tensor LR: it stays the same tensor."""
+    current = values[name]
+    if isinstance(current, torch.Tensor):
+        current.fill_(lr)
+    else:
+        values[name] = lr

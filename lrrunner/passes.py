@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
 from lrrunner.collectives import Collective
-from lrrunner.config import LadderMode, SweepConfig
+from lrrunner.config import LadderMode, Monitor, SweepConfig
 from lrrunner.core.extension import MAX_PASSES, Extension, curve_pass, extension
+from lrrunner.core.schedule import LADDERS
+from lrrunner.core.stopping import stop_rule
 from lrrunner.core.suggestion import suggest
-from lrrunner.engine import SweepResult
+from lrrunner.engine import Ladder, SweepResult
 from lrrunner.records import Step, Stop, StopReason, Suggestion, SweepPass
 
 Climb = Callable[[int, float, float], SweepResult]
@@ -79,6 +82,23 @@ def run_passes(
     interrupted = any(stop.reason == StopReason.INTERRUPTED for stop in stops)
     chosen = curve_pass([ladder.suggestion for ladder in ladders], interrupted=interrupted)
     return Passes(steps, stops, tuple(ladders), chosen)
+
+
+def sweep_ladder(sweep: SweepConfig, number: int, *, start_lr: float, end_lr: float) -> Ladder:
+    """The ladder of one pass."""
+    every = 1 if sweep.monitor == Monitor.train else sweep.val_every
+    return Ladder(
+        lrs=LADDERS[sweep.mode.value](start_lr=start_lr, end_lr=end_lr, num_steps=sweep.num_steps).tolist(),
+        beta=sweep.smoothing,
+        new_stop_rule=functools.partial(
+            stop_rule, sweep.stop_rule.value, factor=sweep.diverge_factor, num_steps=-(-sweep.num_steps // every)
+        ),
+        repeats=sweep.repeats,
+        seed=sweep.seed,
+        sync_every_step=sweep.sync_every_step,
+        sweep_pass=number,
+        evaluate_every=every,
+    )
 
 
 def _judged(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -64,7 +65,7 @@ def lr_sweep_figure(test: RangeTest, *, beta: float, title: str, subtitle: str =
         A figure on the Agg canvas, for ``save_png``.
     """
     whole_px = SWEEP_PX + (TRIALS_PX if test.trials else 0)
-    figure = Figure(figsize=(WIDTH_PX / DPI, whole_px / DPI), dpi=DPI, facecolor="white")
+    figure = _Picture(figsize=(WIDTH_PX / DPI, whole_px / DPI), dpi=DPI, facecolor="white")
     FigureCanvasAgg(figure)
     top_px = _draw_heading(figure, test.suggestion, title=title, subtitle=subtitle)
     candidates, chosen = _candidates(test)
@@ -83,6 +84,15 @@ def lr_sweep_figure(test: RangeTest, *, beta: float, title: str, subtitle: str =
     if test.trials:
         draw_trials(figure, test, top_px=SWEEP_PX, bottom_px=whole_px)
     return figure
+
+
+class _Picture(Figure):
+    """A figure that a notebook shows, although pyplot knows nothing of it."""
+
+    def _repr_png_(self) -> bytes:
+        content = io.BytesIO()
+        self.savefig(content, format="png", dpi=DPI)
+        return content.getvalue()
 
 
 @matplotlib.style.context("default")  # a user's savefig settings must not change the size

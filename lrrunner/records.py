@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any
 
 
 class StopReason(StrEnum):
@@ -61,8 +62,10 @@ class Step:
         timestamp_ms: Unix time in milliseconds at which the step's loss was read.
         rank_losses: Each rank's own mean loss, in rank order.
         val_loss: Raw validation loss behind the step, where the sweep monitors it and the step was evaluated.
-        val_items: Items behind ``val_loss``, over all ranks; 0 without it.
+        val_items: Items behind ``val_loss``, over all ranks, where there is one.
         is_monitored: False for a step that was not evaluated where the sweep monitors the validation loss.
+        gradient_variance: Unbiased estimate of the trace of the covariance of one item's gradient; NaN where the step
+            gave none, None where nobody asked.
     """
 
     sweep_pass: int = 0
@@ -78,8 +81,9 @@ class Step:
     timestamp_ms: int = 0
     rank_losses: tuple[float, ...] = ()
     val_loss: float | None = None
-    val_items: float = 0.0
+    val_items: float | None = None
     is_monitored: bool = True
+    gradient_variance: float | None = None
 
     @property
     def monitored_loss(self) -> float | None:
@@ -161,6 +165,26 @@ class Suggestion:
     interval: tuple[float, float] | None = None
     candidates: dict[str, float | None] = field(default_factory=dict)
 
+    def apply(self, optimizer: Any) -> None:
+        """Train with ``lr``: set it on an optimizer, keeping the ratios between its groups.
+
+        Nothing else that lrrunner does changes an optimizer. A scheduler keeps the LRs it was made with: make it
+        afterwards.
+
+        Args:
+            optimizer: A torch optimizer, prepared by Accelerate or not.
+
+        Raises:
+            ValueError: the curve supports no LR.
+        """
+        if self.lr is None:
+            raise ValueError(
+                f"suggestion.lr must be there to be applied, got none (verdict {self.verdict}: {self.reason})"
+            )
+        from lrrunner.learning_rate import LearningRate  # needs torch, which is not needed for anything else here
+
+        LearningRate(optimizer).apply(self.lr)
+
     def __str__(self) -> str:
         if self.lr is None or self.interval is None:
             return f"suggested lr: none   verdict: {self.verdict}   ({self.reason})"
@@ -214,6 +238,36 @@ class Confirmation:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class NoiseScale:
+    """At which batch size a larger one stops paying, as the noise in the gradient says.
+
+    Attributes:
+        critical_batch_size: Samples a step at which the noise of the mean gradient is as large as the gradient itself;
+            None where it was not measured, or no gradient stands out from its noise.
+        low: Lower end of a 90 % interval in samples; None where nothing was measured.
+        high: Upper end; None where the steps set no limit.
+        num_steps: Steps it was measured in.
+        last_lr: Highest LR of these.
+        reason: Why there is no number, and what to change; empty where there is one.
+    """
+
+    critical_batch_size: float | None = None
+    low: float | None = None
+    high: float | None = None
+    num_steps: int = 0
+    last_lr: float | None = None
+    reason: str = ""
+
+    def __str__(self) -> str:
+        if self.low is None:
+            return f"critical batch size: none   ({self.reason})"
+        if self.critical_batch_size is None:
+            return f"critical batch size: above {self.low:.3g}   ({self.reason})"
+        high = "no limit" if self.high is None else f"{self.high:.3g}"
+        return f"critical batch size: {self.critical_batch_size:.3g}   [{self.low:.3g}, {high}]"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class RangeTest:
     """A whole range test: the records of every pass and repeat, where each ladder ended, what it suggests.
 
@@ -227,6 +281,8 @@ class RangeTest:
         curve_pass: The pass whose curve the suggestion was read from; None is the last one.
         trials: Confirmation runs, in order.
         confirmation: What these were compared on and came to; None where nothing was to be confirmed.
+        noise_scale: What the noise in the gradient says about the batch size; None where nobody asked.
+        group_ratios: Each parameter group's LR over the recorded one, in the optimizer's order.
     """
 
     steps: tuple[Step, ...]
@@ -238,6 +294,14 @@ class RangeTest:
     curve_pass: int | None = None
     trials: tuple[Trial, ...] = ()
     confirmation: Confirmation | None = None
+    noise_scale: NoiseScale | None = None
+    group_ratios: tuple[float, ...] = (1.0,)
+
+    @property
+    def group_lrs(self) -> tuple[float, ...] | None:
+        """The suggested LR of each parameter group; None without a suggestion."""
+        lr = self.suggestion.lr
+        return None if lr is None else tuple(lr * ratio for ratio in self.group_ratios)
 
     @property
     def curve_steps(self) -> tuple[Step, ...]:

@@ -12,7 +12,12 @@ def closing_lines(test: RangeTest, job: Config, *, directory: str, mlflow: str |
     lines = [str(test.suggestion), f"run: {where}   ({batch_summary(job, world_size=test.world_size)})"]
     if test.suggestion.lr is not None:
         lines.insert(0, f"to train with it: optimizer.lr={test.suggestion.lr:.3g}")
-    return [words for words in (passes_in_words(test), trials_in_words(test)) if words] + lines
+    return _more_in_words(test) + lines
+
+
+def _more_in_words(test: RangeTest) -> list[str]:
+    """What there is beside the suggestion."""
+    return [words for words in (passes_in_words(test), trials_in_words(test), noise_in_words(test)) if words]
 
 
 def passes_in_words(test: RangeTest) -> str:
@@ -22,6 +27,22 @@ def passes_in_words(test: RangeTest) -> str:
     ranges = ", ".join(f"{ladder.start_lr:.1e} to {ladder.end_lr:.1e}" for ladder in test.passes)
     chosen = len(test.passes) if test.curve_pass is None else test.curve_pass + 1
     return f"{len(test.passes)} passes: {ranges}; the suggestion is from pass {chosen}"
+
+
+def noise_in_words(test: RangeTest) -> str:
+    """The critical batch size beside the one that was swept; empty where nobody asked."""
+    noise = test.noise_scale
+    if noise is None:
+        return ""
+    if noise.low is None:
+        return str(noise)
+    batch = test.global_batch_size
+    worth = "about critical"
+    if batch < noise.low:
+        worth = "a larger one pays"
+    elif noise.high is not None and batch > noise.high:
+        worth = "a larger one hardly pays"
+    return f"{noise}   (global batch {batch}: {worth})"
 
 
 def trials_in_words(test: RangeTest) -> str:
@@ -91,7 +112,7 @@ def note(test: RangeTest, job: Config, *, command: str, directory: str) -> str:
     others = "\n".join(
         f"| {name} | {'none' if lr is None else f'{lr:.2e}'} |" for name, lr in suggestion.candidates.items()
     )
-    more = "".join(f"{words}.\n" for words in (passes_in_words(test), trials_in_words(test)) if words)
+    more = "".join(f"{words}.\n" for words in _more_in_words(test))
     return f"""{headline}
 
 {suggestion.reason[0].upper()}{suggestion.reason[1:]}.

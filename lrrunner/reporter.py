@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import socket
 import sys
@@ -10,19 +11,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 import lrrunner
 from lrrunner import checkpoints, report
 from lrrunner.config import Config, Monitor, batch_summary, budget_steps
 from lrrunner.confirm import Trials
 from lrrunner.core.confirmation import PlannedTrial, confirmed, not_confirmed
 from lrrunner.core.extension import Extension
+from lrrunner.core.noise_scale import noise_scale
 from lrrunner.errors import ConfigError
 from lrrunner.passes import Passes
 from lrrunner.points import final_points, live_prefix, superseded
 from lrrunner.process import process_identity
-from lrrunner.records import Confirmation, RangeTest, Step, Suggestion, Trial, TrialOutcome
+from lrrunner.progress import progress_bar, show
+from lrrunner.records import Confirmation, NoiseScale, RangeTest, Step, Suggestion, Trial, TrialOutcome
 from lrrunner.redaction import Redactor
 from lrrunner.resume import code_versions, differences, directory_errors
 from lrrunner.run_directory import RunDirectory, new_run_path
@@ -73,6 +74,8 @@ class Reporter:
         self._last_step: int | None = None
         self._last_trial_ms = 0
         self._recorded: list[Step] = []
+        self._group_ratios: tuple[float, ...] = (1.0,)
+        self._remark = ""
         errors: list[str] = []
         directory: RunDirectory | None = None
         self._resumes = job.run.resume is not None
@@ -94,28 +97,42 @@ class Reporter:
                 directory.discard()
             raise ConfigError(errors)
         self.directory = directory
-        self._bar = _bar("LR sweep", num_steps=job.sweep.num_steps * job.sweep.repeats)
+        self._bar = progress_bar("LR sweep", num_steps=job.sweep.num_steps * job.sweep.repeats)
 
     def _run_directory(self) -> RunDirectory:
         """A new one, or the one to go on in."""
-        run, monitors_val = self._job.run, self._job.sweep.monitor == Monitor.val
+        run = self._job.run
         if run.resume is None:
             path = Path(run.dir) if run.dir else new_run_path()
-            return RunDirectory(path, self._redactor, monitors_val=monitors_val)
+            return RunDirectory(path, self._redactor, more_columns=self._more_columns)
         path = Path(run.resume).expanduser()
         if errors := directory_errors({"dir": run.dir, "resume": run.resume}):
             raise ConfigError(errors)
         if errors := differences(path, self._redactor.tree(self._config), world_size=self._world_size):
             raise ConfigError(errors)
-        return RunDirectory(path, self._redactor, monitors_val=monitors_val, resumed=True)
+        return RunDirectory(path, self._redactor, more_columns=self._more_columns, resumed=True)
+
+    @property
+    def _more_columns(self) -> list[str]:
+        """What records know beyond the usual."""
+        sweep = self._job.sweep
+        return ["val_loss"] * (sweep.monitor == Monitor.val) + ["gradient_variance"] * sweep.noise_scale
 
     def discard(self) -> None:
         """The run does not start: leave nothing behind."""
         self._bar.close()
         self.directory.discard()
 
-    def start(self, *, overrides: list[str], device: str) -> None:
-        """Open the MLflow run, now that the world is proven to be up, and say what will be done."""
+    def start(self, *, overrides: list[str], device: str, group_ratios: tuple[float, ...], remark: str) -> None:
+        """Open the MLflow run, now that the world is proven to be up, and say what will be done.
+
+        Args:
+            overrides: As typed.
+            device: Where rank 0 trains.
+            group_ratios: Each parameter group's LR over the recorded one.
+            remark: What to know about the optimizer's LR; empty where it is the usual one.
+        """
+        self._group_ratios, self._remark = group_ratios, remark
         self.directory.write_inputs(self._config, overrides)
         self._start_mlflow()
         self.directory.update_status(
@@ -131,14 +148,14 @@ class Reporter:
         )
         summary = batch_summary(self._job, world_size=self._world_size)
         logger.info("%s, on %s", summary, device)
-        print(summary, flush=True)
+        print(f"{summary}; {remark}" if remark else summary, flush=True)
 
     def begin_pass(self, number: int) -> None:
         """A ladder begins."""
         if number:
             self._bar.close()
             sweep = self._job.sweep
-            self._bar = _bar(f"LR sweep, pass {number + 1}", num_steps=sweep.num_steps * sweep.repeats)
+            self._bar = progress_bar(f"LR sweep, pass {number + 1}", num_steps=sweep.num_steps * sweep.repeats)
 
     def on_step(self, step: Step) -> None:
         """Take in one record, a known one of an earlier life too; no network and no drawing here."""
@@ -147,7 +164,7 @@ class Reporter:
         self._recorded.append(step)
         if self._mlflow is not None:
             self._mlflow.log(step, prefix=live_prefix(step, self._job.sweep))
-        self._show(step)
+        show(self._bar, step)
 
     def on_extension(self, extension: Extension) -> None:
         """The range was wrong: say why, and which one comes next."""
@@ -162,7 +179,7 @@ class Reporter:
     def begin_trial(self, number: int, planned: PlannedTrial) -> None:
         """A confirmation run begins."""
         self._bar.close()
-        self._bar = _bar(f"trial {number + 1}, lr {planned.lr:.1e}", num_steps=planned.num_steps)
+        self._bar = progress_bar(f"trial {number + 1}, lr {planned.lr:.1e}", num_steps=planned.num_steps)
 
     def on_trial_step(self, number: int, step: Step) -> None:
         """Take in one record of a confirmation run."""
@@ -171,7 +188,7 @@ class Reporter:
         self._last_trial_ms = step.timestamp_ms
         if self._mlflow is not None:
             self._mlflow.log(step, prefix=f"trial_{number}/", names=TRIAL_METRICS)
-        self._show(step)
+        show(self._bar, step)
 
     def on_trial(self, trial: Trial) -> None:
         """Take in the end of a confirmation run."""
@@ -180,11 +197,6 @@ class Reporter:
         if self._mlflow is not None:
             point = Step(step=trial.trial, lr=trial.lr, loss=trial.loss, timestamp_ms=self._last_trial_ms)
             self._mlflow.log(point, prefix="confirm/", names=TRIAL_METRICS)
-
-    def _show(self, step: Step) -> None:
-        if not self._bar.disable:
-            self._bar.set_postfix_str(f"lr {step.lr:.1e}, loss {step.smoothed_loss:.4g}", refresh=False)
-            self._bar.update(not step.skipped)
 
     def finish(self, passes: Passes, trials: Trials) -> None:
         """After the last collective: suggestion, picture, MLflow, closing lines."""
@@ -287,6 +299,8 @@ class Reporter:
 
     def _range_test(self, passes: Passes, trials: Trials) -> RangeTest:
         suggestion, confirmation = self._confirmed(passes.suggestion, trials)
+        if self._remark:
+            suggestion = dataclasses.replace(suggestion, reason=f"{suggestion.reason}; {self._remark}")
         return RangeTest(
             steps=tuple(self._recorded),
             stops=passes.stops,
@@ -297,6 +311,19 @@ class Reporter:
             curve_pass=passes.curve_pass,
             trials=trials.trials,
             confirmation=confirmation,
+            group_ratios=self._group_ratios,
+            noise_scale=self._noise_scale(passes),
+        )
+
+    def _noise_scale(self, passes: Passes) -> NoiseScale | None:
+        job = self._job
+        if not job.sweep.noise_scale:
+            return None
+        return noise_scale(
+            passes.curve_steps,
+            passes.suggestion,
+            beta=job.sweep.smoothing,
+            global_batch_size=job.data.global_batch_size,
         )
 
     def _confirmed(self, sweep: Suggestion, trials: Trials) -> tuple[Suggestion, Confirmation | None]:
@@ -335,11 +362,6 @@ class Reporter:
         )
         save_png(figure, path)
         return path
-
-
-def _bar(words: str, *, num_steps: int) -> Any:
-    """A progress bar, quiet when not on a terminal."""
-    return tqdm(total=num_steps, desc=words, unit="step", disable=None, dynamic_ncols=True)
 
 
 def _interruption(passes: Passes, trials: Trials) -> str | None:

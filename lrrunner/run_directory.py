@@ -73,7 +73,7 @@ class RunDirectory:
     Args:
         path: Where; made if missing. It must not hold a run yet, unless ``resumed``.
         redactor: Masks secrets in everything written.
-        monitors_val: Records have a column ``val_loss``, empty where a step was not evaluated.
+        more_columns: What records.csv holds beyond the usual: ``val_loss``, empty where a step was not evaluated, say.
         resumed: Go on with the run in it. The rows it has stay; one that is recorded again is only compared, and what
             follows the first one that differs gives way.
 
@@ -81,8 +81,10 @@ class RunDirectory:
         ConfigError: the directory cannot be written, or holds a run already.
     """
 
-    def __init__(self, path: Path, redactor: Redactor, *, monitors_val: bool = False, resumed: bool = False) -> None:
-        self._record_columns = (*RECORD_COLUMNS, "val_loss") if monitors_val else RECORD_COLUMNS
+    def __init__(
+        self, path: Path, redactor: Redactor, *, more_columns: Sequence[str] = (), resumed: bool = False
+    ) -> None:
+        self._record_columns = (*RECORD_COLUMNS, *more_columns)
         self.path = path.expanduser().resolve()
         self._redactor = redactor
         self._resumed = resumed
@@ -168,6 +170,7 @@ class RunDirectory:
             "reason": suggestion.reason,
             "interval": suggestion.interval,
             "candidates": suggestion.candidates,
+            "group_lrs": test.group_lrs,
             "stop_reason": stop.reason,
             "stop_step": stop.step,
             "stop_ranks": stop.ranks,
@@ -176,6 +179,8 @@ class RunDirectory:
             "passes": [_pass_content(test, number) for number in range(len(test.passes))],
             "confirmation": _confirmation_content(test),
         }
+        if test.noise_scale is not None:
+            content["noise_scale"] = dataclasses.asdict(test.noise_scale)
         self._write("suggestion.json", json.dumps(content, indent=2) + "\n")
 
     def write_note(self, note: str) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from lrrunner.config import Config, job_from
-from lrrunner.records import RangeTest, Step, Stop, StopReason, Suggestion, Verdict
+from lrrunner.records import NoiseScale, RangeTest, Step, Stop, StopReason, Suggestion, Verdict
 
 INTEGERS = ("sweep_pass", "repeat", "step", "timestamp_ms")
 
@@ -125,6 +125,7 @@ def _range_test(content: dict[str, Any], steps: tuple[Step, ...]) -> RangeTest:
         world_size=content["world_size"],
         global_batch_size=content["global_batch_size"],
         curve_pass=curve_pass,
+        noise_scale=NoiseScale(**content["noise_scale"]) if "noise_scale" in content else None,
     )
 
 

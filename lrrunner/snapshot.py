@@ -94,6 +94,8 @@ def seed_rngs(*entropy: int) -> None:
 class Snapshot:
     """Bitwise copies of parameters, buffers, gradients, train flags, optimizer and scaler; a rank's shards of them.
 
+    The optimizer's own counters are among them.
+
     Restoring writes into the live tensors, so references to them stay valid, and can be done any number of times.
 
     Args:
@@ -117,6 +119,7 @@ class Snapshot:
         self._groups = [
             {key: _saved(value) for key, value in group.items() if key != "params"} for group in optimizer.param_groups
         ]
+        self._optimizer_counters = _counters(optimizer)
         self._scaler_state = None if scaler is None else copy.deepcopy(scaler.state_dict())
 
     @torch.no_grad()
@@ -180,6 +183,9 @@ class Snapshot:
         return [parameter for group in self._optimizer.param_groups for parameter in group["params"]]
 
     def _restore_optimizer(self) -> None:
+        for name in _counters(self._optimizer).keys() - self._optimizer_counters.keys():
+            delattr(self._optimizer, name)
+        vars(self._optimizer).update(self._optimizer_counters)
         self._optimizer.state.clear()
         for param, state in self._optimizer_state.items():
             self._optimizer.state[param] = _restored(state)
@@ -209,6 +215,11 @@ def restore_buffers(saved: SavedBuffers) -> None:
     """Put the very buffers back, with their values."""
     for module, buffers in saved:
         _restore_buffers(module, buffers)
+
+
+def _counters(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """What an optimizer keeps in plain attributes: whether it has stepped yet, for its scheduler's warning, say."""
+    return {name: value for name, value in vars(optimizer).items() if isinstance(value, bool | int | float)}
 
 
 def _restore_buffers(module: nn.Module, buffers: dict[str, tuple[torch.Tensor | None, Any]]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -16,11 +15,10 @@ from lrrunner.confirm import Plan, Trials, TrialSettings, evaluate_initial, num_
 from lrrunner.core.batches import EVALUATION, evaluation_batches
 from lrrunner.core.confirmation import PlannedTrial, next_trial
 from lrrunner.core.curve import curve_from_steps
-from lrrunner.core.schedule import LADDERS
-from lrrunner.core.stopping import stop_rule
-from lrrunner.engine import Ladder, SweepResult, Trainable, run_sweep
+from lrrunner.engine import SweepResult, Trainable, run_sweep
 from lrrunner.evaluation import Evaluation, evaluate, undisturbed
-from lrrunner.passes import Passes, run_passes
+from lrrunner.gradient_noise import GradientProbe
+from lrrunner.passes import Passes, run_passes, sweep_ladder
 from lrrunner.records import Step, Trial
 from lrrunner.reporter import Reporter
 from lrrunner.snapshot import seed_rngs
@@ -74,9 +72,10 @@ def measure(
         return batches_from(first_step, parts, job, plan, repeat=repeat, rank=collective.rank)
 
     on_step = _on_step(job, reporter, tell)
+    probe = GradientProbe(trainable.parameters) if job.sweep.noise_scale else None
 
     def climb(number: int, start_lr: float, end_lr: float) -> SweepResult:
-        ladder = _ladder(job, number, start_lr, end_lr)
+        ladder = sweep_ladder(job.sweep, number, start_lr=start_lr, end_lr=end_lr)
         if reporter is not None:
             reporter.begin_pass(number)
             for step in checkpoints.known_steps(ladder.prefix) if checkpoints is not None else ():
@@ -91,6 +90,7 @@ def measure(
             started=started,
             checkpoints=checkpoints,
             evaluate=monitor,
+            probe=probe,
         )
 
     monitor = _monitor(job, parts, trainable, collective) if job.sweep.monitor == Monitor.val else None
@@ -154,23 +154,6 @@ def _on_step(job: Config, reporter: Reporter | None, tell: Callable[[int], None]
         tell(step.step)
 
     return on_step
-
-
-def _ladder(job: Config, number: int, start_lr: float, end_lr: float) -> Ladder:
-    sweep = job.sweep
-    every = 1 if sweep.monitor == Monitor.train else sweep.val_every
-    return Ladder(
-        lrs=LADDERS[sweep.mode.value](start_lr=start_lr, end_lr=end_lr, num_steps=sweep.num_steps).tolist(),
-        beta=sweep.smoothing,
-        new_stop_rule=functools.partial(
-            stop_rule, sweep.stop_rule.value, factor=sweep.diverge_factor, num_steps=-(-sweep.num_steps // every)
-        ),
-        repeats=sweep.repeats,
-        seed=sweep.seed,
-        sync_every_step=sweep.sync_every_step,
-        sweep_pass=number,
-        evaluate_every=every,
-    )
 
 
 def _trial_settings(job: Config) -> TrialSettings:

@@ -107,6 +107,26 @@ class Point(NamedTuple):
     names: Sequence[str] = STEP_METRICS
 
 
+class ScriptTracking(NamedTuple):
+    """Where the script around us logs: its store, its experiment and its active run, as far as it has any."""
+
+    uri: str
+    experiment: str | None
+    run_id: str | None
+
+
+def tracking_of_script() -> ScriptTracking:
+    """What MLflow's fluent API would use in this process."""
+    import mlflow
+
+    uri, active = mlflow.get_tracking_uri(), mlflow.active_run()
+    experiment_id = os.environ.get("MLFLOW_EXPERIMENT_ID") if active is None else active.info.experiment_id
+    experiment = os.environ.get("MLFLOW_EXPERIMENT_NAME")
+    if experiment_id:
+        experiment = mlflow.MlflowClient(tracking_uri=uri).get_experiment(experiment_id).name
+    return ScriptTracking(uri, experiment, None if active is None else active.info.run_id)
+
+
 class MlflowRun:
     """One run in MLflow, from the check that the store answers to its final status.
 
@@ -438,11 +458,18 @@ def _metrics(point: Point) -> Iterator[Metric]:
 
 
 def _result_metrics(test: RangeTest) -> dict[str, float]:
-    suggestion = test.suggestion
-    if suggestion.lr is None or suggestion.interval is None:
-        return {}
-    low, high = suggestion.interval
-    return {"suggested_lr": suggestion.lr, "suggested_lr_low": low, "suggested_lr_high": high}
+    metrics: dict[str, float | None] = {}
+    suggestion, noise = test.suggestion, test.noise_scale
+    if suggestion.lr is not None and suggestion.interval is not None:
+        low, high = suggestion.interval
+        metrics |= {"suggested_lr": suggestion.lr, "suggested_lr_low": low, "suggested_lr_high": high}
+    if noise is not None:
+        metrics |= {
+            "critical_batch_size": noise.critical_batch_size,
+            "critical_batch_size_low": noise.low,
+            "critical_batch_size_high": noise.high,
+        }
+    return {key: value for key, value in metrics.items() if value is not None}
 
 
 def _result_tags(test: RangeTest) -> dict[str, str]:

@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator, PartialState
-from accelerate.utils import DistributedDataParallelKwargs, send_to_device
+from accelerate.utils import DistributedDataParallelKwargs
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
@@ -31,6 +31,8 @@ from lrrunner.engine import Trainable
 from lrrunner.errors import ConfigError
 from lrrunner.handover import ANOTHER_RANK_IS_GONE, ANOTHER_RANK_IS_SILENT
 from lrrunner.launch import DEEPSPEED_REFUSED, launch_command, launcher_says
+from lrrunner.learning_rate import LearningRate, remark
+from lrrunner.loaders import to_device
 from lrrunner.logs import JobLog
 from lrrunner.redaction import Redactor
 from lrrunner.reporter import CHECKPOINT_FOLDER, Reporter
@@ -208,7 +210,12 @@ def _run(session: Session, stop_signal: StopSignal) -> int:
     assert session.directory is not None
     session.log.write_to(session.directory, session.collective.rank)
     if session.reporter is not None:
-        session.reporter.start(overrides=list(session.work.overrides), device=f"{PartialState().device}")
+        session.reporter.start(
+            overrides=list(session.work.overrides),
+            device=f"{PartialState().device}",
+            group_ratios=LearningRate(parts.optimizer).ratios,
+            remark=remark(parts.optimizer),
+        )
     measured = _sweep(session, job, parts, chosen, stop_signal, _checkpoints(session, job))
     stop_signal.loop_ended()
     if session.reporter is not None:
@@ -236,7 +243,7 @@ def _stage_b(session: Session, job: Config) -> tuple[Regime, Parts]:
         except ConfigError as error:
             errors += error.errors
     try:
-        _agree(collective, errors)
+        collectives.agree(collective, errors)
     except ConfigError:
         if session.reporter is not None:
             session.reporter.discard()
@@ -281,20 +288,6 @@ def _reporter(session: Session, job: Config) -> Reporter:
         tracked=not store_is_silent,
         tell=session.work.on_step,
     )
-
-
-def _agree(collective: Collective, errors: list[str]) -> None:
-    """Every rank leaves with the errors of all, or none does. Every rank must call this."""
-    by_rank: list[list[str]] = collective.gather(errors)
-    found: dict[str, list[int]] = {}
-    for rank, messages in enumerate(by_rank):
-        for message in messages:
-            found.setdefault(message, []).append(rank)
-    if found:
-        raise ConfigError(
-            message if ranks[0] == 0 else f"{message} (on rank {', '.join(map(str, ranks))})"
-            for message, ranks in found.items()
-        )
 
 
 def _sweep(
@@ -363,14 +356,8 @@ def _trainable(
         if chosen.fsdp
         else functools.partial(accelerator.no_sync, model),
         whole_norm=functools.partial(collectives.norm_over_ranks, collective) if chosen.fsdp else lambda norm: norm,
-        to_device=_to_device(accelerator.device),
+        to_device=to_device(accelerator.device),
     )
-
-
-def _to_device(device: torch.device) -> Callable[[Any], Any]:
-    if device.type == "cpu":
-        return lambda batch: batch
-    return functools.partial(send_to_device, device=device, non_blocking=True)
 
 
 def _report_failure(error: BaseException, own_cause: str, session: Session) -> str:

@@ -16,6 +16,7 @@ from lrrunner.logs import package_logger, wake_loggers
 ROOT = Path(__file__).resolve().parent.parent
 
 ALLOWED_ENVIRONMENT = {"PYTEST_CURRENT_TEST", "KMP_INIT_AT_FORK", "KMP_DUPLICATE_LIB_OK", "TORCHINDUCTOR_CACHE_DIR"}
+ALLOWED_ENVIRONMENT |= {"CUDA_MODULE_LOADING"}  # torch sets it when it first meets a GPU
 
 
 LONGER = {

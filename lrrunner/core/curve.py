@@ -196,9 +196,10 @@ def sampling_noise(steps: Iterable[Step]) -> float:
     """
     usable = usable_points(steps)
     evaluated = [step for step in usable if step.val_loss is not None and step.repeat == usable[0].repeat]
-    if not evaluated or not evaluated[0].val_items > 0:
+    num_evaluated = evaluated[0].val_items if evaluated else None
+    if not num_evaluated:
         return 0.0
-    share = evaluated[0].num_items / evaluated[0].val_items
+    share = evaluated[0].num_items / num_evaluated
     return noise_std(np.array([step.loss for step in evaluated])) * math.sqrt(share)
 
 

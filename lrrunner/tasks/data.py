@@ -7,6 +7,7 @@ import hashlib
 import importlib
 import urllib.error
 import urllib.request
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -123,6 +124,18 @@ def text(*, root: str | None, split: str, context_length: int) -> Windows:
     characters = torch.from_numpy(codes.astype(np.int64))
     cut = len(characters) * 9 // 10
     return Windows(characters[:cut] if split == "train" else characters[cut:], context_length=context_length)
+
+
+def language_batch(examples: Sequence[Example]) -> dict[str, torch.Tensor]:
+    """Windows of text as Hugging Face's causal language models take them, which shift the labels themselves."""
+    characters = torch.stack([inputs for inputs, _ in examples])
+    return {"input_ids": characters, "labels": characters}
+
+
+def image_batch(examples: Sequence[Example]) -> dict[str, torch.Tensor]:
+    """Labelled images as Hugging Face's classifiers take them."""
+    images = torch.stack([image for image, _ in examples])
+    return {"pixel_values": images, "labels": torch.stack([label for _, label in examples])}
 
 
 def _python_topics() -> str:

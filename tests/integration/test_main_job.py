@@ -133,6 +133,7 @@ def test_the_suggestion_has_the_contracts_keys(finished: Finished) -> None:
     assert 1e-4 < low < suggestion["lr"] < high < 1
     assert list(suggestion["candidates"]) == ["auto", "steepest", "minimum", "valley", "slide", "largest_drop"]
     assert suggestion["candidates"]["auto"] == suggestion["lr"]
+    assert suggestion["group_lrs"] == [suggestion["lr"]]
     assert suggestion["stop_reason"] == "diverged"
     assert (suggestion["world_size"], suggestion["global_batch_size"]) == (2, 64)
 
@@ -207,7 +208,7 @@ def readme_blocks(language: str) -> list[str]:
 @pytest.mark.parametrize("num_processes", [1, 2])
 def test_the_readmes_own_model_runs_as_written(tmp_path: Path, num_processes: int) -> None:
     """The first thing a newcomer tries with a model of their own."""
-    (experiment,), (module,) = readme_blocks("yaml"), readme_blocks("python")
+    (experiment,), (module, *_) = readme_blocks("yaml"), readme_blocks("python")
     (tmp_path / "my_conf" / "experiment").mkdir(parents=True)
     (tmp_path / "my_conf" / "experiment" / "mine.yaml").write_text(experiment)
     (tmp_path / "mine.py").write_text(module)

@@ -27,6 +27,7 @@ JOB = (
     "confirm.enabled=true",
     "confirm.budget_steps=84",
     "suggestion.method=minimum",
+    "sweep.noise_scale=true",
 )
 
 

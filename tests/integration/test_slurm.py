@@ -266,3 +266,25 @@ def test_an_array_is_a_grid_with_one_writer_to_mlflow(cluster: Cluster, tmp_path
     runs = client.search_runs([experiment.experiment_id])
     assert [run.info.status for run in runs] == ["FINISHED"] * 7
     assert sum("mlflow.parentRunId" in run.data.tags for run in runs) == 6
+
+
+@pytest.mark.long
+def test_submitit_queues_a_job_for_each_point(cluster: Cluster) -> None:
+    """Each with two supervised ranks and a run directory of its own; the process that waits sums them up."""
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason="needs the extra slurm")
+    words = ("hydra/launcher=submitit_slurm", "hydra.launcher.timeout_min=10", "hydra.launcher.cpus_per_task=1")
+    words += ("launch.num_processes=2", "optimizer=sgd,adamw", "sweep.num_steps=40", "run.dir=batch", *NO_TRACKING)
+    secret = "+tracking.tags.hub_token=canary-submitit"
+    out = cluster.run(sys.executable, "-m", "lrrunner", "-m", *words, secret)
+    batch = cluster.folder / "batch"
+    with (batch / "summary.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["overrides"], row["state"], row["run_dir"]) for row in rows] == [
+        ("optimizer=sgd", "finished", "000"),
+        ("optimizer=adamw", "finished", "001"),
+    ]
+    assert "optimizer=adamw" in out
+    for row in rows:
+        assert json.loads((batch / row["run_dir"] / "suggestion.json").read_text())["world_size"] == 2
+    assert len(list(batch.glob(".submitit/*/*_log.out"))) == 2, "two jobs of Slurm"
+    assert not [path for path in batch.rglob("*") if path.is_file() and b"canary-submitit" in path.read_bytes()]

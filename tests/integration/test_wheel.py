@@ -25,6 +25,7 @@ def test_the_wheel_carries_configuration_and_types_and_runs_from_anywhere(tmp_pa
     (wheel,) = tmp_path.glob("lrrunner-*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
     assert {"lrrunner/py.typed", "lrrunner/conf/config.yaml", "lrrunner/conf/experiment/digits_mlp.yaml"} <= names
+    assert "lrrunner/integrations/transformers.py" in names
     assert not any(name.startswith(("tests/", "scripts/")) for name in names)
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path / "site")

@@ -54,7 +54,7 @@ def trainable(
     """The small model, wrapped for the world this process is in."""
     raw = small_model(dtype) if model is None else model
     if fsdp:
-        sharding.shard(raw, device=torch.device("cpu"))
+        sharding.shard(raw, device=next(raw.parameters()).device)
         changes |= {
             "no_sync": functools.partial(sharding.no_sync, raw),
             "whole_norm": functools.partial(norm_over_ranks, collective_for_world()),

@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 from hydra.core.plugins import Plugins
 
-from lrrunner import ledger
+from lrrunner import ledger, submitted
 from lrrunner.batch import Batch, BatchJob, Slot, new_slots, outcome_in_words, set_key
 from lrrunner.batch_page import connected, open_page
 from lrrunner.batch_state import job_key, only_one, unique_keys, update_state
 from lrrunner.compose import as_typed, compose_job, expanded_grid
 from lrrunner.devices import visible_gpus
 from lrrunner.errors import ConfigError
-from lrrunner.grid import _batch_directory, _let_hydra_run, _only_one, _report, register_launcher, run_grid
+from lrrunner.grid import _report, _run_with_our_launcher, batch_directory, register_launcher, run_grid, sole_batch
 from lrrunner.ledger import Entry
 from lrrunner.logs import wake_loggers
 from lrrunner.redaction import Redactor
@@ -168,7 +168,8 @@ def test_what_is_ours_in_a_batch_is_refused() -> None:
     with pytest.raises(ConfigError) as caught:
         run_grid(words, [], config_dir=None, config_name="config")
     assert caught.value.errors == (
-        "hydra.launcher must be left to lrrunner in a batch, got hydra/launcher=basic; leave it out",
+        "hydra.launcher must be left to lrrunner in a batch, got hydra/launcher=basic; leave it out, "
+        "or choose submitit_slurm",
         "hydra.sweep.dir must be left to lrrunner in a batch, got hydra.sweep.dir=x; give run.dir=...",
         "hydra.sweeper must be left to lrrunner in a batch, got +hydra/sweeper=optuna; leave it out",
         "hydra.sweeper.max_batch_size must be left to lrrunner in a batch, got hydra.sweeper.max_batch_size=2; "
@@ -176,9 +177,42 @@ def test_what_is_ours_in_a_batch_is_refused() -> None:
     )
 
 
+def test_submitit_keeps_to_its_own_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its launcher may be set up as the cluster wants; where the batch lives, and what is swept, stays ours."""
+    words = ["hydra/launcher=submitit_slurm", "hydra.launcher.nodes=1,2", "sweep.seed=1,2"]
+    with pytest.raises(ConfigError) as caught:
+        run_grid(words, [], config_dir=None, config_name="config")
+    assert caught.value.errors == (
+        "hydra.launcher must have one value for the whole batch, got hydra/launcher=submitit_slurm "
+        "hydra.launcher.nodes=1,2; give one",
+    )
+    monkeypatch.setattr(submitted, "PLUGIN", "hydra_plugins.nowhere")
+    with pytest.raises(ConfigError) as caught:
+        run_grid([words[0], "hydra.sweep.dir=x", "sweep.seed=1,2"], [], config_dir=None, config_name="config")
+    assert [error.partition(",")[0] for error in caught.value.errors] == [
+        "hydra.sweep.dir must be left to lrrunner in a batch",
+        "hydra.launcher needs hydra-submitit-launcher",
+    ]
+
+
+def test_a_requeued_job_goes_on(tmp_path: Path) -> None:
+    """The queue may run a job twice; what has begun is gone on with, and what has finished is left alone."""
+    run = tmp_path / "o'brien ${x}" / "000"
+    run.mkdir(parents=True)
+    quoted = str(run).replace("'", "\\'").replace("${", "\\${")
+    assert submitted.run_word(run) == f"run.dir='{quoted}'"
+    word = submitted.run_word(run)
+    assert word is not None
+    assert compose_job([word])["run"]["dir"] == str(run)
+    (run / "status.json").write_text('{"state": "running"}')
+    assert submitted.run_word(run) == f"run.resume='{quoted}'"
+    (run / "status.json").write_text('{"state": "finished"}')
+    assert submitted.run_word(run) is None
+
+
 def test_a_batch_in_a_directory_that_is_in_use_names_the_way_on(tmp_path: Path) -> None:
     """Two commands with one run.dir: the second is told which key to change, and what to do later."""
-    with only_one(tmp_path), pytest.raises(ConfigError) as caught, _only_one(tmp_path, "run.dir"):
+    with only_one(tmp_path), pytest.raises(ConfigError) as caught, sole_batch(tmp_path, "run.dir"):
         pass
     assert caught.value.errors == (
         f"run.dir must name a directory where no batch is running, got {tmp_path}; wait for its end, "
@@ -191,7 +225,7 @@ def test_hydra_takes_a_directory_with_any_name(tmp_path: Path, monkeypatch: pyte
     monkeypatch.chdir(tmp_path)
     directory = tmp_path / "o'brien ${x}"
     seen: list[int] = []
-    _let_hydra_run(["sweep.seed=1,2"], [], directory, lambda words, first: seen.append(len(words)))
+    _run_with_our_launcher(["sweep.seed=1,2"], [], directory, lambda words, first: seen.append(len(words)))
     assert seen == [2]
     wake_loggers()
     assert not logging.getLogger("lrrunner.run_keeper").disabled, "no warning of a batch would be seen"
@@ -227,7 +261,7 @@ def test_a_batch_removes_nothing_that_is_not_its_own(tmp_path: Path) -> None:
     """A directory with anything in it is refused; the folder that is swept is ours by its name and by batch.json."""
     (tmp_path / "sets").mkdir()
     with pytest.raises(ConfigError, match=r"run\.dir must be new or empty for a batch, got .* with sets in it"):
-        _batch_directory([compose_job([f"run.dir={tmp_path}"], world_size=None)])
+        batch_directory([compose_job([f"run.dir={tmp_path}"], world_size=None)])
     left = tmp_path / ".lrrunner-sets" / "0123"
     left.mkdir(parents=True)
     with Batch(tmp_path, []):
@@ -242,11 +276,11 @@ def test_an_empty_directory_and_one_of_a_batch(tmp_path: Path) -> None:
     """The first takes a batch; the second goes on only when asked."""
     containers = [compose_job([f"run.dir={tmp_path}"], world_size=None)]
     (tmp_path / ".lock").touch()
-    assert _batch_directory(containers) == tmp_path
+    assert batch_directory(containers) == tmp_path
     update_state(tmp_path, lrrunner="0")
     with pytest.raises(ConfigError, match=r"run\.dir must not hold a batch yet, got .*; go on with run.resume="):
-        _batch_directory(containers)
-    assert _batch_directory([compose_job([f"run.resume={tmp_path}"], world_size=None)]) == tmp_path
+        batch_directory(containers)
+    assert batch_directory([compose_job([f"run.resume={tmp_path}"], world_size=None)]) == tmp_path
 
 
 @pytest.mark.parametrize(

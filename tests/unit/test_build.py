@@ -178,6 +178,8 @@ def test_fsdp_inherits_contradicts_and_asks(monkeypatch: pytest.MonkeyPatch) -> 
     assert fsdp("train.fsdp=false")[1] == [
         "train.fsdp must agree with accelerate launch --use_fsdp, got false; leave one of the two out"
     ]
+    (hidden,) = fsdp("sweep.noise_scale=true")[1]
+    assert hidden.startswith("sweep.noise_scale must be false under train.fsdp")
     assert fsdp(world_size=1)[1] == [
         "train.fsdp must be false on 1 rank, got true; start several ranks with launch.num_processes=2, say"
     ]

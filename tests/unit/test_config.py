@@ -39,7 +39,7 @@ MISTAKES = {
         "suggestion.method must be one of auto, steepest, minimum, valley, slide, largest_drop; got best"
     ),
     "sweep.mode=log": "sweep.mode must be one of exponential, linear; got log",
-    "model=resnet": "model must be one of cnn, custom, gpt, lenet, mlp; got resnet",
+    "model=resnet": "model must be one of cnn, custom, gpt, hf_gpt2_tiny, hf_vit_tiny, lenet, mlp; got resnet",
     "data=imagenet": "data must be one of custom, digits, mnist, text; got imagenet",
     "sweep.strat_lr=1e-6": "sweep.strat_lr is not a configuration key; did you mean sweep.start_lr?",
     "+sweep.strat_lr=1e-6": "sweep.strat_lr is not a configuration key; did you mean sweep.start_lr?",
@@ -130,6 +130,33 @@ def test_one_rank_has_nobody_to_share_parameters_with() -> None:
     )
 
 
+def test_one_gradient_a_step_has_no_noise_scale() -> None:
+    """Ranks or accumulation steps give two gradients to compare; both ways are named."""
+    (error,) = errors_of("sweep.noise_scale=true", world_size=1)
+    assert error == (
+        "sweep.noise_scale compares gradients of several ranks or accumulation steps, got 1 rank x 1 accumulation "
+        "step; set train.accumulation_steps=2 or start more ranks"
+    )
+    assert compose_job(["sweep.noise_scale=true", "train.accumulation_steps=2"], world_size=1)
+    assert compose_job(["sweep.noise_scale=true"], world_size=2)
+
+
+def test_shards_hide_the_noise() -> None:
+    """Hooks on shards would see the gradient of all ranks and call it that of one."""
+    (error,) = errors_of("train.fsdp=true", "sweep.noise_scale=true")
+    assert error == (
+        "sweep.noise_scale must be false under train.fsdp, where no rank sees its own gradient, got true; use DDP"
+    )
+
+
+def test_a_static_graph_cannot_accumulate() -> None:
+    """DDP's reducer dies of an internal assertion in the first step; on one rank there is no DDP."""
+    overrides = ("train.ddp.static_graph=true", "train.accumulation_steps=2")
+    (error,) = errors_of(*overrides)
+    assert error.startswith("train.ddp.static_graph must be false with several accumulation steps")
+    assert compose_job(overrides, world_size=1)
+
+
 def test_an_unset_variable_is_named() -> None:
     """An interpolation that fails is the user's typo or a missing export."""
     (error,) = errors_of("tracking.run_name=${oc.env:LRRUNNER_NOT_SET}")
@@ -146,7 +173,8 @@ def test_a_missing_config_directory_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("path", sorted((ROOT / "conf" / "experiment").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_packaged_experiment_composes(path: Path) -> None:
     """An experiment that does not compose is found by a test, not by a user."""
-    assert compose_job([f"experiment={path.stem}"], world_size=2)["model"]["_target_"].startswith("lrrunner.tasks.")
+    target = compose_job([f"experiment={path.stem}"], world_size=2)["model"]["_target_"]
+    assert target.startswith(("lrrunner.tasks.", "transformers."))
 
 
 @pytest.mark.parametrize("group", ["model", "data", "loss", "objective", "optimizer"])

@@ -20,6 +20,7 @@ from lrrunner.engine import MAX_SKIPS_IN_A_ROW, SweepResult, Trainable, run_swee
 from lrrunner.learning_rate import LearningRate
 from lrrunner.records import Step, StopReason
 from tests.multiprocess.sweeps import ladder, planned_batches, small_model, squared_error, trainable
+from tests.unit.optimizers import AveragingSGD
 
 
 def sweep(part: Trainable, batches: Any = None, **changes: Any) -> SweepResult:
@@ -92,6 +93,28 @@ def test_tensor_learning_rates_are_filled_in_place_and_restored() -> None:
     assert seen == pytest.approx([1e-6, 10**-2.5, 10.0], rel=1e-6)
     assert part.optimizer.param_groups[0]["lr"] is held
     assert held.item() == before
+
+
+@pytest.mark.parametrize("options", [{"foreach": False}, {"fused": True}])
+def test_tensor_learning_rates_give_the_curve_of_plain_ones(options: dict[str, bool]) -> None:
+    """Capturable, fused and compiled optimizers keep their LR in a tensor."""
+    plain = sweep(trainable(optimizer=lambda p: torch.optim.Adam(p, lr=1e-3, **options)), num_steps=20)
+    filled = sweep(trainable(optimizer=lambda p: torch.optim.Adam(p, lr=torch.tensor(1e-3), **options)), num_steps=20)
+    np.testing.assert_allclose([s.loss for s in filled.steps], [s.loss for s in plain.steps], rtol=1e-5)
+
+
+def test_an_optimizer_that_averages_weights_is_swept_in_training_mode_and_left_in_its_own() -> None:
+    """Schedule-free optimizers refuse to step, or train the wrong weights, in evaluation mode."""
+    part = trainable(optimizer=lambda p: AveragingSGD(p, lr=0.1))
+    part.train()
+    squared_error(part.model, next(planned_batches()(0))).backward()
+    part.optimizer.step()
+    part.optimizer.eval()
+    before = [p.detach().clone() for p in part.model.parameters()]
+    result = sweep(part, num_steps=30, start_lr=1e-3)
+    assert len(result.steps) > 10
+    assert not part.optimizer.param_groups[0]["train_mode"]
+    assert all(torch.equal(p, old) for p, old in zip(part.model.parameters(), before, strict=True))
 
 
 def test_an_optimizer_without_positive_lr_is_refused() -> None:

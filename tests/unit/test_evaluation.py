@@ -13,6 +13,7 @@ from torch import nn
 from lrrunner.collectives import SerialCollective
 from lrrunner.evaluation import Evaluation, evaluate, undisturbed
 from tests.multiprocess.sweeps import regression_data, small_model, squared_error, trainable
+from tests.unit.optimizers import AveragingSGD
 
 
 def batches(*sizes: int) -> list[tuple[Any, int]]:
@@ -132,3 +133,17 @@ def test_a_wish_to_stop_ends_it_behind_the_batch() -> None:
     assert result.requesting == (0,)
     assert math.isnan(result.loss)
     assert len(calls) == 2
+
+
+def test_an_optimizer_that_averages_weights_evaluates_the_average() -> None:
+    """Schedule-free optimizers train one point and evaluate another; training goes on where it was."""
+    part = trainable(optimizer=lambda p: AveragingSGD(p, lr=0.1))
+    part.train()
+    for _ in range(2):
+        squared_error(part.model, batches(10)[0][0]).backward()
+        part.optimizer.step()
+    before = [p.detach().clone() for p in part.model.parameters()]
+    trained = squared_error(part.model, batches(10)[0][0]).item()
+    assert evaluated(part, batches(10)).loss != trained
+    assert all(torch.equal(p, old) for p, old in zip(part.model.parameters(), before, strict=True))
+    assert part.optimizer.param_groups[0]["train_mode"]

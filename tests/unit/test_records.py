@@ -43,3 +43,11 @@ def test_the_stop_is_that_of_the_pass_that_was_believed() -> None:
     believed_first = dataclasses.replace(range_test(first, signal), curve_pass=0)
     assert believed_first.curve_stop is first
     assert believed_first.stop is signal
+
+
+def test_each_parameter_group_has_its_own_suggested_lr() -> None:
+    """One LR is suggested; a user with discriminative LRs wants to see all of them."""
+    found = dataclasses.replace(NONE, lr=0.5, interval=(0.1, 1.0), verdict=Verdict.OK)
+    test = dataclasses.replace(range_test(), suggestion=found, group_ratios=(1.0, 0.1))
+    assert test.group_lrs == (0.5, 0.05)
+    assert dataclasses.replace(test, suggestion=NONE).group_lrs is None

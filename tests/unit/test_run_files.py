@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from lrrunner.records import RangeTest, Step, Stop, StopReason, Suggestion, Verdict
+from lrrunner.records import NoiseScale, RangeTest, Step, Stop, StopReason, Suggestion, Verdict
 from lrrunner.redaction import Redactor
 from lrrunner.run_directory import RunDirectory
 from lrrunner.run_files import read_run, write_status
 
 STEPS = tuple(
     Step(step=i, lr=10.0 ** (i - 5), loss=2.5 - 0.1 * i, smoothed_loss=2.5 - 0.05 * i, grad_norm=0.5, num_items=64.0,
-         elapsed_s=0.25 * i, timestamp_ms=1000 + i, skipped=i == 1)
+         elapsed_s=0.25 * i, timestamp_ms=1000 + i, skipped=i == 1, gradient_variance=0.1 + 0.2 * i)
     for i in range(3)
 )  # fmt: skip
 TEST = RangeTest(
@@ -23,11 +23,12 @@ TEST = RangeTest(
     ),
     world_size=2,
     global_batch_size=64,
+    noise_scale=NoiseScale(critical_batch_size=108.5, low=77.0, high=None, num_steps=3, last_lr=1e-3),
 )
 
 
 def written(path: Path) -> None:
-    with RunDirectory(path, Redactor()) as directory:
+    with RunDirectory(path, Redactor(), more_columns=["gradient_variance"]) as directory:
         directory.write_inputs({"sweep": {"smoothing": 0.9}}, ["model=mlp"])
         directory.update_status(state="finished", cause=None)
         for step in STEPS:
@@ -50,7 +51,7 @@ def test_what_was_written_is_read(tmp_path: Path) -> None:
 def test_validation_losses_have_a_column_where_they_are_monitored(tmp_path: Path) -> None:
     """Empty behind a step that was not evaluated, which is then no point of the curve."""
     steps = [Step(step=0, lr=0.5, loss=2.0, val_loss=3.0), Step(step=1, lr=1.0, loss=1.5, is_monitored=False)]
-    with RunDirectory(tmp_path / "run", Redactor(), monitors_val=True) as directory:
+    with RunDirectory(tmp_path / "run", Redactor(), more_columns=["val_loss"]) as directory:
         for step in steps:
             directory.record(step)
     lines = (tmp_path / "run" / "records.csv").read_text().splitlines()

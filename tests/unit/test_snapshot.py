@@ -147,3 +147,18 @@ def test_buffers_that_forward_replaces_come_back_as_they_were() -> None:
     assert model.replaced is replaced
     assert model.replaced.tolist() == [0.0, 0.0]
     assert dict(model.named_buffers()).keys() == {"replaced", "expanded"}
+
+
+def test_the_optimizers_own_counters_come_back() -> None:
+    """A scheduler asks the optimizer whether it has stepped; after a sweep it has not."""
+    model = nn.Linear(3, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    torch.optim.lr_scheduler.StepLR(optimizer, step_size=1)
+    optimizer.num_seen = 5  # type: ignore[attr-defined]
+    snapshot = Snapshot(model, optimizer)
+    stepped(model, optimizer)
+    optimizer.num_seen, optimizer.num_new = 6, 1  # type: ignore[attr-defined]
+    assert vars(optimizer)["_opt_called"]
+    snapshot.restore()
+    assert vars(optimizer)["num_seen"] == 5
+    assert not {"_opt_called", "num_new"} & vars(optimizer).keys()

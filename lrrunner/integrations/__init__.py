@@ -1,0 +1,1 @@
+"""Range tests on the trainers of other libraries, each imported only by who asks for it."""

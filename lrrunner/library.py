@@ -1,0 +1,391 @@
+"""The library call: a range test on a model, optimizer and loader that a script has made."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import numbers
+import time
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import fields, replace
+from enum import Enum
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from lrrunner import collectives
+from lrrunner.collectives import Collective
+from lrrunner.config import (
+    Config,
+    DataConfig,
+    Precision,
+    SuggestionConfig,
+    SweepConfig,
+    TrainConfig,
+    step_errors,
+    suggestion_errors,
+    sweep_errors,
+)
+from lrrunner.core.extension import Extension
+from lrrunner.engine import SweepResult, Trainable, run_sweep
+from lrrunner.errors import ArgumentError, ConfigError
+from lrrunner.learning_rate import LearningRate, optimizer_errors, remark, unwrapped
+from lrrunner.loaders import RestartedLoader, loader_errors, num_samples, to_device, untouched
+from lrrunner.passes import Passes, run_passes, sweep_ladder
+from lrrunner.progress import progress_bar, show
+from lrrunner.result import RangeTest, in_python
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+LossFunction = Callable[[nn.Module, Any], Any]
+"""(model, batch) -> mean loss, or (mean loss, number of items it is the mean of)."""
+
+PYTHON_NAMES = {"sweep.": "", "suggestion.": "", "train.": "", "data.global_batch_size": "the batch size"}
+"""What keys of the configuration are called in a call."""
+
+logger = logging.getLogger(__name__)
+
+
+def range_test(
+    accelerator: Accelerator | None,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    train_loader: Iterable[Any],
+    loss_fn: LossFunction,
+    *,
+    start_lr: float = 1e-7,
+    end_lr: float = 10.0,
+    num_steps: int = 100,
+    mode: str = "exponential",
+    smoothing: float = 0.9,
+    stop_rule: str = "range",
+    diverge_factor: float = 2.0,
+    repeats: int = 1,
+    seed: int = 0,
+    auto_range: bool = True,
+    sync_every_step: bool = False,
+    method: str = "auto",
+    accumulation_steps: int | None = None,
+    max_grad_norm: float | None = None,
+    scaler: torch.amp.GradScaler | None = None,
+) -> RangeTest:
+    """Find the learning rate to train with. Every rank must call this.
+
+    Parameters, buffers, gradients, train flags, optimizer, scaler, random number generators, the loader's order and
+    position, and what Accelerate counts are afterwards as before, bit for bit, whatever happens; schedulers are not
+    touched. It may be called in the middle of a training, and again. What lives elsewhere (a counter in a Python
+    attribute, the position of an iterable dataset, what a hook on the optimizer does) is not restored. With three ranks
+    and more, DDP sums in another order after its first backward pass, whoever ran it: the last bit of the next step may
+    then differ.
+
+    Args:
+        accelerator: What prepared model, optimizer and loader; None for plain objects (in one process, or wrapped in
+            DistributedDataParallel by the script).
+        model: The model, prepared.
+        optimizer: Its optimizer, prepared or not. Each group's LR keeps its ratio to the others.
+        train_loader: Batches as the training will see them; restarted whenever it ends.
+        loss_fn: ``(model, batch) -> mean loss``, or ``-> (mean loss, number of items)`` where batches hold unequal
+            numbers of tokens. Without a number, a loss counts for the first dimension of the first tensor in the batch.
+        start_lr: First LR of the ladder.
+        end_lr: Last LR of the ladder.
+        num_steps: Optimizer steps of the ladder.
+        mode: ``exponential`` or ``linear``.
+        smoothing: Memory of the causal EMA that serves the stop, in [0, 1).
+        stop_rule: ``range`` or ``ratio``.
+        diverge_factor: What the stop rule multiplies.
+        repeats: How often the ladder is climbed, each time with other random numbers and another data order.
+        seed: Fixes random numbers and, for loaders with generators, the data order.
+        auto_range: Sweep again, at most twice, where the range was wrong.
+        sync_every_step: Read each step before the next one starts, also on a GPU.
+        method: Name of the suggestion rule.
+        accumulation_steps: Micro-batches per optimizer step; None is what the accelerator was given, or 1.
+        max_grad_norm: L2 norm to clip the gradient to; None does not clip.
+        scaler: Gradient scaler of a plain fp16 training; None is the accelerator's.
+
+    Returns:
+        Suggestion, records, picture; the same on every rank. Nothing is applied: ``suggestion.apply(optimizer)`` does.
+
+    Raises:
+        ValueError: arguments that cannot be swept, all errors at once and on every rank.
+
+    References:
+        Smith 2015, arXiv:1506.01186, section 3.3.
+    """
+    options = {
+        "start_lr": start_lr,
+        "end_lr": end_lr,
+        "num_steps": num_steps,
+        "mode": mode,
+        "smoothing": smoothing,
+        "stop_rule": stop_rule,
+        "diverge_factor": diverge_factor,
+        "repeats": repeats,
+        "seed": seed,
+        "auto_range": auto_range,
+        "sync_every_step": sync_every_step,
+        "method": method,
+        "accumulation_steps": accumulation_steps,
+        "max_grad_norm": max_grad_norm,
+    }
+    collective = collectives.collective_for_world()
+    errors: list[str] = []
+    told = 1 if accelerator is None else getattr(accelerator, "gradient_accumulation_steps", 1)
+    job = _job(options | {"accumulation_steps": told if accumulation_steps is None else accumulation_steps}, errors)
+    errors += _object_errors(accelerator, model, optimizer, train_loader, loss_fn, world_size=collective.world_size)
+    try:
+        collectives.agree(collective, errors)
+    except ConfigError as error:
+        raise ArgumentError(error.errors) from None
+    loss = CountedLoss(loss_fn, num_micro_batches=job.train.accumulation_steps)
+    trainable = Trainable(
+        model=model,
+        optimizer=unwrapped(optimizer),
+        objective=loss,
+        micro_batch_size=1,  # every loss comes with its own count
+        accumulation_steps=job.train.accumulation_steps,
+        max_grad_norm=job.train.max_grad_norm,
+        scaler=scaler if scaler is not None or accelerator is None else accelerator.scaler,
+        no_sync=_no_sync(accelerator, model),
+        to_device=to_device(next(model.parameters()).device),
+    )
+    with untouched(train_loader):
+        batches = RestartedLoader(train_loader, collective=collective, seed=job.sweep.seed)
+        passes = _passes(job, trainable, batches, collective)
+    num_samples_by_rank = collective.gather(loss.num_samples)
+    job.data.global_batch_size = sum(num_samples_by_rank) or round(passes.steps[0].num_items)
+    _describe(job, accelerator, model, trainable.optimizer, train_loader, loss_fn)
+    suggestion = passes.suggestion
+    reasons = [in_python(suggestion.reason, PYTHON_NAMES), remark(trainable.optimizer)]
+    return RangeTest(
+        steps=passes.steps,
+        stops=passes.stops,
+        suggestion=replace(suggestion, reason="; ".join(filter(None, reasons))),
+        world_size=collective.world_size,
+        global_batch_size=job.data.global_batch_size,
+        passes=passes.ladders,
+        curve_pass=passes.curve_pass,
+        group_ratios=LearningRate(trainable.optimizer).ratios,
+        job=job,
+        call=_call(options),
+        rank=collective.rank,
+    )
+
+
+class CountedLoss:
+    """A loss function whose losses always come with the number of items they are the mean of.
+
+    Attributes:
+        num_samples: Samples in the micro-batches of the first optimizer step; 0 where batches do not show any.
+
+    Args:
+        loss_fn: The caller's.
+        num_micro_batches: Micro-batches per optimizer step.
+    """
+
+    def __init__(self, loss_fn: LossFunction, *, num_micro_batches: int) -> None:
+        self._loss_fn, self._num_left = loss_fn, num_micro_batches
+        self.num_samples = 0
+
+    def __call__(self, model: nn.Module, batch: Any) -> tuple[torch.Tensor, Any]:
+        """The mean loss of a batch, and its number of items."""
+        samples = num_samples(batch)
+        if self._num_left:
+            self._num_left -= 1
+            self.num_samples += samples or 0
+        result = self._loss_fn(model, batch)
+        loss, items = result if isinstance(result, tuple) and len(result) == 2 else (result, samples)
+        if not isinstance(loss, torch.Tensor) or loss.ndim:
+            got = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, torch.Tensor) else type(loss).__name__
+            raise ValueError(
+                f"loss_fn must return a mean loss, a tensor without dimensions, got {got}; return its mean"
+            )
+        if items is None:
+            raise ValueError(
+                f"loss_fn must return (loss, num_items) where a batch holds no tensor to count by, "
+                f"got {type(batch).__name__}; count its items"
+            )
+        return loss, items
+
+
+def _passes(job: Config, trainable: Trainable, batches: RestartedLoader, collective: Collective) -> Passes:
+    """All ladders. Every rank must call this."""
+    started = time.perf_counter()
+    bar: Any = None
+
+    def climb(number: int, start_lr: float, end_lr: float) -> SweepResult:
+        nonlocal bar
+        words = f"LR sweep, pass {number + 1}" if number else "LR sweep"
+        bar = progress_bar(words, num_steps=job.sweep.num_steps * job.sweep.repeats)
+        with bar:
+            return run_sweep(
+                trainable,
+                sweep_ladder(job.sweep, number, start_lr=start_lr, end_lr=end_lr),
+                batches,
+                collective=collective,
+                on_step=functools.partial(show, bar) if collective.rank == 0 else lambda step: None,
+                started=started,
+            )
+
+    return run_passes(
+        climb, job.sweep, method=job.suggestion.method, collective=collective, on_extension=_tell_extension
+    )
+
+
+def _tell_extension(extension: Extension) -> None:
+    logger.info("%s: sweeping again from %.1e to %.1e", extension.reason, extension.start_lr, extension.end_lr)
+
+
+def _job(options: Mapping[str, Any], errors: list[str]) -> Config:
+    """The call as a configuration, as far as it can be understood."""
+    sweep = SweepConfig()
+    for item in fields(SweepConfig):
+        if item.name in options:
+            setattr(sweep, item.name, _converted(item.name, options[item.name], item.default, errors))
+    train = TrainConfig(
+        accumulation_steps=_converted("accumulation_steps", options["accumulation_steps"], 1, errors),
+        max_grad_norm=_converted("max_grad_norm", options["max_grad_norm"], 1.0, errors, optional=True),
+    )
+    suggestion = SuggestionConfig(method=options["method"])
+    found = [*sweep_errors(sweep), *suggestion_errors(suggestion), *step_errors(train)]
+    errors += [in_python(message, PYTHON_NAMES) for message in found]
+    return Config(
+        model={}, objective={}, optimizer={}, data=DataConfig(), sweep=sweep, suggestion=suggestion, train=train
+    )
+
+
+def _converted(name: str, value: Any, default: Any, errors: list[str], *, optional: bool = False) -> Any:
+    """The value as what its default is; the default itself, and a message, where it is no such thing."""
+    if optional and value is None:
+        return None
+    is_flag = isinstance(value, bool)
+    if isinstance(default, Enum):
+        choices = [item.value for item in type(default)]
+        if value in choices:
+            return type(default)(value)
+        kind = f"one of {', '.join(choices)}"
+    elif isinstance(default, bool):
+        if is_flag:
+            return value
+        kind = "true or false"
+    elif isinstance(default, int):
+        if not is_flag and isinstance(value, numbers.Integral):
+            return int(value)
+        kind = "a whole number"
+    else:
+        if not is_flag and isinstance(value, numbers.Real):
+            return float(value)
+        kind = "a number"
+    shown = default.value if isinstance(default, Enum) else default
+    errors.append(f"{name} must be {kind}, got {value!r}; try {shown}")
+    return default
+
+
+def _object_errors(
+    accelerator: Any, model: Any, optimizer: Any, train_loader: Any, loss_fn: Any, *, world_size: int
+) -> list[str]:
+    """What is wrong with the objects that a sweep would train."""
+    errors = accelerator_errors(accelerator)
+    errors += _model_errors(model, world_size=world_size)
+    errors += _optimizer_errors(optimizer, model)
+    errors += loader_errors(train_loader)
+    if not callable(loss_fn):
+        errors.append(
+            f"loss_fn must be callable as loss_fn(model, batch), got {type(loss_fn).__name__}; give a function"
+        )
+    return errors
+
+
+def accelerator_errors(accelerator: Any) -> list[str]:
+    """Why what an accelerator has prepared cannot be swept; empty where it can."""
+    if accelerator is None:
+        return []
+    if not hasattr(accelerator, "distributed_type"):
+        return [f"accelerator must be an accelerate.Accelerator or None, got {type(accelerator).__name__}; give one"]
+    name = str(accelerator.distributed_type).rpartition(".")[2]
+    if name == "DEEPSPEED":
+        return [
+            "accelerator must leave the optimizer's steps to the caller, got DeepSpeed, which steps inside of "
+            "backward; sweep the same global batch with DDP: its LR is that of DeepSpeed, too"
+        ]
+    if name in ("FSDP", "MEGATRON_LM", "XLA", "TP"):
+        return [f"accelerator must train in one process or with DDP, got {name}; sweep the same global batch with DDP"]
+    return []
+
+
+def _model_errors(model: Any, *, world_size: int) -> list[str]:
+    if not isinstance(model, nn.Module):
+        return [f"model must be a torch.nn.Module, got {type(model).__name__}; give the prepared model"]
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        return [f"model must have trainable parameters, got none in {type(model).__name__}; unfreeze some"]
+    if world_size > 1 and not any(isinstance(module, DistributedDataParallel) for module in model.modules()):
+        return [
+            f"model must be wrapped for {world_size} ranks, got {type(model).__name__}; give what accelerator.prepare "
+            "returned, or DistributedDataParallel(model)"
+        ]
+    return []
+
+
+def _optimizer_errors(optimizer: Any, model: Any) -> list[str]:
+    if isinstance(optimizer, list | tuple):
+        return [
+            f"optimizer must be one optimizer, got {len(optimizer)}; sweep one at a time, what the others hold stays "
+            "as it is"
+        ]
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        return [f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}; give the optimizer itself"]
+    errors = optimizer_errors(unwrapped(optimizer))
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    own = {id(p) for p in model.parameters()} if isinstance(model, nn.Module) else held
+    if not held & own:
+        errors.append("optimizer must hold the parameters of model, got none of them; give the optimizer of this model")
+    elif held - own:
+        errors.append(
+            f"optimizer must hold parameters of model only, since only these are restored, got {len(held - own)} "
+            "others; give a model that holds all of them, an nn.ModuleList, say"
+        )
+    return errors
+
+
+def _no_sync(accelerator: Accelerator | None, model: nn.Module) -> Callable[[], AbstractContextManager[Any]]:
+    """Gradients stay local inside; never by Accelerate's own count of micro-batches."""
+    if accelerator is not None:
+        return functools.partial(accelerator.no_sync, model)
+    no_sync: Callable[[], AbstractContextManager[Any]] = getattr(model, "no_sync", nullcontext)
+    return no_sync
+
+
+def _describe(
+    job: Config,
+    accelerator: Accelerator | None,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    train_loader: Any,
+    loss_fn: LossFunction,
+) -> None:
+    """What was swept, for the record."""
+    inner = getattr(model, "_orig_mod", model)
+    inner = getattr(inner, "module", inner)
+    plain = {key: value for key, value in optimizer.defaults.items() if isinstance(value, bool | int | float | str)}
+    job.model = {"_target_": _name(type(getattr(inner, "_orig_mod", inner)))}
+    job.optimizer = {"_target_": _name(type(optimizer)), **plain, "lr": LearningRate(optimizer).base_lr}
+    job.objective = {"_target_": _name(loss_fn)}
+    job.data.train = {"_target_": _name(type(getattr(train_loader, "dataset", train_loader)))}
+    precision = "no" if accelerator is None else str(accelerator.mixed_precision)
+    job.train.mixed_precision = Precision.fp32 if precision == "no" else Precision(precision)
+
+
+def _name(thing: Any) -> str:
+    named = thing if hasattr(thing, "__qualname__") else type(thing)
+    return f"{named.__module__}.{named.__qualname__}"
+
+
+def _call(options: Mapping[str, Any]) -> str:
+    """The call as it could be written again."""
+    defaults = {item.name: item.default for item in fields(SweepConfig)} | {"method": SuggestionConfig().method}
+    plain = {name: value.value if isinstance(value, Enum) else value for name, value in defaults.items()}
+    given = "".join(f", {name}={value!r}" for name, value in options.items() if value != plain.get(name))
+    return f"lrrunner.range_test(accelerator, model, optimizer, train_loader, loss_fn{given})"

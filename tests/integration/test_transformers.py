@@ -1,0 +1,185 @@
+"""Hugging Face's Trainer: swept as it is, and left as it was."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import math
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from torch.utils.data import Dataset, SequentialSampler, Subset
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
+
+from lrrunner.core.batches import BatchPlan, micro_batches
+from lrrunner.integrations.transformers import range_test
+from lrrunner.snapshot import seed_rngs
+from lrrunner.tasks.data import language_batch, text
+from tests.integration.launching import NO_TRACKING, launch
+from tests.multiprocess.trainings import digest, forget_accelerate
+
+CHECKPOINTING = (
+    f"{'activation' if hasattr(TrainingArguments, 'activation_checkpointing') else 'gradient'}_checkpointing"
+)
+"""Its name has changed."""
+
+
+@pytest.fixture(autouse=True)
+def quiet(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No report, no state of Accelerate left behind, no environment of a launcher."""
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "1")
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    transformers.utils.logging.set_verbosity_error()
+    yield
+    forget_accelerate()
+
+
+SPECIAL = {"bos_token_id": None, "eos_token_id": None}
+"""No tokens of its own."""
+
+
+class Ordered(Trainer):
+    """Reads its training set in order."""
+
+    def _get_train_sampler(self, *_: Any) -> SequentialSampler:
+        return SequentialSampler(self.train_dataset)
+
+
+def gpt2(**changes: Any) -> GPT2LMHeadModel:
+    """The model of experiment=hf_gpt2_tiny, with the weights that it begins with there."""
+    seed_rngs(0)
+    sizes = {"vocab_size": 128, "n_positions": 64, "n_embd": 64, "n_layer": 2, "n_head": 4}
+    no_dropout = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
+    return GPT2LMHeadModel(GPT2Config(**sizes, **(no_dropout | SPECIAL | changes)))
+
+
+def arguments(folder: Path, **changes: Any) -> TrainingArguments:
+    settings = {"output_dir": str(folder), "per_device_train_batch_size": 32, "learning_rate": 1e-3, "use_cpu": True}
+    settings |= {"report_to": "none", "save_strategy": "no", "disable_tqdm": True, "dataloader_pin_memory": False}
+    return TrainingArguments(**(settings | changes))
+
+
+def windows() -> Dataset[Any]:
+    return text(root=None, split="train", context_length=64)
+
+
+def padded_batch(examples: Any) -> dict[str, torch.Tensor]:
+    """Examples of unequal lengths: the last ones have few labels that count."""
+    batch = language_batch(examples)
+    labels = batch["labels"].clone()
+    for i, row in enumerate(labels):
+        row[8 + 7 * i :] = -100
+    return batch | {"labels": labels}
+
+
+def test_the_trainer_and_the_command_line_suggest_the_same_lr(tmp_path: Path) -> None:
+    """The same model, data, order and optimizer: another way in must not be another answer."""
+    run = launch(
+        tmp_path, "experiment=hf_gpt2_tiny", "sweep.auto_range=false", "optimizer.weight_decay=0", *NO_TRACKING
+    )
+    assert run.code == 0, run.err
+    by_command = run.read("suggestion.json")
+    plan = BatchPlan(dataset_size=len(windows()), global_batch_size=32, world_size=1, accumulation_steps=1)
+    order = itertools.chain.from_iterable(itertools.islice(micro_batches(plan, seed=0, repeat=0, rank=0), 100))
+    trainer = Ordered(
+        model=gpt2(),
+        args=arguments(tmp_path / "out", weight_decay=0.0, optim="adamw_torch"),
+        data_collator=language_batch,
+        train_dataset=Subset(windows(), list(order)),
+    )
+    result = range_test(trainer, auto_range=False, max_grad_norm=None)  # clipped by default, as the trainer does
+    by_hand = [float(row["loss"]) for row in csv.DictReader((run.run / "records.csv").read_text().splitlines())]
+    np.testing.assert_allclose([step.loss for step in result.steps][:60], by_hand[:60], rtol=1e-4)
+    assert result.suggestion.lr is not None
+    steps_apart = abs(math.log10(result.suggestion.lr / by_command["lr"])) / (8 / 99)
+    assert steps_apart <= 1, (result.suggestion.lr, by_command["lr"])
+    assert result.global_batch_size == 32
+    trainer.args.learning_rate = result.suggestion.lr
+    trainer.create_optimizer()
+    assert trainer.optimizer is not None
+    assert trainer.optimizer.param_groups[0]["lr"] == result.suggestion.lr
+
+
+def trained(folder: Path, *, sweep: bool, **changes: Any) -> tuple[dict[str, Any], Any]:
+    """What a training with dropout, accumulation and unequal numbers of tokens comes to."""
+    random.seed(3)
+    np.random.seed(3)
+    torch.manual_seed(3)
+    trainer = Trainer(
+        model=gpt2(resid_pdrop=0.1),
+        args=arguments(
+            folder, per_device_train_batch_size=4, gradient_accumulation_steps=2, max_steps=4, warmup_steps=2, **changes
+        ),
+        data_collator=padded_batch,
+        train_dataset=Subset(windows(), range(40)),
+    )
+    assert trainer.model is not None
+    before = (vars(trainer.model).keys() | set(), trainer.optimizer, len(trainer.accelerator._models))
+    result = range_test(trainer, num_steps=12, start_lr=1e-6, auto_range=False) if sweep else None
+    assert before == (vars(trainer.model).keys() | set(), trainer.optimizer, len(trainer.accelerator._models))
+    trainer.train()
+    assert trainer.optimizer is not None
+    state = {
+        "model": digest(list(trainer.model.parameters())),
+        "optimizer": digest([value for state in trainer.optimizer.state.values() for value in state.values()]),
+        "losses": [entry for entry in trainer.state.log_history if "loss" in entry],
+        "rng": torch.get_rng_state().tolist(),
+        "lr": trainer.optimizer.param_groups[0]["lr"],
+    }
+    forget_accelerate()
+    return state, result
+
+
+@pytest.mark.parametrize("changes", [{}, {"bf16": True, CHECKPOINTING: True}], ids=["plain", "bf16"])
+def test_training_afterwards_is_the_same_to_the_last_bit(tmp_path: Path, changes: dict[str, Any]) -> None:
+    """Rows 15, 16, 38: optimizer, schedule, order, RNG, and the model's forward are the trainer's own again."""
+    without, _ = trained(tmp_path, sweep=False, **changes)
+    with_sweep, result = trained(tmp_path, sweep=True, **changes)
+    assert with_sweep == without
+    assert result.job.train.accumulation_steps == 2
+    assert result.job.train.max_grad_norm == 1.0
+    assert result.global_batch_size == 8
+    labels_that_count = 2 * sum(7 + 7 * i for i in range(4))  # nothing predicts the first
+    assert result.steps[0].num_items == labels_that_count
+
+
+def test_the_swept_gradient_is_the_trainers_own(tmp_path: Path) -> None:
+    """Losses are means over the tokens of all micro-batches, as the trainer has it: the first step is the same."""
+    norms = []
+    for sweep in (False, True):
+        seed_rngs(0)
+        sizes = {"vocab_size": 128, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1}
+        trainer = Ordered(
+            model=LlamaForCausalLM(LlamaConfig(**sizes, num_attention_heads=2)),
+            args=arguments(
+                tmp_path, per_device_train_batch_size=4, gradient_accumulation_steps=2, max_steps=1, logging_steps=1
+            ),
+            data_collator=padded_batch,
+            train_dataset=Subset(windows(), range(16)),
+        )
+        if sweep:
+            result = range_test(trainer, num_steps=2, start_lr=1e-9, end_lr=1e-8, auto_range=False)
+            norms.append(result.steps[0].grad_norm)
+        else:
+            trainer.train()
+            norms.append(trainer.state.log_history[0]["grad_norm"])
+        forget_accelerate()
+    assert norms[1] == pytest.approx(norms[0], rel=1e-5)
+
+
+def test_what_cannot_be_swept_is_refused(tmp_path: Path) -> None:
+    """Before anything is prepared."""
+    trainer = Trainer(model=gpt2(), args=arguments(tmp_path))
+    with pytest.raises(ValueError, match=r"trainer\.train_dataset must be there, got None"):
+        range_test(trainer)
+    trainer.train_dataset = Subset(windows(), range(40))
+    trainer.data_collator = language_batch
+    with pytest.raises(ValueError, match=r"num_steps must be at least 2, got 1"):
+        range_test(trainer, num_steps=1)
+    assert trainer.optimizer is None
