@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lrrunner.config import Config, batch_summary
+from lrrunner.config import Config, Monitor, SweepConfig, batch_summary
 from lrrunner.records import Confirmation, RangeTest, Stop, Suggestion, TrialOutcome
 
 
@@ -12,12 +12,25 @@ def closing_lines(test: RangeTest, job: Config, *, directory: str, mlflow: str |
     lines = [str(test.suggestion), f"run: {where}   ({batch_summary(job, world_size=test.world_size)})"]
     if test.suggestion.lr is not None:
         lines.insert(0, f"to train with it: optimizer.lr={test.suggestion.lr:.3g}")
-    return _more_in_words(test) + lines
+    return _more_in_words(test, job) + lines
 
 
-def _more_in_words(test: RangeTest) -> list[str]:
+def _more_in_words(test: RangeTest, job: Config) -> list[str]:
     """What there is beside the suggestion."""
-    return [words for words in (passes_in_words(test), trials_in_words(test), noise_in_words(test)) if words]
+    all_words = passes_in_words(test), monitor_in_words(job.sweep), trials_in_words(test), noise_in_words(test)
+    return [words for words in all_words if words]
+
+
+def monitor_in_words(sweep: SweepConfig) -> str:
+    """Which loss the curve is; empty where it is the training loss of every step.
+
+    >>> monitor_in_words(SweepConfig(monitor=Monitor.val, val_every=2))
+    'judged by the validation loss behind every 2nd step'
+    """
+    if sweep.monitor == Monitor.train:
+        return ""
+    ordinal = {1: "", 2: "2nd ", 3: "3rd "}.get(sweep.val_every, f"{sweep.val_every}th ")
+    return f"judged by the validation loss behind every {ordinal}step"
 
 
 def passes_in_words(test: RangeTest) -> str:
@@ -112,7 +125,7 @@ def note(test: RangeTest, job: Config, *, command: str, directory: str) -> str:
     others = "\n".join(
         f"| {name} | {'none' if lr is None else f'{lr:.2e}'} |" for name, lr in suggestion.candidates.items()
     )
-    more = "".join(f"{words}.\n" for words in _more_in_words(test))
+    more = "".join(f"{words}.\n" for words in _more_in_words(test, job))
     return f"""{headline}
 
 {suggestion.reason[0].upper()}{suggestion.reason[1:]}.

@@ -1,4 +1,5 @@
-# Makes .venv once and reuses it. Sourced by the other scripts, from the repository's root.
+# Makes .venv once and reuses it. Sourced by the other scripts, from the repository's root, with `project` set to what
+# pip shall install: . or '.[dev]'.
 # shellcheck shell=bash
 
 python=${PYTHON:-python3}
@@ -19,8 +20,8 @@ if [ ! -x .venv/bin/python ]; then
     }
 fi
 
-stamp=$(cat pyproject.toml scripts/environment.sh | sha256sum)
-if [ "$(cat .venv/lrrunner-stamp 2>/dev/null)" != "$stamp" ]; then
+stamp="$project $(cat pyproject.toml scripts/environment.sh | sha256sum)"
+if ! grep -qxF "$stamp" .venv/lrrunner-stamps 2>/dev/null; then
     echo "installing lrrunner and what it needs into .venv (the first time takes a minute or two) ..."
     pip=(.venv/bin/python -m pip --disable-pip-version-check install --quiet)
     if ! .venv/bin/python -c 'import torch' 2>/dev/null; then
@@ -31,8 +32,8 @@ if [ "$(cat .venv/lrrunner-stamp 2>/dev/null)" != "$stamp" ]; then
         fi
     fi
     "${pip[@]}" 'setuptools>=77' wheel
-    "${pip[@]}" --editable '.[dev]'
-    echo "$stamp" >.venv/lrrunner-stamp
+    "${pip[@]}" --editable "$project"
+    echo "$stamp" >>.venv/lrrunner-stamps
 fi
 export PATH="$PWD/.venv/bin:$PATH"
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} MLFLOW_DISABLE_TELEMETRY=${MLFLOW_DISABLE_TELEMETRY:-true}
