@@ -13,7 +13,7 @@ from torch import nn
 from lrrunner.collectives import collective_for_world
 from lrrunner.engine import SweepResult, Trainable, run_sweep
 from lrrunner.gradient_noise import GradientProbe
-from lrrunner.worker import _to_device
+from lrrunner.loaders import to_device
 from tests.multiprocess.sweeps import ladder, planned_batches, small_model, trainable
 
 DEVICES = ("cpu", pytest.param("cuda", marks=pytest.mark.gpu))
@@ -27,7 +27,7 @@ def on_device(device: str, *, dtype: torch.dtype = torch.float32, **changes: Any
     """The small model on a device, fed as a rank feeds it."""
     model = changes.pop("model", None)
     raw: nn.Module = small_model(dtype) if model is None else model
-    return trainable(dtype=dtype, model=raw.to(device), to_device=_to_device(torch.device(device)), **({} | changes))
+    return trainable(dtype=dtype, model=raw.to(device), to_device=to_device(torch.device(device)), **({} | changes))
 
 
 def batches_for(device: str, *, dtype: torch.dtype = torch.float32, **changes: Any) -> Callable[..., Iterator[Any]]:
