@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.nn.parallel import DistributedDataParallel
 
-from lrrunner import collectives
+from lrrunner import collectives, sharding
 from lrrunner.collectives import Collective
 from lrrunner.config import (
     Config,
@@ -32,6 +33,7 @@ from lrrunner.config import (
 from lrrunner.core.extension import Extension
 from lrrunner.engine import SweepResult, Trainable, run_sweep
 from lrrunner.errors import ArgumentError, ConfigError
+from lrrunner.launch import launcher_says
 from lrrunner.learning_rate import LearningRate, optimizer_errors, remark, unwrapped
 from lrrunner.loaders import RestartedLoader, loader_errors, num_samples, to_device, untouched
 from lrrunner.passes import Passes, run_passes, sweep_ladder
@@ -83,8 +85,8 @@ def range_test(
     then differ.
 
     Args:
-        accelerator: What prepared model, optimizer and loader; None for plain objects (in one process, or wrapped in
-            DistributedDataParallel by the script).
+        accelerator: What prepared model, optimizer and loader; None for plain objects (in one process, or wrapped by
+            the script in DistributedDataParallel or with ``fully_shard``).
         model: The model, prepared.
         optimizer: Its optimizer, prepared or not. Each group's LR keeps its ratio to the others.
         train_loader: Batches as the training will see them; restarted whenever it ends.
@@ -141,6 +143,7 @@ def range_test(
     except ConfigError as error:
         raise ArgumentError(error.errors) from None
     loss = CountedLoss(loss_fn, num_micro_batches=job.train.accumulation_steps)
+    sharded = sharding.is_sharded(model)
     trainable = Trainable(
         model=model,
         optimizer=unwrapped(optimizer),
@@ -149,7 +152,8 @@ def range_test(
         accumulation_steps=job.train.accumulation_steps,
         max_grad_norm=job.train.max_grad_norm,
         scaler=scaler if scaler is not None or accelerator is None else accelerator.scaler,
-        no_sync=_no_sync(accelerator, model),
+        no_sync=functools.partial(sharding.no_sync, uncompiled(model)) if sharded else _no_sync(accelerator, model),
+        whole_norm=functools.partial(collectives.norm_over_ranks, collective) if sharded else lambda norm: norm,
         to_device=to_device(next(model.parameters()).device),
     )
     with untouched(train_loader):
@@ -290,6 +294,12 @@ def _object_errors(
     """What is wrong with the objects that a sweep would train."""
     errors = accelerator_errors(accelerator)
     errors += _model_errors(model, world_size=world_size)
+    asked = accelerator is not None and world_size > 1 and launcher_says("ACCELERATE_USE_FSDP")
+    if asked and not errors and not sharding.is_sharded(model):
+        errors.append(
+            f"model must be sharded, as accelerate launch was told, got {type(model).__name__}, which is what "
+            "Accelerate makes of it on CPUs; leave FSDP out, or call torch.distributed.fsdp.fully_shard(model)"
+        )
     errors += _optimizer_errors(optimizer, model)
     errors += loader_errors(train_loader)
     if not callable(loss_fn):
@@ -311,8 +321,11 @@ def accelerator_errors(accelerator: Any) -> list[str]:
             "accelerator must leave the optimizer's steps to the caller, got DeepSpeed, which steps inside of "
             "backward; sweep the same global batch with DDP: its LR is that of DeepSpeed, too"
         ]
-    if name in ("FSDP", "MEGATRON_LM", "XLA", "TP"):
-        return [f"accelerator must train in one process or with DDP, got {name}; sweep the same global batch with DDP"]
+    if name in ("MEGATRON_LM", "XLA", "TP"):
+        return [
+            f"accelerator must train in one process, with DDP or with FSDP2, got {name}; sweep the same global batch "
+            "with DDP"
+        ]
     return []
 
 
@@ -321,12 +334,27 @@ def _model_errors(model: Any, *, world_size: int) -> list[str]:
         return [f"model must be a torch.nn.Module, got {type(model).__name__}; give the prepared model"]
     if not any(parameter.requires_grad for parameter in model.parameters()):
         return [f"model must have trainable parameters, got none in {type(model).__name__}; unfreeze some"]
+    if sharding.is_sharded(model):
+        if sharding.is_sharded_over(uncompiled(model), world_size):
+            return []
+        return [
+            f"model must be sharded by fully_shard(model) over all {world_size} ranks and nothing else, got "
+            f"{type(model).__name__} on another mesh; sweep the same global batch with DDP"
+        ]
+    if any(isinstance(module, FullyShardedDataParallel) for module in model.modules()):
+        return [f"model must be sharded with FSDP2, got FSDP1 in {type(model).__name__}; set fsdp_version=2"]
     if world_size > 1 and not any(isinstance(module, DistributedDataParallel) for module in model.modules()):
         return [
             f"model must be wrapped for {world_size} ranks, got {type(model).__name__}; give what accelerator.prepare "
-            "returned, or DistributedDataParallel(model)"
+            "returned, or DistributedDataParallel(model), or fully_shard(model)"
         ]
     return []
+
+
+def uncompiled(model: nn.Module) -> nn.Module:
+    """The module behind what torch.compile has returned."""
+    inner: nn.Module = getattr(model, "_orig_mod", model)
+    return inner
 
 
 def _optimizer_errors(optimizer: Any, model: Any) -> list[str]:

@@ -63,6 +63,16 @@ def is_sharded(model: nn.Module) -> bool:
     return any(isinstance(parameter, DTensor) for parameter in model.parameters())
 
 
+def is_sharded_over(model: nn.Module, world_size: int) -> bool:
+    """Whether FSDP2 holds every parameter, from the root down, in one shard for each of so many ranks."""
+    return isinstance(model, FSDPModule) and all(
+        isinstance(parameter, DTensor)
+        and parameter.device_mesh.shape == (world_size,)
+        and isinstance(parameter.placements[0], Shard)
+        for parameter in model.parameters()
+    )
+
+
 def put_to_rest(model: nn.Module) -> None:
     """Give up gathered parameters and half a pass, which an exception in forward or backward leaves behind."""
     modules = [module for module in model.modules() if isinstance(module, FSDPModule)]

@@ -70,6 +70,11 @@ def _errors(trainer: Trainer) -> list[str]:
             f"trainer must use one GPU a process, got {trainer.args.n_gpu} (DataParallel); start it with accelerate "
             "launch, or set CUDA_VISIBLE_DEVICES"
         )
+    if trainer.is_fsdp_enabled:
+        errors.append(
+            "trainer.args.fsdp must be off, since a Trainer shards its model in train() only, got it on; sweep the "
+            "same global batch with DDP, or shard the model by fully_shard(model) and call lrrunner.range_test"
+        )
     return errors + library.accelerator_errors(trainer.accelerator)
 
 

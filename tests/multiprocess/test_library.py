@@ -13,10 +13,13 @@ import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.utils import DataLoaderConfiguration
 from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, IterableDataset
 
 import lrrunner
+from lrrunner.sharding import local_part
 from tests.multiprocess.ranks import on_ranks
 from tests.multiprocess.sweeps import regression_data, small_model, squared_error
 from tests.multiprocess.trainings import forget_accelerate, trained
@@ -118,6 +121,36 @@ def refusals() -> list[str]:
     return found
 
 
+def sharded(*, fsdp: bool) -> tuple[list[float], list[float]]:
+    """Losses and norms of a sweep with accumulation, unequal counts and clipping; it leaves every shard as it was."""
+    model = small_model()
+    if fsdp:
+        fully_shard(model)
+    wrapped = model if fsdp else DistributedDataParallel(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    inputs, targets = regression_data()
+    loader = [(inputs[i : i + 4], targets[i : i + 4]) for i in range(dist.get_rank(), 40, 2)]
+    before = [local_part(p).tolist() for p in model.parameters()]
+    result = lrrunner.range_test(
+        None, wrapped, optimizer, loader, lambda m, b: (squared_error(m, b), 3 + dist.get_rank()), start_lr=1e-3,
+        end_lr=0.1, num_steps=12, auto_range=False, accumulation_steps=2, max_grad_norm=0.5,
+    )  # fmt: skip
+    assert [local_part(p).tolist() for p in model.parameters()] == before
+    return [step.loss for step in result.steps], [step.grad_norm for step in result.steps]
+
+
+def sharded_on_half_of_the_ranks() -> str:
+    """Each rank by itself."""
+    model = small_model()
+    groups = [dist.new_group([rank]) for rank in range(dist.get_world_size())]
+    fully_shard(model, mesh=DeviceMesh.from_group(groups[dist.get_rank()], "cpu"))
+    with pytest.raises(ValueError, match="wrong") as caught:
+        lrrunner.range_test(
+            None, model, torch.optim.SGD(model.parameters(), lr=1.0), [regression_data()], squared_error
+        )
+    return str(caught.value)
+
+
 def every_case() -> dict[str, Any]:
     """Several checks in one launch."""
     torch.set_num_threads(1)
@@ -127,6 +160,8 @@ def every_case() -> dict[str, Any]:
         "streams": streams_of_unknown_length(),
         "prepared streams": prepared_streams(),
         "refusals": refusals(),
+        "sharded": [sharded(fsdp=fsdp) for fsdp in (False, True)],
+        "half": sharded_on_half_of_the_ranks(),
         "undisturbed": trained(sweep_at=None),
         "disturbed": trained(sweep_at=3),
     }
@@ -195,6 +230,16 @@ def test_ranks_with_unequal_numbers_of_batches_go_on_together(cases: list[dict[s
     dispatched, sharded = cases[0]["prepared streams"]
     assert [dispatched, sharded] == cases[1]["prepared streams"]
     assert (len(dispatched), len(sharded)) == (12, 12)
+
+
+def test_a_model_that_fully_shard_has_sharded_is_swept_as_with_ddp(cases: list[dict[str, Any]]) -> None:
+    """The gradient's norm is that of all shards; accumulation and unequal counts stay exact."""
+    for case in cases:
+        (losses, norms), (sharded_losses, sharded_norms) = case["sharded"]
+        assert len(losses) == 12
+        assert sharded_losses == pytest.approx(losses, rel=1e-9)
+        assert sharded_norms == pytest.approx(norms, rel=1e-9)
+        assert "model must be sharded by fully_shard(model) over all 2 ranks" in case["half"]
 
 
 def test_all_ranks_refuse_what_is_wrong_on_one(cases: list[dict[str, Any]]) -> None:
