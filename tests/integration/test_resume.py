@@ -28,6 +28,7 @@ JOB = (
     "confirm.budget_steps=84",
     "suggestion.method=minimum",
     "sweep.noise_scale=true",
+    "train.accumulation_steps=2",
 )
 
 
