@@ -97,6 +97,7 @@ def _loss_of(trainer: Trainer) -> Callable[[nn.Module, Any], Any]:
     shifts = _shifts_labels(trainer.model)
 
     def loss_fn(model: nn.Module, batch: Any) -> Any:
+        model.train()  # every part of it, as each training_step does
         inputs = trainer._prepare_inputs(batch)
         num_tokens = _num_tokens(inputs, shifts=shifts) if weights_by_tokens else None
         with trainer.compute_loss_context_manager():
