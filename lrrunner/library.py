@@ -80,19 +80,28 @@ def range_test(
 
     Parameters, buffers, gradients, train flags, optimizer, scaler, random number generators, the loader's order and
     position, and what Accelerate counts are afterwards as before, bit for bit, whatever happens; schedulers are not
-    touched. It may be called in the middle of a training, and again. What lives elsewhere (a counter in a Python
-    attribute, the position of an iterable dataset, what a hook on the optimizer does) is not restored. With three ranks
-    and more, DDP sums in another order after its first backward pass, whoever ran it: the last bit of the next step may
-    then differ.
+    touched. It may be called in the middle of a training, also of an accumulation (between
+    steps with FSDP2, whose unreduced gradients are out of reach), and again.
+
+    What lives elsewhere is not restored: a counter in a Python attribute, the position of an iterable dataset, what a
+    hook on the optimizer or on DDP's communication (PowerSGD, say) keeps. Of loaders, those of torch and Accelerate are
+    left bit for bit; what a loader of another class, or a dataset, draws from a generator of its own is drawn. With
+    three ranks and more, DDP sums in another order after its first backward pass, whoever ran it: the last bit of the
+    next step may then differ. After an exception in its backward pass, DDP itself can train no more: wrap the model
+    anew.
 
     Args:
         accelerator: What prepared model, optimizer and loader; None for plain objects (in one process, or wrapped by
             the script in DistributedDataParallel or with ``fully_shard``).
-        model: The model, prepared.
-        optimizer: Its optimizer, prepared or not. Each group's LR keeps its ratio to the others.
+        model: The model, prepared. In training mode its parts keep their own modes (frozen batch norms, say); else all
+            of it is brought to train.
+        optimizer: Its optimizer, prepared or not; none that wraps another. Each group's LR keeps its ratio to the
+            others. Where they differ, the suggested LR is that of the groups that have the optimizer's default, or of
+            the group with the largest LR if none has it; the reason names the group.
         train_loader: Batches as the training will see them; restarted whenever it ends.
         loss_fn: ``(model, batch) -> mean loss``, or ``-> (mean loss, number of items)`` where batches hold unequal
-            numbers of tokens. Without a number, a loss counts for the first dimension of the first tensor in the batch.
+            numbers of tokens. Without a number, a loss counts for the first dimension of the first tensor in the batch,
+            which is looked for in fields of the batch, not in lists inside of them.
         start_lr: First LR of the ladder.
         end_lr: Last LR of the ladder.
         num_steps: Optimizer steps of the ladder.

@@ -24,6 +24,8 @@ from lrrunner.tasks.data import language_batch, text
 from tests.integration.launching import NO_TRACKING, launch
 from tests.multiprocess.trainings import digest, forget_accelerate
 
+ROOT = Path(__file__).resolve().parents[2]
+
 CHECKPOINTING = (
     f"{'activation' if hasattr(TrainingArguments, 'activation_checkpointing') else 'gradient'}_checkpointing"
 )
@@ -184,6 +186,29 @@ def test_the_swept_gradient_is_the_trainers_own(tmp_path: Path) -> None:
             norms.append(trainer.state.log_history[0]["grad_norm"])
         forget_accelerate()
     assert norms[1] == pytest.approx(norms[0], rel=1e-5)
+
+
+def test_the_readmes_lines_apply_also_to_an_optimizer_that_is_there(tmp_path: Path) -> None:
+    """The trainer makes its optimizer only once, and reads its learning_rate only then."""
+    section = (ROOT / "README.md").read_text(encoding="utf-8").partition("A `transformers.Trainer`")[2]
+    lines = section.partition("```python\n")[2].partition("```")[0]
+    for given in (False, True):
+        model = gpt2()
+        trainer = Trainer(
+            model=model,
+            args=arguments(tmp_path, per_device_train_batch_size=8, max_steps=2, lr_scheduler_type="constant"),
+            data_collator=language_batch,
+            train_dataset=Subset(windows(), range(64)),
+            optimizers=(torch.optim.AdamW(model.parameters(), lr=1e-4) if given else None, None),
+        )
+        scope: dict[str, Any] = {"trainer": trainer}
+        exec(lines, scope)
+        assert scope["suggestion"].lr is not None
+        assert trainer.optimizer is not None
+        assert [group["lr"] for group in trainer.optimizer.param_groups] == pytest.approx(
+            [scope["suggestion"].lr] * len(trainer.optimizer.param_groups)
+        )
+        forget_accelerate()
 
 
 def test_what_cannot_be_swept_is_refused(tmp_path: Path) -> None:

@@ -300,3 +300,17 @@ def test_the_readmes_example_runs_on_one_and_two_ranks_and_changes_nothing(cases
         assert with_sweep == without
         assert lr is not None
         assert 1e-4 < lr < 1
+
+
+def test_the_readmes_example_saves_and_applies_as_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every line of it, where it may write."""
+    monkeypatch.chdir(tmp_path)
+    scope: dict[str, Any] = {}
+    try:
+        for part in readme_example():
+            exec(part, scope)
+    finally:
+        forget_accelerate()
+    assert (tmp_path / "runs" / "my-lr" / "suggestion.json").exists()
+    assert scope["optimizer"].param_groups[0]["lr"] == scope["result"].suggestion.lr
+    assert len(scope["losses"]) == 16
