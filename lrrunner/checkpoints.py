@@ -13,7 +13,7 @@ import dataclasses
 import logging
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -120,11 +120,7 @@ class Checkpoints:
         saved, self._key = self._saved, None
         own = saved["ranks"][self._collective.rank]
         self._saved = {}
-        world = saved["world"]
-        if world is None:
-            path = _shard_file(self._folder, saved["number"], self._collective.rank)
-            world = torch.load(path, map_location="cpu", weights_only=True)
-        return UnderWay(steps=tuple(_steps(saved["steps"])), world=world, **own)
+        return UnderWay(steps=tuple(_steps(saved["steps"])), world=saved["world"], **own)
 
     def due(self) -> bool:
         """Whether this rank wants a save behind the current step."""
@@ -149,7 +145,7 @@ class Checkpoints:
             "rng": rng.portable(),
             "reference_items": None if reference_items is None else float(reference_items),
         }
-        trouble = self._write_shard(snapshot) if snapshot.is_sharded else None
+        trouble = self._write_shard(key, len(steps), snapshot) if snapshot.is_sharded else None
         by_rank = self._collective.gather((own, trouble))
         if self._collective.rank == 0 and not self._is_broken:
             content = {
@@ -167,18 +163,21 @@ class Checkpoints:
                     raise error
                 content["world"] = None if snapshot.is_sharded else snapshot.portable()
                 write(self._folder, self._number, content)
-            except TypeError as error:
-                self._is_broken = True
-                logger.warning("the state cannot be saved, so this run cannot be resumed: %s", error)
-            except OSError as error:
-                logger.warning("the checkpoint could not be written (%s); the one before it stays", error)
+            except (TypeError, OSError) as error:
+                _remove_number(self._folder, self._number)
+                if isinstance(error, TypeError):
+                    self._is_broken = True
+                    logger.warning("the state cannot be saved, so this run cannot be resumed: %s", error)
+                else:
+                    logger.warning("the checkpoint could not be written (%s); the one before it stays", error)
         self._last = time.monotonic()
 
-    def _write_shard(self, snapshot: Snapshot) -> TypeError | OSError | None:
+    def _write_shard(self, key: str, num_steps: int, snapshot: Snapshot) -> TypeError | OSError | None:
         """This rank's part of a checkpoint; an error is returned, since all ranks have to learn of it."""
         try:
             self._folder.mkdir(exist_ok=True)
-            _write_down(_shard_file(self._folder, self._number, self._collective.rank), snapshot.portable())
+            content = {"key": key, "num_steps": num_steps, "world": snapshot.portable()}
+            _write_down(_shard_file(self._folder, self._number, self._collective.rank), content)
         except (TypeError, OSError) as error:
             return error
         return None
@@ -206,21 +205,58 @@ def _write_down(path: Path, content: dict[str, Any]) -> None:
     _sync_folder(path.parent)
 
 
-def read_newest(folder: Path) -> dict[str, Any] | None:
-    """The newest checkpoint that can be read; None where there is none."""
+def read_newest(folder: Path, *, collective: Collective) -> dict[str, Any] | None:
+    """The newest checkpoint that every rank can read, with this rank's shard in it where the model is sharded.
+
+    None where there is none. Every rank must call this; rank 0 reads what all have in common.
+    """
+    candidates = _readable(folder) if collective.rank == 0 else iter(())
+    while True:
+        content: dict[str, Any] | None = collective.broadcast(next(candidates, None))
+        if content is None or content["world"] is not None:
+            return content
+        path = _shard_file(folder, content["number"], collective.rank)
+        shard = _shard(path, content)
+        troubles = [trouble for trouble in collective.gather(None if shard is not None else str(path)) if trouble]
+        if not troubles:
+            return content | {"world": shard}
+        if collective.rank == 0:
+            logger.warning("the checkpoint %s lacks %s", content["number"], ", ".join(troubles))
+
+
+def _readable(folder: Path) -> Iterator[dict[str, Any]]:
+    """The checkpoints that can be read, the newest first."""
     for path in _files(folder):
-        try:
-            content: Any = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:  # noqa: BLE001 - a damaged file makes torch, zipfile and pickle raise what they like
-            logger.warning("the checkpoint %s cannot be read (%s)", path, (str(error).splitlines() or ["?"])[0])
+        content = _loaded(path)
+        if content is None:
             continue
         if not isinstance(content, dict) or content.get("format") != FORMAT:
             logger.warning("the checkpoint %s is none of format %s, which this version reads", path, FORMAT)
-        elif content["world"] is None and (missing := _missing_shards(folder, content)):
-            logger.warning("the checkpoint %s lacks %s", path, ", ".join(missing))
         else:
-            return content
-    return None
+            yield content
+
+
+def _shard(path: Path, content: dict[str, Any]) -> dict[str, Any] | None:
+    """This rank's shard of a checkpoint; None where it cannot be read, or is that of another one."""
+    shard = _loaded(path)
+    if not isinstance(shard, dict) or (shard["key"], shard["num_steps"]) != (content["key"], len(content["steps"])):
+        return None
+    world: dict[str, Any] = shard["world"]
+    return world
+
+
+def _loaded(path: Path) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # noqa: BLE001 - a damaged file makes torch, zipfile and pickle raise what they like
+        logger.warning("the checkpoint %s cannot be read (%s)", path, (str(error).splitlines() or ["?"])[0])
+        return None
+
+
+def _remove_number(folder: Path, number: int) -> None:
+    """What ranks have written of a checkpoint that did not come about."""
+    for path in folder.glob(f"{number:08d}.*"):
+        path.unlink(missing_ok=True)
 
 
 def remove(folder: Path) -> None:
@@ -238,11 +274,6 @@ def _files(folder: Path) -> list[Path]:
 
 def _shard_file(folder: Path, number: int, rank: int) -> Path:
     return folder / f"{number:08d}.rank{rank}"
-
-
-def _missing_shards(folder: Path, content: dict[str, Any]) -> list[str]:
-    shards = [_shard_file(folder, content["number"], rank) for rank in range(content["world_size"])]
-    return [path.name for path in shards if not path.is_file()]
 
 
 def _sync_folder(folder: Path) -> None:

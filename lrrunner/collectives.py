@@ -79,11 +79,6 @@ def collective_for_world() -> Collective:
     return ProcessGroupCollective() if dist.is_available() and dist.is_initialized() else SerialCollective()
 
 
-def norm_over_ranks(collective: Collective, norm: torch.Tensor) -> torch.Tensor:
-    """The L2 norm of a vector that ranks share out, from that of each rank's part. Every rank must call this."""
-    return collective.sum_(norm.double().square()).sqrt()
-
-
 def agree(collective: Collective, errors: list[str]) -> None:
     """Go on if no rank has found an error. Every rank must call this.
 

@@ -34,6 +34,9 @@ BUDGET_SWEEPS = 5
 MIN_BUDGET_STEPS = 10
 """Less buys no training that says anything."""
 
+MIN_EVALUATIONS = 20
+"""The range rule fixes its reference on ten points: so many evaluations leave as many more for it to stop at."""
+
 FSDP_NEEDS_RANKS = "train.fsdp must be false on 1 rank, got true; start several ranks with launch.num_processes=2, say"
 
 FSDP_HIDES_NOISE = (
@@ -428,8 +431,12 @@ def sweep_errors(sweep: SweepConfig) -> Iterator[str]:
         yield f"sweep.repeats must be at least 1, got {sweep.repeats}; try 1"
     if sweep.seed < 0:
         yield f"sweep.seed must be 0 or above, got {sweep.seed}; try 0"
-    if not 1 <= sweep.val_every <= max(1, sweep.num_steps):
-        yield f"sweep.val_every must lie between 1 and sweep.num_steps={sweep.num_steps}, got {sweep.val_every}; try 1"
+    largest = max(1, sweep.num_steps // MIN_EVALUATIONS)
+    if not 1 <= sweep.val_every <= largest:
+        yield (
+            f"sweep.val_every must lie between 1 and {largest}, so that sweep.num_steps={sweep.num_steps} gives "
+            f"{MIN_EVALUATIONS} evaluations to stop by, got {sweep.val_every}; try 1"
+        )
     if sweep.val_batches < 1:
         yield f"sweep.val_batches must be at least 1, got {sweep.val_batches}; try 2"
 

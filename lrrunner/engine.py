@@ -26,7 +26,7 @@ from lrrunner.core.stopping import StopRule
 from lrrunner.gradient_noise import GradientProbe
 from lrrunner.learning_rate import LearningRate
 from lrrunner.records import Step, Stop, StopReason
-from lrrunner.sharding import local_part
+from lrrunner.sharding import is_sharded, local_part
 from lrrunner.snapshot import RngState, Snapshot, seed_rngs
 
 if TYPE_CHECKING:
@@ -78,7 +78,6 @@ class Trainable:
         scaler: Gradient scaler for fp16.
         autocast: Context for the forward pass.
         no_sync: Context in which backward leaves gradients local.
-        whole_norm: L2 norm of this rank's gradients -> that of the whole gradient, which may be shared out among ranks.
         to_device: Moves a batch to the model's device.
     """
 
@@ -91,7 +90,6 @@ class Trainable:
     scaler: torch.amp.GradScaler | None = None
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
     no_sync: Callable[[], AbstractContextManager[Any]] = nullcontext
-    whole_norm: Callable[[torch.Tensor], torch.Tensor] = lambda norm: norm
     to_device: Callable[[Any], Any] = lambda batch: batch
 
     @property
@@ -297,7 +295,9 @@ class _Climb:
         self._checkpoints = checkpoints
         self._evaluate = evaluate
         self._probe = probe
-        self._num_columns = len(Column) + (0 if probe is None else probe.num_columns)
+        self._is_sharded = is_sharded(trainable.model)
+        num_spare = int(self._is_sharded) if probe is None else probe.num_columns
+        self._num_columns = len(Column) + num_spare
         self._steps: list[Step] = []
         self._save_requested = self._has_diverged = False
         self._learning_rate = LearningRate(trainable.optimizer)
@@ -347,7 +347,7 @@ class _Climb:
         self._skips_in_a_row = self._skips_in_a_row + 1 if step.skipped else 0
         if (monitored := step.monitored_loss) is not None:
             self._ema.update(monitored)
-            self._has_diverged = self._diverges(step.loss)
+            self._has_diverged = self._diverges(monitored, step.loss)
 
     def _run(self, batches: Iterator[Any], *, first_rung: int) -> Stop:
         unread: _InFlight | None = None
@@ -397,12 +397,12 @@ class _Climb:
         t = self._trainable
         t.optimizer.zero_grad(set_to_none=True)
         loss_sum, items, weighted = self._backward(batches)
-        table = self._reduced_table(loss_sum, items)
-        if weighted:
-            self._rescale_gradients(table)
+        spare = self._spare_columns()
+        table = self._reduced_table(loss_sum, items, spare)
+        factor = self._rescale_gradients(table) if weighted else 1.0
         if t.scaler is not None:
             t.scaler.unscale_(t.optimizer)
-        grad_norm = self._grad_norm()
+        grad_norm = self._whole_norm(table, factor) if self._is_sharded else self._grad_norm()
         if t.max_grad_norm is not None:
             torch.nn.utils.clip_grads_with_norm_(self._parameters, t.max_grad_norm, grad_norm)
         skipped = self._step_optimizer()
@@ -428,6 +428,7 @@ class _Climb:
                     count = count.item()
                 if weighted:  # the mean over no items is NaN; it takes part in the reduction and counts nothing
                     loss = torch.where(self._number(count) > 0, loss, 0.0)
+                    loss = loss.to(torch.promote_types(loss.dtype, torch.float32))  # 16 bits would round its weight
                 share = self._weight(count).to(loss.dtype) if weighted else 1.0
                 multiplier = share / t.accumulation_steps
                 scaled = loss * multiplier if weighted or t.accumulation_steps > 1 else loss
@@ -460,33 +461,52 @@ class _Climb:
             return count.to(torch.float64)
         return torch.full((), count, dtype=torch.float64, device=self._device)
 
-    def _rescale_gradients(self, table: torch.Tensor) -> None:
-        """From the mean over micro-batches of n / reference * gradient to sum(n * gradient) / sum(n)."""
+    def _rescale_gradients(self, table: torch.Tensor) -> torch.Tensor:
+        """From the mean over micro-batches of n / reference * gradient to sum(n * gradient) / sum(n).
+
+        Returns:
+            What the gradients were multiplied by.
+        """
         assert self._reference_items is not None
         num_micro_batches = self._collective.world_size * self._trainable.accumulation_steps
         factor = self._reference_items * num_micro_batches / table[:, Column.ITEMS].sum()
         for parameter in self._parameters:
             if parameter.grad is not None:
                 parameter.grad.mul_(factor.to(parameter.grad.dtype))
+        return factor
 
-    def _reduced_table(self, loss_sum: torch.Tensor | float, items: torch.Tensor | float) -> torch.Tensor:
+    def _spare_columns(self) -> Sequence[torch.Tensor | float]:
+        """What else the table carries: a probe's figures, or the squared norm of this rank's shard of the gradient."""
+        if self._probe is not None:
+            return self._probe.columns()
+        return (self._grad_norm().double().square(),) if self._is_sharded else ()
+
+    def _whole_norm(self, table: torch.Tensor, factor: torch.Tensor | float) -> torch.Tensor:
+        """The norm of the gradient that ranks share out, scaled as the gradient was since the shards' were taken."""
+        scale = 1.0 if self._trainable.scaler is None else self._trainable.scaler.get_scale()
+        return table[:, len(Column)].sum().sqrt() * factor / scale
+
+    def _reduced_table(
+        self, loss_sum: torch.Tensor | float, items: torch.Tensor | float, spare: Sequence[torch.Tensor | float]
+    ) -> torch.Tensor:
         """One row a rank, summed over ranks: each rank's figures, untouched by the others' NaN."""
         size = (self._collective.world_size, self._num_columns)
         table = torch.zeros(size, dtype=torch.float64, device=self._device)
-        table[self._collective.rank] = self._row(loss_sum, items)
+        table[self._collective.rank] = self._row(loss_sum, items, spare)
         return self._collective.sum_(table)
 
-    def _row(self, loss_sum: torch.Tensor | float, items: torch.Tensor | float) -> torch.Tensor:
+    def _row(
+        self, loss_sum: torch.Tensor | float, items: torch.Tensor | float, spare: Sequence[torch.Tensor | float]
+    ) -> torch.Tensor:
         request = float(self._request())
-        probed = () if self._probe is None else self._probe.columns()
         if not isinstance(loss_sum, torch.Tensor):
-            row = [loss_sum, float(items), not math.isfinite(loss_sum), request, *probed]
+            row = [loss_sum, float(items), not math.isfinite(loss_sum), request, *spare]
             return torch.tensor(row, dtype=torch.float64)
         on_device = torch.full((self._num_columns,), request, dtype=torch.float64, device=self._device)
         on_device[Column.LOSS_SUM] = loss_sum
         on_device[Column.ITEMS] = items
         on_device[Column.NON_FINITE] = ~torch.isfinite(loss_sum)
-        for column, value in enumerate(probed, start=len(Column)):
+        for column, value in enumerate(spare, start=len(Column)):
             on_device[column] = value
         return on_device
 
@@ -496,14 +516,14 @@ class _Climb:
         return Request.SAVE if self._checkpoints is not None and self._checkpoints.due() else Request.NONE
 
     def _grad_norm(self) -> torch.Tensor:
-        """L2 norm of the averaged gradient; a zero-dimensional tensor on the gradient's device."""
+        """L2 norm of the averaged gradient, or of this rank's shard of it; zero-dimensional, on its device."""
         gradients = [local_part(p.grad) for p in self._parameters if p.grad is not None]
         gradients = [g.coalesce().values() if g.is_sparse else g for g in gradients]
         if self._on_cpu and gradients:  # half the time of torch's own, which first sorts by device and type
             norm: torch.Tensor = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in gradients]))
         else:
             norm = torch.nn.utils.get_total_norm(gradients)
-        return self._trainable.whole_norm(norm)
+        return norm
 
     def _step_optimizer(self) -> bool:
         """Step; True when the scaler found an overflow and skipped it."""
@@ -567,7 +587,11 @@ class _Climb:
                 gradient_variance=self._gradient_variance(rows, grad_norm, num_items),
             )
         )
-        return self._decision(step, finite, bad_ranks, rows, None if monitored is None else loss)
+        self._skips_in_a_row = self._skips_in_a_row + 1 if step.skipped else 0
+        if not finite or self._skips_in_a_row >= MAX_SKIPS_IN_A_ROW:
+            return self._stop(StopReason.NON_FINITE, step.rung, bad_ranks)
+        self._has_diverged = monitored is not None and self._diverges(monitored, loss)
+        return self._decision(step, rows)
 
     def _evaluation(self, step: _InFlight) -> Evaluation | None:
         """What the model is worth behind a step; None where that is not asked for."""
@@ -583,30 +607,19 @@ class _Climb:
         squares, num_parts = (sum(row[column] for row in rows) for column in range(len(Column), self._num_columns))
         return gradient_variance(squares / num_items, grad_norm, num_items=num_items, num_parts=num_parts)
 
-    def _decision(
-        self,
-        step: _InFlight,
-        finite: bool,
-        bad_ranks: tuple[int, ...],
-        rows: list[list[float]],
-        loss: float | None,
-    ) -> Stop | None:
-        """Whether to stop; ``loss`` is the training loss of a point of the curve, None behind any other step."""
-        self._skips_in_a_row = self._skips_in_a_row + 1 if step.skipped else 0
-        if not finite or self._skips_in_a_row >= MAX_SKIPS_IN_A_ROW:
-            return self._stop(StopReason.NON_FINITE, step.rung, bad_ranks)
-        self._has_diverged = loss is not None and self._diverges(loss)
+    def _decision(self, step: _InFlight, rows: list[list[float]]) -> Stop | None:
+        """What the ranks ask for behind a finite step, and whether it ends the ladder."""
         self._save_requested = self._checkpoints is not None and any(row[Column.REQUEST] for row in rows)
         requesting = tuple(rank for rank, row in enumerate(rows) if row[Column.REQUEST] == Request.STOP)
         if requesting:
             return self._stop(StopReason.INTERRUPTED, step.rung, requesting)
         return self._stop(StopReason.DIVERGED, step.rung) if self._has_diverged else None
 
-    def _diverges(self, loss: float) -> bool:
+    def _diverges(self, monitored: float, training_loss: float) -> bool:
         """The noise that a rise must stand out of is the training loss's, also where another loss is monitored:
         evaluations on always the same samples have none, so that any rise at all would.
         """
-        return self._stop_rule.update(loss, self._ema.value)
+        return self._stop_rule.update(monitored, self._ema.value, noisy_loss=training_loss)
 
     def _record(self, step: Step) -> None:
         self._steps.append(step)

@@ -165,7 +165,6 @@ def range_test(
         max_grad_norm=job.train.max_grad_norm,
         scaler=_enabled(scaler if scaler is not None or accelerator is None else accelerator.scaler),
         no_sync=functools.partial(sharding.no_sync, uncompiled(model)) if sharded else _no_sync(accelerator, model),
-        whole_norm=functools.partial(collectives.norm_over_ranks, collective) if sharded else lambda norm: norm,
         to_device=to_device(next(model.parameters()).device),
     )
     with untouched(train_loader), _synchronised(model), _before_unscaling(trainable.scaler):

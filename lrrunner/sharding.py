@@ -30,11 +30,14 @@ def shard(model: nn.Module, *, device: torch.device, block_classes: Collection[s
         block_classes: Names of the classes whose modules are blocks; empty: see :func:`blocks`.
 
     Raises:
-        ValueError: no module is of such a class.
+        ValueError: no module is of such a class, or a parameter is part of two blocks.
         Exception: what torch raises on parameters that it cannot shard.
     """
+    found = blocks(model, block_classes)
+    if name := _shared_between(found, model):
+        raise ValueError(f"the parameter {name} is shared between blocks")
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
-    for module in [*blocks(model, block_classes), model]:
+    for module in [*found, model]:
         fully_shard(module, mesh=mesh, reshard_after_forward=True)
 
 
@@ -50,7 +53,8 @@ def blocks(model: nn.Module, classes: Collection[str] = ()) -> list[nn.Module]:
     found = list(_outermost(model, set(classes) or set(getattr(model, "_no_split_modules", None) or ())))
     if classes and not found:
         raise ValueError(f"no module is a {' or '.join(sorted(classes))}")
-    return found or [element for element in _elements_of_lists(model) if _has_parameters(element)]
+    found = found or [element for element in _elements_of_lists(model) if _has_parameters(element)]
+    return list(dict.fromkeys(found))  # a block may be applied several times
 
 
 def local_part(tensor: torch.Tensor) -> torch.Tensor:
@@ -155,6 +159,21 @@ def _elements_of_lists(module: nn.Module) -> Iterator[nn.Module]:
             yield from child
         else:
             yield from _elements_of_lists(child)
+
+
+def _shared_between(blocks: list[nn.Module], model: nn.Module) -> str | None:
+    """Name of a parameter that two blocks, or a block and what is beside the blocks, both use; None without any."""
+    owners = {id(parameter): block for block in blocks for parameter in block.parameters()}
+    inside = {id(module) for block in blocks for module in block.modules()}
+    for block in blocks:
+        for name, parameter in block.named_parameters():
+            if owners[id(parameter)] is not block:
+                return name
+    for path, module in model.named_modules(remove_duplicate=False):
+        for name, parameter in module.named_parameters(recurse=False):
+            if id(module) not in inside and id(parameter) in owners:
+                return f"{path}.{name}"
+    return None
 
 
 def _has_parameters(module: nn.Module) -> bool:

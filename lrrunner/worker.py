@@ -268,8 +268,7 @@ def _checkpoints(session: Session, job: Config) -> Checkpoints:
     """Where this run is saved, and what an earlier life of it has saved. Every rank must call this."""
     assert session.directory is not None
     folder = session.directory / CHECKPOINT_FOLDER
-    resumes = session.collective.rank == 0 and job.run.resume is not None
-    saved = session.collective.broadcast(checkpoints.read_newest(folder) if resumes else None)
+    saved = None if job.run.resume is None else checkpoints.read_newest(folder, collective=session.collective)
     return Checkpoints(folder, every_s=job.run.checkpoint_every_s, collective=session.collective, saved=saved)
 
 
@@ -355,7 +354,6 @@ def _trainable(
         no_sync=functools.partial(sharding.no_sync, parts.model)
         if chosen.fsdp
         else functools.partial(accelerator.no_sync, model),
-        whole_norm=functools.partial(collectives.norm_over_ranks, collective) if chosen.fsdp else lambda norm: norm,
         to_device=to_device(accelerator.device),
     )
 

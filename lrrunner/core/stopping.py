@@ -23,8 +23,14 @@ FLOAT32_RESOLUTION = 1e-6
 class StopRule(Protocol):
     """Takes in one finite step at a time and says when the sweep has diverged."""
 
-    def update(self, raw_loss: float, smoothed_loss: float) -> bool:
-        """True once the loss has diverged."""
+    def update(self, raw_loss: float, smoothed_loss: float, *, noisy_loss: float | None = None) -> bool:
+        """True once the loss has diverged.
+
+        Args:
+            raw_loss: Loss of the step.
+            smoothed_loss: Its causal average.
+            noisy_loss: Another loss of the step, which shows the noise; None: ``raw_loss`` does.
+        """
         ...
 
 
@@ -50,11 +56,11 @@ class RangeStop:
     _reference: float = math.nan
     _noise: float = math.nan
 
-    def update(self, raw_loss: float, smoothed_loss: float) -> bool:
+    def update(self, raw_loss: float, smoothed_loss: float, *, noisy_loss: float | None = None) -> bool:
         """True once the loss has diverged."""
         self._best = min(self._best, smoothed_loss)
         if len(self._raw) < self.reference_steps:
-            self._raw.append(raw_loss)
+            self._raw.append(raw_loss if noisy_loss is None else noisy_loss)
             self._smoothed.append(smoothed_loss)
             if len(self._raw) == self.reference_steps:
                 self._reference = sorted(self._smoothed)[(self.reference_steps - 1) // 2]
@@ -79,7 +85,7 @@ class RatioStop:
     factor: float
     _best: float = math.inf
 
-    def update(self, raw_loss: float, smoothed_loss: float) -> bool:
+    def update(self, raw_loss: float, smoothed_loss: float, *, noisy_loss: float | None = None) -> bool:
         """True once the loss has diverged."""
         self._best = min(self._best, raw_loss)
         return self._best > 0 and smoothed_loss > self.factor * self._best
@@ -98,9 +104,9 @@ class PatientStop:
     patience: int
     _in_a_row: int = 0
 
-    def update(self, raw_loss: float, smoothed_loss: float) -> bool:
+    def update(self, raw_loss: float, smoothed_loss: float, *, noisy_loss: float | None = None) -> bool:
         """True once the loss has diverged for long enough."""
-        self._in_a_row = self._in_a_row + 1 if self.rule.update(raw_loss, smoothed_loss) else 0
+        self._in_a_row = self._in_a_row + 1 if self.rule.update(raw_loss, smoothed_loss, noisy_loss=noisy_loss) else 0
         return self._in_a_row >= self.patience
 
 

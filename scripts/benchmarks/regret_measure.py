@@ -211,7 +211,7 @@ def swept(job: Any, sweep: Sweep) -> dict[str, list[float]]:
     from lrrunner.engine import Ladder, Trainable, run_sweep
 
     class Never:
-        def update(self, raw_loss: float, smoothed_loss: float) -> bool:
+        def update(self, raw_loss: float, smoothed_loss: float, *, noisy_loss: float | None = None) -> bool:
             return False
 
     torch.manual_seed(sweep.seed)

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from lrrunner import sharding
-from lrrunner.collectives import collective_for_world, norm_over_ranks
+from lrrunner.collectives import collective_for_world
 from lrrunner.core.batches import BatchPlan, micro_batches
 from lrrunner.core.schedule import exponential_lr
 from lrrunner.core.stopping import stop_rule
@@ -55,10 +55,7 @@ def trainable(
     raw = small_model(dtype) if model is None else model
     if fsdp:
         sharding.shard(raw, device=next(raw.parameters()).device)
-        changes |= {
-            "no_sync": functools.partial(sharding.no_sync, raw),
-            "whole_norm": functools.partial(norm_over_ranks, collective_for_world()),
-        }
+        changes |= {"no_sync": functools.partial(sharding.no_sync, raw)}
     wrapped = DistributedDataParallel(raw) if dist.is_initialized() and not fsdp else raw
     world_size = dist.get_world_size() if dist.is_initialized() else 1
     return Trainable(

@@ -127,7 +127,7 @@ def climb(folder: Path, *, die_at: int = -1, every_s: float = 0.0) -> Any:
         if count == die_at:
             raise Killed
 
-    saved = collective.broadcast(read_newest(folder) if collective.rank == 0 else None)
+    saved = read_newest(folder, collective=collective)
     result = run_sweep(
         part(True, dtype=torch.float32),
         ladder(num_steps=10, repeats=2, start_lr=1e-4, end_lr=0.1),
@@ -140,7 +140,10 @@ def climb(folder: Path, *, die_at: int = -1, every_s: float = 0.0) -> Any:
 
 
 def killed_and_resumed(folder: Path) -> tuple[bool, list[str], int]:
-    """Whether the records are those of an undisturbed run, the files behind the kill, and numbers in a rank's file."""
+    """Whether the records are those of an undisturbed run, the files behind the kill, and numbers in a rank's file.
+
+    The newest shard of rank 1 is cut in half before the run goes on: all ranks fall back to the checkpoint before.
+    """
     whole = climb(folder / "whole", every_s=1e5)
     try:
         climb(folder / "killed", die_at=15)
@@ -148,7 +151,11 @@ def killed_and_resumed(folder: Path) -> tuple[bool, list[str], int]:
         collective_for_world().gather(None)
     files = sorted(path.name for path in (folder / "killed").iterdir())
     content = torch.load(folder / "killed" / f"{files[-1]}", weights_only=True)
-    numbers = sum(saved["tensor"].numel() for saved in content["parameters"])
+    numbers = sum(saved["tensor"].numel() for saved in content["world"]["parameters"])
+    collective_for_world().gather(None)
+    if dist.get_rank() == 1:
+        newest = folder / "killed" / files[-1]
+        newest.write_bytes(newest.read_bytes()[: newest.stat().st_size // 2])
     collective_for_world().gather(None)
     return climb(folder / "killed", every_s=1e5) == whole, files, numbers
 
@@ -171,6 +178,27 @@ def overflow_on_rank_1() -> list[tuple[int, bool]]:
     scaler.unscale_ = unscale_  # type: ignore[method-assign]
     result = sweep(trained, dtype=torch.float32, num_steps=2, end_lr=1e-3)
     return [(step.step, step.skipped) for step in result.steps]
+
+
+class Counting:
+    """A world that counts its reductions."""
+
+    def __init__(self) -> None:
+        self._world, self.count = collective_for_world(), 0
+
+    def sum_(self, tensor: torch.Tensor) -> torch.Tensor:
+        self.count += 1
+        return self._world.sum_(tensor)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._world, name)
+
+
+def num_reductions() -> int:
+    """Of six steps."""
+    world: Any = Counting()
+    run_sweep(part(True), ladder(num_steps=6), planned_batches(), collective=world)
+    return world.count
 
 
 def trial_losses(fsdp: bool) -> list[float]:
@@ -203,6 +231,7 @@ def measured(folder: str) -> dict[str, Any]:
         "restored": [restored_after(error_at) for error_at in (None, 2)],
         "resumed": killed_and_resumed(Path(folder)),
         "overflow": overflow_on_rank_1(),
+        "reductions": num_reductions(),
     }
 
 
@@ -254,6 +283,11 @@ def test_a_killed_sweep_goes_on_to_the_last_bit_from_files_of_shards(found: list
         assert same
         assert files == [f"{n:08d}.{end}" for n in (13, 14) for end in ("pt", "rank0", "rank1")]
         assert numbers == found[1]["numbers"]
+
+
+def test_the_norm_of_all_shards_travels_in_the_one_reduction(found: list[dict[str, Any]]) -> None:
+    """Law 3: one reduction a step."""
+    assert [rank["reductions"] for rank in found] == [6, 6]
 
 
 def test_an_overflow_in_one_ranks_shard_is_everyones(found: list[dict[str, Any]]) -> None:

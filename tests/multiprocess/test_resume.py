@@ -63,7 +63,7 @@ def climb(
         if len(seen) == die_at:
             raise Killed
 
-    saved = collective.broadcast(read_newest(folder) if collective.rank == 0 else None)
+    saved = read_newest(folder, collective=collective)
     checkpoints = Checkpoints(folder, every_s=every_s, collective=collective, saved=saved)
     result = run_sweep(
         trainable(dtype=torch.float32, model=Deep(), objective=objective or squared_error),

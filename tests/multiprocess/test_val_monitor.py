@@ -43,9 +43,12 @@ class Restless(nn.Module):
         return self.layers(x) + drift.detach()
 
 
-def job(*overrides: str) -> Config:
+def job(*overrides: str, every: int = 1) -> Config:
+    """Twelve steps, with fewer evaluations among them than a user may ask for."""
     settings = ("sweep.num_steps=12", "sweep.auto_range=false", "data.global_batch_size=48", "sweep.end_lr=1.0")
-    return job_from(compose_job([*settings, "sweep.monitor=val", *overrides]))
+    found = job_from(compose_job([*settings, "sweep.monitor=val", *overrides]))
+    found.sweep.val_every = every
+    return found
 
 
 def steps_of(
@@ -95,10 +98,10 @@ def resumed(folder: Path) -> list[Step]:
             raise Killed
 
     def saver() -> Checkpoints:
-        saved = collective.broadcast(read_newest(folder) if collective.rank == 0 else None)
+        saved = read_newest(folder, collective=collective)
         return Checkpoints(folder, every_s=0.0, collective=collective, saved=saved)
 
-    settings = job("sweep.val_every=2")
+    settings = job(every=2)
     try:
         measured_steps(settings, saver(), die)
     except Killed:
@@ -126,7 +129,7 @@ def measured(folder: str) -> dict[str, Any]:
     """All of it in one launch."""
     return {
         "restless": {
-            (monitor, every): steps_of(job(f"sweep.monitor={monitor}", f"sweep.val_every={every}"), restless=True)
+            (monitor, every): steps_of(job(f"sweep.monitor={monitor}", every=every), restless=True)
             for monitor, every in (("train", 1), ("val", 1), ("val", 2))
         },
         "plain": steps_of(job("sweep.start_lr=1e-9"), restless=False),

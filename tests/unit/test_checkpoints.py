@@ -28,7 +28,9 @@ class Killed(BaseException):
 
 
 def saver(folder: Path, *, every_s: float = 0.0) -> Checkpoints:
-    return Checkpoints(folder, every_s=every_s, collective=SerialCollective(), saved=read_newest(folder))
+    return Checkpoints(
+        folder, every_s=every_s, collective=SerialCollective(), saved=read_newest(folder, collective=SerialCollective())
+    )
 
 
 def climb(folder: Path | None, *, die_at: int = -1, part: Any = None, **changes: Any) -> SweepResult:
@@ -163,7 +165,7 @@ def test_weights_of_unequal_counts_go_on_with_the_repeats_own_reference(tmp_path
 
     with pytest.raises(Killed):
         climb(tmp_path, die_at=9, part=trainable(objective=objective))
-    content = read_newest(tmp_path)
+    content = read_newest(tmp_path, collective=SerialCollective())
     assert content is not None
     assert content["ranks"][0]["reference_items"] == 7.0
     result = climb(tmp_path, part=trainable(objective=objective))
@@ -186,7 +188,7 @@ def test_two_generations_are_kept_and_a_damaged_one_gives_way(tmp_path: Path, ca
 def test_a_checkpoint_executes_nothing(tmp_path: Path) -> None:
     """Whoever can write into a run directory must not run code in the next job."""
     torch.save({"format": 1, "code": Path}, tmp_path / "00000001.pt")
-    assert read_newest(tmp_path) is None
+    assert read_newest(tmp_path, collective=SerialCollective()) is None
 
 
 def test_nothing_is_saved_when_it_is_not_due(tmp_path: Path) -> None:

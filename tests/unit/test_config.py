@@ -16,6 +16,10 @@ from lrrunner.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
 
+VAL_EVERY = (
+    "sweep.val_every must lie between 1 and 5, so that sweep.num_steps=100 gives 20 evaluations to stop by, "
+    "got {}; try 1"
+)
 MISTAKES = {
     "sweep.start_lr=20": "sweep.end_lr must exceed sweep.start_lr=20, got 10; raise sweep.end_lr",
     "sweep.start_lr=0": "sweep.start_lr must be above 0, got 0; try 1e-7",
@@ -31,8 +35,8 @@ MISTAKES = {
     "confirm.budget_steps=9": "confirm.budget_steps must be at least 10, got 9; null takes 5 x sweep.num_steps",
     "confirm.schedule=linear": "confirm.schedule must be one of constant, cosine; got linear",
     "sweep.monitor=test": "sweep.monitor must be one of train, val; got test",
-    "sweep.val_every=0": "sweep.val_every must lie between 1 and sweep.num_steps=100, got 0; try 1",
-    "sweep.val_every=101": "sweep.val_every must lie between 1 and sweep.num_steps=100, got 101; try 1",
+    "sweep.val_every=0": VAL_EVERY.format(0),
+    "sweep.val_every=6": VAL_EVERY.format(6),
     "sweep.val_batches=0": "sweep.val_batches must be at least 1, got 0; try 2",
     "sweep.auto_range=perhaps": "sweep.auto_range must be true or false, got perhaps; correct the value",
     "suggestion.method=best": (

@@ -188,7 +188,7 @@ class Never:
     def __init__(self) -> None:
         self.asked: list[tuple[float, float]] = []
 
-    def update(self, raw_loss: float, smoothed_loss: float) -> bool:
+    def update(self, raw_loss: float, smoothed_loss: float, *, noisy_loss: float | None = None) -> bool:
         self.asked.append((raw_loss, smoothed_loss))
         return False
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from lrrunner.build import _weights_checksum
-from lrrunner.sharding import blocks
+from lrrunner.sharding import blocks, shard
 from tests.multiprocess.sweeps import small_model
 
 
@@ -35,6 +35,21 @@ def test_a_model_names_its_own_blocks_and_the_launcher_goes_before() -> None:
     assert blocks(model, ["Sequential"]) == [model.layers[0]]
     with pytest.raises(ValueError, match="no module is a DecoderLayer"):
         blocks(model, ["DecoderLayer"])
+
+
+@pytest.mark.parametrize("tied", ["between blocks", "with the root"])
+def test_a_parameter_of_two_blocks_is_refused_before_the_first_step(tied: str) -> None:
+    """fully_shard finds out in the first forward pass only, on some rank."""
+    model = nn.ModuleDict({"first": nn.Linear(4, 4), "layers": nn.ModuleList([nn.Linear(4, 4), nn.Linear(4, 4)])})
+    model["layers"][1].weight = (model["layers"][0] if tied == "between blocks" else model["first"]).weight
+    with pytest.raises(ValueError, match="weight is shared between blocks"):
+        shard(model, device=torch.device("cpu"))
+
+
+def test_a_block_that_is_applied_twice_is_one() -> None:
+    """As ALBERT does."""
+    layer = nn.Linear(4, 4)
+    assert blocks(nn.ModuleDict({"layers": nn.ModuleList([layer, layer])})) == [layer]
 
 
 def test_the_checksum_sees_one_bit_of_any_weight_or_buffer() -> None:

@@ -225,3 +225,21 @@ def test_a_trial_that_stays_far_above_its_best_is_cut() -> None:
 def test_a_very_short_trial_is_never_cut(num_steps: int) -> None:
     """Nothing is known of its noise."""
     assert first_stop(trial_stop_rule(num_steps=num_steps), [1.0, 1e6, 1e9, 1e12, 1e15, 1e18][:num_steps]) is None
+
+
+def test_another_loss_may_show_the_noise() -> None:
+    """A validation loss on always the same samples has none: without the training loss's, any rise would stop."""
+    for noisy, expected in ((lambda i: 10.0 + (-1.0) ** i, False), (lambda i: 10.0, True)):
+        rule = stop_rule("range", factor=2.0, num_steps=100)
+        stopped = [
+            rule.update(1.0 + 0.01 * max(0, i - 20), 1.0 + 0.01 * max(0, i - 20), noisy_loss=noisy(i))
+            for i in range(60)
+        ]
+        assert any(stopped) == expected
+
+
+def test_the_ratio_rule_compares_one_loss_with_itself() -> None:
+    """A validation loss of twice the training loss is no divergence."""
+    rule = stop_rule("ratio", factor=4.0, num_steps=100)
+    assert not rule.update(10.0, 10.0, noisy_loss=1.0)
+    assert rule.update(10.0, 41.0, noisy_loss=1.0)
