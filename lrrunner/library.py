@@ -80,8 +80,8 @@ def range_test(
 
     Parameters, buffers, gradients, train flags, optimizer, scaler, random number generators, the loader's order and
     position, and what Accelerate counts are afterwards as before, bit for bit, whatever happens; schedulers are not
-    touched. It may be called in the middle of a training, also of an accumulation (between
-    steps with FSDP2, whose unreduced gradients are out of reach), and again.
+    touched. It may be called in the middle of a training, also of an accumulation (between steps with FSDP2, whose
+    unreduced gradients are out of reach), and again.
 
     What lives elsewhere is not restored: a counter in a Python attribute, the position of an iterable dataset, what a
     hook on the optimizer or on DDP's communication (PowerSGD, say) keeps. Of loaders, those of torch and Accelerate are
