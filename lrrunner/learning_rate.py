@@ -7,6 +7,7 @@ import warnings
 from typing import Any
 
 import torch
+from accelerate.optimizer import AcceleratedOptimizer
 
 
 class LearningRate:
@@ -16,7 +17,8 @@ class LearningRate:
     world size are where other finders lose the link between a loss and its LR.
 
     Attributes:
-        base_lr: What recorded LRs stand for: the LR of all groups, or where they differ the optimizer's default.
+        base_lr: What recorded LRs stand for: the LR of all groups; where they differ, the optimizer's default if some
+            group has it, else the largest.
         ratios: Each group's LR over ``base_lr``, in the optimizer's order.
 
     Raises:
@@ -52,28 +54,52 @@ class LearningRate:
 
 def unwrapped(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
     """The optimizer that really steps, inside of Accelerate's, which skips steps in the middle of an accumulation."""
-    while isinstance(inner := getattr(optimizer, "optimizer", None), torch.optim.Optimizer):
-        optimizer = inner
+    while isinstance(optimizer, AcceleratedOptimizer):
+        optimizer = optimizer.optimizer
     return optimizer
 
 
+def held_optimizer(optimizer: Any) -> torch.optim.Optimizer | None:
+    """The optimizer inside of a wrapper, whose state is out of reach of a snapshot; None where there is none."""
+    parts = list(getattr(optimizer, "__dict__", {}).values())
+    for part in parts[:]:
+        parts += part if isinstance(part, list | tuple) else part.values() if type(part) is dict else ()
+    return next((part for part in parts if isinstance(part, torch.optim.Optimizer)), None)
+
+
 def remark(optimizer: torch.optim.Optimizer) -> str:
-    """What to know about the LR of an unusual optimizer; empty for others.
+    """What to know about the LR of an unusual optimizer, or of one whose groups differ; empty for others.
 
     D-Adaptation and Prodigy find a step size by themselves, and multiply it by their LR, for which 1 is the usual one.
+    Schedule-free optimizers average weights instead of lowering their LR.
 
     References:
         Defazio and Mishchenko 2023, arXiv:2301.07733; Mishchenko and Defazio 2023, arXiv:2306.06101. Both keep their
-            estimate in ``d``, in every group, beside what bounds its growth.
+            estimate in ``d``, in every group, beside what bounds its growth. Defazio et al. 2024, arXiv:2405.15682.
     """
+    name, groups = type(optimizer).__name__, optimizer.param_groups
     bounds = {"d0", "d_coef", "growth_rate"}
-    if not any("d" in group and bounds & group.keys() for group in optimizer.param_groups):
-        return ""
-    return f"the LR multiplies the step size that {type(optimizer).__name__} finds by itself"
+    remarks = []
+    if any("d" in group and bounds & group.keys() for group in groups):
+        remarks.append(f"the LR multiplies the step size that {name} finds by itself")
+    if any("train_mode" in group for group in groups):
+        remarks.append(f"the LR multiplies all steps of {name}, which needs no schedule: keep it constant")
+    ratios = LearningRate(optimizer).ratios
+    if len(set(ratios)) > 1:
+        remarks.append(f"the LR is that of parameter group {ratios.index(1.0)}, the others keep their ratios to it")
+    return "; ".join(remarks)
 
 
 def optimizer_errors(optimizer: torch.optim.Optimizer) -> list[str]:
-    """Why no LR of this optimizer can be swept: it evaluates the loss by itself, as L-BFGS does, or has none."""
+    """Why no LR of this optimizer can be swept.
+
+    It evaluates the loss by itself, as L-BFGS does, has no LR, or steps another optimizer, as Lookahead does.
+    """
+    if (held := held_optimizer(optimizer)) is not None:
+        return [
+            f"optimizer must keep its state by itself, got {type(optimizer).__name__} around {type(held).__name__}; "
+            "sweep with an optimizer that wraps no other"
+        ]
     closure = inspect.signature(type(optimizer).step).parameters.get("closure")
     if closure is not None and closure.default is inspect.Parameter.empty:
         return [
@@ -90,14 +116,12 @@ def optimizer_errors(optimizer: torch.optim.Optimizer) -> list[str]:
 
 
 def _base_lr(optimizer: torch.optim.Optimizer, group_lrs: list[float]) -> float:
-    if len(set(group_lrs)) == 1:
-        return group_lrs[0]
-    default = optimizer.defaults.get("lr", group_lrs[0])
+    default = optimizer.defaults.get("lr")
     if isinstance(default, torch.Tensor):  # the groups without an LR of their own hold this very tensor, and move it
         for group, lr in zip(optimizer.param_groups, group_lrs, strict=True):
             if group["lr"] is default:
                 return lr
-    return float(default)
+    return float(default) if default in group_lrs else max(group_lrs)
 
 
 def _assign(values: dict[str, object], name: str, lr: float) -> None:

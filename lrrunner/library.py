@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 import numbers
 import time
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import fields, replace
 from enum import Enum
 from typing import TYPE_CHECKING, Any
@@ -31,10 +32,10 @@ from lrrunner.config import (
     sweep_errors,
 )
 from lrrunner.core.extension import Extension
-from lrrunner.engine import SweepResult, Trainable, run_sweep
+from lrrunner.engine import SweepResult, Trainable, run_sweep, set_optimizer_mode
 from lrrunner.errors import ArgumentError, ConfigError
 from lrrunner.launch import launcher_says
-from lrrunner.learning_rate import LearningRate, optimizer_errors, remark, unwrapped
+from lrrunner.learning_rate import LearningRate, held_optimizer, optimizer_errors, remark, unwrapped
 from lrrunner.loaders import RestartedLoader, loader_errors, num_samples, to_device, untouched
 from lrrunner.passes import Passes, run_passes, sweep_ladder
 from lrrunner.progress import progress_bar, show
@@ -79,19 +80,28 @@ def range_test(
 
     Parameters, buffers, gradients, train flags, optimizer, scaler, random number generators, the loader's order and
     position, and what Accelerate counts are afterwards as before, bit for bit, whatever happens; schedulers are not
-    touched. It may be called in the middle of a training, and again. What lives elsewhere (a counter in a Python
-    attribute, the position of an iterable dataset, what a hook on the optimizer does) is not restored. With three ranks
-    and more, DDP sums in another order after its first backward pass, whoever ran it: the last bit of the next step may
-    then differ.
+    touched. It may be called in the middle of a training, also of an accumulation (between steps with FSDP2, whose
+    unreduced gradients are out of reach), and again.
+
+    What lives elsewhere is not restored: a counter in a Python attribute, the position of an iterable dataset, what a
+    hook on the optimizer or on DDP's communication (PowerSGD, say) keeps. Of loaders, those of torch and Accelerate are
+    left bit for bit; what a loader of another class, or a dataset, draws from a generator of its own is drawn. With
+    three ranks and more, DDP sums in another order after its first backward pass, whoever ran it: the last bit of the
+    next step may then differ. After an exception in its backward pass, DDP itself can train no more: wrap the model
+    anew.
 
     Args:
         accelerator: What prepared model, optimizer and loader; None for plain objects (in one process, or wrapped by
             the script in DistributedDataParallel or with ``fully_shard``).
-        model: The model, prepared.
-        optimizer: Its optimizer, prepared or not. Each group's LR keeps its ratio to the others.
+        model: The model, prepared. In training mode its parts keep their own modes (frozen batch norms, say); else all
+            of it is brought to train.
+        optimizer: Its optimizer, prepared or not; none that wraps another. Each group's LR keeps its ratio to the
+            others. Where they differ, the suggested LR is that of the groups that have the optimizer's default, or of
+            the group with the largest LR if none has it; the reason names the group.
         train_loader: Batches as the training will see them; restarted whenever it ends.
         loss_fn: ``(model, batch) -> mean loss``, or ``-> (mean loss, number of items)`` where batches hold unequal
-            numbers of tokens. Without a number, a loss counts for the first dimension of the first tensor in the batch.
+            numbers of tokens. Without a number, a loss counts for the first dimension of the first tensor in the batch,
+            which is looked for in fields of the batch, not in lists inside of them.
         start_lr: First LR of the ladder.
         end_lr: Last LR of the ladder.
         num_steps: Optimizer steps of the ladder.
@@ -136,26 +146,28 @@ def range_test(
     collective = collectives.collective_for_world()
     errors: list[str] = []
     told = 1 if accelerator is None else getattr(accelerator, "gradient_accumulation_steps", 1)
-    job = _job(options | {"accumulation_steps": told if accumulation_steps is None else accumulation_steps}, errors)
+    resolved = options | {"accumulation_steps": told if accumulation_steps is None else accumulation_steps}
+    job = _job(resolved, errors)
     errors += _object_errors(accelerator, model, optimizer, train_loader, loss_fn, world_size=collective.world_size)
     try:
         collectives.agree(collective, errors)
+        collectives.agree(collective, disagreements(collective.gather(resolved)))
     except ConfigError as error:
         raise ArgumentError(error.errors) from None
     loss = CountedLoss(loss_fn, num_micro_batches=job.train.accumulation_steps)
     sharded = sharding.is_sharded(model)
-    trainable = Trainable(
+    trainable = _TrainableOfScript(
         model=model,
         optimizer=unwrapped(optimizer),
         objective=loss,
         micro_batch_size=1,  # every loss comes with its own count
         accumulation_steps=job.train.accumulation_steps,
         max_grad_norm=job.train.max_grad_norm,
-        scaler=scaler if scaler is not None or accelerator is None else accelerator.scaler,
+        scaler=_enabled(scaler if scaler is not None or accelerator is None else accelerator.scaler),
         no_sync=functools.partial(sharding.no_sync, uncompiled(model)) if sharded else _no_sync(accelerator, model),
         to_device=to_device(next(model.parameters()).device),
     )
-    with untouched(train_loader):
+    with untouched(train_loader), _synchronised(model), _before_unscaling(trainable.scaler):
         batches = RestartedLoader(train_loader, collective=collective, seed=job.sweep.seed)
         passes = _passes(job, trainable, batches, collective)
     num_samples_by_rank = collective.gather(loss.num_samples)
@@ -176,6 +188,16 @@ def range_test(
         call=_call(options),
         rank=collective.rank,
     )
+
+
+class _TrainableOfScript(Trainable):
+    """A model whose owner may keep parts of it, frozen batch norms, say, in evaluation mode while it trains."""
+
+    def train(self) -> None:
+        """Training mode of a model that is not in it; else every part keeps its own."""
+        if not innermost(self.model).training:
+            self.model.train()
+        set_optimizer_mode(self.optimizer, training=True)
 
 
 class CountedLoss:
@@ -211,7 +233,22 @@ class CountedLoss:
                 f"loss_fn must return (loss, num_items) where a batch holds no tensor to count by, "
                 f"got {type(batch).__name__}; count its items"
             )
+        if wrong := _count_error(items):
+            raise ValueError(f"loss_fn must return (loss, num_items) with a number of items, got {wrong}; count them")
         return loss, items
+
+
+def _count_error(items: Any) -> str:
+    """What is given instead of a number of items; empty for a number. One on a GPU is not read, which would wait."""
+    if isinstance(items, torch.Tensor):
+        if items.ndim:
+            return f"a tensor of shape {tuple(items.shape)}"
+        if items.device.type != "cpu":
+            return ""
+        items = items.item()
+    if not isinstance(items, numbers.Real):
+        return type(items).__name__
+    return "" if math.isfinite(items) and float(items) >= 0 else f"{items}"
 
 
 def _passes(job: Config, trainable: Trainable, batches: RestartedLoader, collective: Collective) -> Passes:
@@ -234,12 +271,17 @@ def _passes(job: Config, trainable: Trainable, batches: RestartedLoader, collect
             )
 
     return run_passes(
-        climb, job.sweep, method=job.suggestion.method, collective=collective, on_extension=_tell_extension
+        climb,
+        job.sweep,
+        method=job.suggestion.method,
+        collective=collective,
+        on_extension=_tell_extension if collective.rank == 0 else lambda extension: None,
     )
 
 
 def _tell_extension(extension: Extension) -> None:
-    logger.info("%s: sweeping again from %.1e to %.1e", extension.reason, extension.start_lr, extension.end_lr)
+    """A warning, since a script that has set up no logging shows nothing below."""
+    logger.warning("%s: sweeping again from %.1e to %.1e", extension.reason, extension.start_lr, extension.end_lr)
 
 
 def _job(options: Mapping[str, Any], errors: list[str]) -> Config:
@@ -287,6 +329,20 @@ def _converted(name: str, value: Any, default: Any, errors: list[str], *, option
     return default
 
 
+def disagreements(options: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Options that differ by rank, from those of every rank: one rank would wait for another, or train apart."""
+    first = options[0]
+    found = []
+    for name, value in first.items():
+        rank = next((rank for rank, own in enumerate(options) if own[name] != value), None)
+        if rank is not None:
+            found.append(
+                f"{name} must be the same on every rank, got {value!r} on rank 0, {options[rank][name]!r} on rank "
+                f"{rank}; compute it on rank 0 and broadcast it"
+            )
+    return found
+
+
 def _object_errors(
     accelerator: Any, model: Any, optimizer: Any, train_loader: Any, loss_fn: Any, *, world_size: int
 ) -> list[str]:
@@ -325,6 +381,9 @@ def accelerator_errors(accelerator: Any) -> list[str]:
             f"accelerator must train in one process, with DDP or with FSDP2, got {name}; sweep the same global batch "
             "with DDP"
         ]
+    precision = str(getattr(accelerator, "mixed_precision", "no"))
+    if precision not in ("no", "fp16", "bf16"):
+        return [f"accelerator must compute in fp32, fp16 or bf16, got {precision}; sweep the same global batch in bf16"]
     return []
 
 
@@ -356,6 +415,13 @@ def uncompiled(model: nn.Module) -> nn.Module:
     return inner
 
 
+def innermost(model: nn.Module) -> nn.Module:
+    """The module that a script has made, inside of DDP and torch.compile."""
+    while (inner := uncompiled(model)) is not model or isinstance(model, DistributedDataParallel):
+        model = inner.module if isinstance(inner, DistributedDataParallel) else inner
+    return model
+
+
 def _optimizer_errors(optimizer: Any, model: Any) -> list[str]:
     if isinstance(optimizer, list | tuple):
         return [
@@ -363,7 +429,13 @@ def _optimizer_errors(optimizer: Any, model: Any) -> list[str]:
             "as it is"
         ]
     if not isinstance(optimizer, torch.optim.Optimizer):
-        return [f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}; give the optimizer itself"]
+        name = type(optimizer).__name__
+        if held_optimizer(optimizer) is None:
+            return [f"optimizer must be a torch.optim.Optimizer, got {name}; give one"]
+        return [
+            f"optimizer must be a torch.optim.Optimizer, got {name}, which wraps one; sweep with an optimizer that "
+            "wraps no other"
+        ]
     errors = optimizer_errors(unwrapped(optimizer))
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     own = {id(p) for p in model.parameters()} if isinstance(model, nn.Module) else held
@@ -385,6 +457,40 @@ def _no_sync(accelerator: Accelerator | None, model: nn.Module) -> Callable[[], 
     return no_sync
 
 
+@contextmanager
+def _synchronised(model: nn.Module) -> Iterator[None]:
+    """Backward passes inside reduce gradients, also where the caller stands in a ``no_sync`` or an accumulation."""
+    wrappers = [module for module in model.modules() if isinstance(module, DistributedDataParallel)]
+    kept = [wrapper.require_backward_grad_sync for wrapper in wrappers]
+    for wrapper in wrappers:
+        wrapper.require_backward_grad_sync = True
+    try:
+        yield
+    finally:
+        for wrapper, value in zip(wrappers, kept, strict=True):
+            wrapper.require_backward_grad_sync = value
+
+
+def _enabled(scaler: torch.amp.GradScaler | None) -> torch.amp.GradScaler | None:
+    """A scaler that scales; None for one that a script has switched off."""
+    return scaler if scaler is not None and scaler.is_enabled() else None
+
+
+@contextmanager
+def _before_unscaling(scaler: torch.amp.GradScaler | None) -> Iterator[None]:
+    """A scaler that has unscaled the caller's gradients has not inside, and has again afterwards."""
+    if scaler is None:
+        yield
+        return
+    kept = dict(scaler._per_optimizer_states)
+    scaler._per_optimizer_states.clear()
+    try:
+        yield
+    finally:
+        scaler._per_optimizer_states.clear()
+        scaler._per_optimizer_states.update(kept)
+
+
 def _describe(
     job: Config,
     accelerator: Accelerator | None,
@@ -394,10 +500,8 @@ def _describe(
     loss_fn: LossFunction,
 ) -> None:
     """What was swept, for the record."""
-    inner = getattr(model, "_orig_mod", model)
-    inner = getattr(inner, "module", inner)
     plain = {key: value for key, value in optimizer.defaults.items() if isinstance(value, bool | int | float | str)}
-    job.model = {"_target_": _name(type(getattr(inner, "_orig_mod", inner)))}
+    job.model = {"_target_": _name(type(innermost(model)))}
     job.optimizer = {"_target_": _name(type(optimizer)), **plain, "lr": LearningRate(optimizer).base_lr}
     job.objective = {"_target_": _name(loss_fn)}
     job.data.train = {"_target_": _name(type(getattr(train_loader, "dataset", train_loader)))}

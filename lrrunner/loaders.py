@@ -5,8 +5,8 @@ from __future__ import annotations
 import copy
 import functools
 import itertools
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
@@ -23,8 +23,9 @@ OWN_PARTS = ("sampler", "batch_sampler", "generator", "synchronized_generator")
 class RestartedLoader:
     """Endless micro-batches from a loader that is restarted whenever it ends, on all ranks at the same step.
 
-    What is read is a twin with samplers, generators and counters of its own. Its generators are seeded by (seed,
-    repeat), the same on every rank; samplers that follow an epoch begin with the loader's current one. Every repeat
+    Of torch's loaders and Accelerate's, what is read is a twin with samplers, generators and counters of its own. Its
+    generators are seeded by (seed, repeat), the same on every rank; samplers that follow an epoch begin with the
+    loader's current one. Every repeat
     therefore has another data order, and the same repeat of a later call has the same one again. What an iterable
     dataset keeps of its position is its own.
 
@@ -98,7 +99,9 @@ def untouched(loader: Any) -> Iterator[None]:
 
 
 def twin(loader: DataLoader[Any]) -> DataLoader[Any]:
-    """A loader of the same dataset whose samplers, generators and counters are copies.
+    """A loader of the same dataset whose samplers, generators, counters and collator are copies.
+
+    A collator that cannot be copied is the same one.
 
     Raises:
         Exception: whatever a sampler raises that cannot be copied.
@@ -109,9 +112,12 @@ def twin(loader: DataLoader[Any]) -> DataLoader[Any]:
         vars(copied)["base_dataloader"] = base = _bare_copy(vars(copied)["base_dataloader"])
         holders.append(base)
     own = [{name: vars(holder)[name] for name in OWN_PARTS if name in vars(holder)} for holder in holders]
-    dataset = loader.dataset
-    for holder, parts in zip(holders, copy.deepcopy(own, {id(dataset): dataset}), strict=True):
+    shared = {id(dataset): dataset for dataset in _datasets(loader.dataset)}
+    for holder, parts in zip(holders, copy.deepcopy(own, shared.copy()), strict=True):
         vars(holder).update(parts)
+        if "collate_fn" in vars(holder):
+            with suppress(Exception):  # one that holds an open file, say
+                vars(holder)["collate_fn"] = copy.deepcopy(vars(holder)["collate_fn"], shared.copy())
         if "_iterator" in vars(holder):
             vars(holder)["_iterator"] = None  # persistent workers belong to the original
     return copied
@@ -120,13 +126,32 @@ def twin(loader: DataLoader[Any]) -> DataLoader[Any]:
 def num_samples(batch: Any) -> int | None:
     """Size of the first dimension of the first tensor in a batch; None without one.
 
+    A batch is a tensor, or a sequence or mapping of fields: (inputs, targets), say. Lists inside of it are not looked
+    into, since they may hold one sample an entry, nor is a list of mappings that have the same keys.
+
     >>> num_samples({"ids": torch.zeros(3, 7), "mask": torch.zeros(3)})
     3
+    >>> num_samples(([torch.zeros(2, 5)] * 8, [torch.zeros(1)] * 8))
     """
-    if isinstance(batch, torch.Tensor):
-        return len(batch) if batch.ndim else None
-    parts = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, list | tuple) else ()
-    return next((found for part in parts if (found := num_samples(part)) is not None), None)
+    if isinstance(batch, list | tuple):
+        return None if _are_samples(batch) else _first(map(_num_rows, batch))
+    return _num_rows(batch)
+
+
+def _num_rows(field: Any) -> int | None:
+    """Size of the first dimension of the first tensor in a field of a batch, which may be a mapping of fields."""
+    if isinstance(field, torch.Tensor):
+        return len(field) if field.ndim else None
+    return _first(map(_num_rows, field.values())) if isinstance(field, Mapping) else None
+
+
+def _are_samples(batch: Sequence[Any]) -> bool:
+    """Whether a sequence is one of samples, not of fields."""
+    return len(batch) > 1 and all(isinstance(part, Mapping) and part.keys() == batch[0].keys() for part in batch)
+
+
+def _first(counts: Iterable[int | None]) -> int | None:
+    return next((count for count in counts if count is not None), None)
 
 
 def to_device(device: torch.device) -> Callable[[Any], Any]:
@@ -143,13 +168,20 @@ def _bare_copy(loader: Any) -> Any:
     return copied
 
 
+def _datasets(dataset: Any) -> Iterator[Any]:
+    """A dataset and, where it is a view of another, that one, too: data are not copied."""
+    while dataset is not None:
+        yield dataset
+        dataset = getattr(dataset, "dataset", None)
+
+
 def _length(loader: Any) -> int | None:
     """Batches until the end; None where nobody knows, or an iterable dataset only estimates it."""
     if isinstance(getattr(loader, "dataset", None), IterableDataset):
         return None
     try:
         return len(loader)
-    except TypeError:
+    except Exception:  # noqa: BLE001 - a user's data set raises what it likes
         return None
 
 

@@ -96,7 +96,9 @@ class Snapshot:
 
     The optimizer's own counters are among them.
 
-    Restoring writes into the live tensors, so references to them stay valid, and can be done any number of times.
+    Restoring writes into the live parameters and buffers, so references to them stay valid, and can be done any number
+    of times. Gradients and the optimizer's state come back as new tensors; one that several entries of the state share
+    is shared again.
 
     Args:
         model: The module whose parameters the optimizer holds (wrapped or not).
@@ -115,7 +117,8 @@ class Snapshot:
         self._gradients = [None if p.grad is None else _SavedTensor.of(p.grad) for p in model.parameters()]
         self._buffers = saved_buffers(model)
         self._training = [module.training for module in model.modules()]
-        self._optimizer_state = {param: _saved(state) for param, state in optimizer.state.items()}
+        copies: dict[int, _SavedTensor] = {}
+        self._optimizer_state = {param: _saved(state, copies) for param, state in optimizer.state.items()}
         self._groups = [
             {key: _saved(value) for key, value in group.items() if key != "params"} for group in optimizer.param_groups
         ]
@@ -187,8 +190,9 @@ class Snapshot:
             delattr(self._optimizer, name)
         vars(self._optimizer).update(self._optimizer_counters)
         self._optimizer.state.clear()
+        tensors: dict[int, torch.Tensor] = {}
         for param, state in self._optimizer_state.items():
-            self._optimizer.state[param] = _restored(state)
+            self._optimizer.state[param] = _restored(state, tensors)
         for group, saved in zip(self._optimizer.param_groups, self._groups, strict=True):
             for key in group.keys() - saved.keys() - {"params"}:
                 del group[key]
@@ -227,9 +231,18 @@ def _restore_buffers(module: nn.Module, buffers: dict[str, tuple[torch.Tensor | 
     for name in module._buffers.keys() - buffers.keys():
         del module._buffers[name]
     for name, (original, saved) in buffers.items():
-        if original is not None and not torch.equal(original, saved.values.to(original.device)):
+        if original is not None and not _same_bits(
+            local_part(original).cpu(), saved.values
+        ):  # expanded ones refuse any write
             original.copy_(saved.values)
         module._buffers[name] = original
+
+
+def _same_bits(first: torch.Tensor, second: torch.Tensor) -> bool:
+    """Whether two tensors of one type in host memory are the same, of which 0 and -0 are not."""
+    if first.shape != second.shape or first.dtype != second.dtype:
+        return False
+    return torch.equal(*(tensor.contiguous().flatten().view(torch.uint8) for tensor in (first, second)))
 
 
 def _matching_buffer(module: nn.Module, name: str, saved: Any) -> tuple[torch.Tensor | None, Any]:
@@ -276,21 +289,29 @@ def _adopted(value: Any, model: nn.Module) -> Any:
     return tuple(_restored(_adopted(item, model)) for item in value["tuple"])
 
 
-def _saved(value: Any) -> Any:
+def _saved(value: Any, copies: dict[int, _SavedTensor] | None = None) -> Any:
+    """A copy of a value; of a tensor that ``copies`` has by its identity, the one that is there."""
+    copies = {} if copies is None else copies
     if isinstance(value, torch.Tensor):
-        return _SavedTensor.of(value)
+        if id(value) not in copies:
+            copies[id(value)] = _SavedTensor.of(value)
+        return copies[id(value)]
     if isinstance(value, dict):
-        return {key: _saved(item) for key, item in value.items()}
+        return {key: _saved(item, copies) for key, item in value.items()}
     if isinstance(value, list):
-        return [_saved(item) for item in value]
+        return [_saved(item, copies) for item in value]
     return copy.deepcopy(value)
 
 
-def _restored(value: Any) -> Any:
+def _restored(value: Any, tensors: dict[int, torch.Tensor] | None = None) -> Any:
+    """The value behind a saved one; the same tensor again for a copy that ``tensors`` has by its identity."""
+    tensors = {} if tensors is None else tensors
     if isinstance(value, _SavedTensor):
-        return value.tensor()
+        if id(value) not in tensors:
+            tensors[id(value)] = value.tensor()
+        return tensors[id(value)]
     if isinstance(value, dict):
-        return {key: _restored(item) for key, item in value.items()}
+        return {key: _restored(item, tensors) for key, item in value.items()}
     if isinstance(value, list):
-        return [_restored(item) for item in value]
+        return [_restored(item, tensors) for item in value]
     return copy.deepcopy(value)

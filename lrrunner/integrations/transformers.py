@@ -31,8 +31,11 @@ def range_test(trainer: Trainer, **options: Any) -> RangeTest:
     The sweep takes the trainer's loss (``compute_loss``, with its weighting by tokens), gradient accumulation,
     clipping, mixed precision and gradient checkpointing, not what ``train`` alone sets up (NEFTune, Liger kernels, a
     ``training_step`` of your own). Callbacks are not called, the trainer logs and saves nothing, and it is afterwards
-    as before: what ``train`` then does is the same to the last bit. Nothing is applied; to train with the suggestion,
-    set ``trainer.args.learning_rate = result.suggestion.lr``.
+    as before: what ``train`` then does is the same to the last bit, if the collator can be copied.
+
+    Nothing is applied. To train with the suggestion, if there is one, set ``trainer.args.learning_rate =
+    result.suggestion.lr``; an optimizer that is there already (given to the trainer, or left by an earlier ``train``)
+    asks no more for that, but takes ``result.suggestion.apply(trainer.optimizer)``.
 
     Args:
         trainer: A trainer with a training set.
@@ -97,6 +100,7 @@ def _loss_of(trainer: Trainer) -> Callable[[nn.Module, Any], Any]:
     shifts = _shifts_labels(trainer.model)
 
     def loss_fn(model: nn.Module, batch: Any) -> Any:
+        model.train()  # every part of it, as each training_step does
         inputs = trainer._prepare_inputs(batch)
         num_tokens = _num_tokens(inputs, shifts=shifts) if weights_by_tokens else None
         with trainer.compute_loss_context_manager():

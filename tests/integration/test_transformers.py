@@ -24,6 +24,8 @@ from lrrunner.tasks.data import language_batch, text
 from tests.integration.launching import NO_TRACKING, launch
 from tests.multiprocess.trainings import digest, forget_accelerate
 
+ROOT = Path(__file__).resolve().parents[2]
+
 CHECKPOINTING = (
     f"{'activation' if hasattr(TrainingArguments, 'activation_checkpointing') else 'gradient'}_checkpointing"
 )
@@ -78,6 +80,19 @@ def padded_batch(examples: Any) -> dict[str, torch.Tensor]:
     return batch | {"labels": labels}
 
 
+class Masked:
+    """Padded batches with tokens replaced by random ones, from a generator of its own."""
+
+    def __init__(self) -> None:
+        self.generator = torch.Generator().manual_seed(7)
+
+    def __call__(self, examples: Any) -> dict[str, torch.Tensor]:
+        batch = padded_batch(examples)
+        ids = batch["input_ids"]
+        noise = torch.randint(0, 128, ids.shape, generator=self.generator)
+        return batch | {"input_ids": torch.where(noise < 20, noise, ids)}
+
+
 def test_the_trainer_and_the_command_line_suggest_the_same_lr(tmp_path: Path) -> None:
     """The same model, data, order and optimizer: another way in must not be another answer."""
     run = launch(
@@ -116,7 +131,7 @@ def trained(folder: Path, *, sweep: bool, **changes: Any) -> tuple[dict[str, Any
         args=arguments(
             folder, per_device_train_batch_size=4, gradient_accumulation_steps=2, max_steps=4, warmup_steps=2, **changes
         ),
-        data_collator=padded_batch,
+        data_collator=Masked(),
         train_dataset=Subset(windows(), range(40)),
     )
     assert trainer.model is not None
@@ -171,6 +186,29 @@ def test_the_swept_gradient_is_the_trainers_own(tmp_path: Path) -> None:
             norms.append(trainer.state.log_history[0]["grad_norm"])
         forget_accelerate()
     assert norms[1] == pytest.approx(norms[0], rel=1e-5)
+
+
+def test_the_readmes_lines_apply_also_to_an_optimizer_that_is_there(tmp_path: Path) -> None:
+    """The trainer makes its optimizer only once, and reads its learning_rate only then."""
+    section = (ROOT / "README.md").read_text(encoding="utf-8").partition("A `transformers.Trainer`")[2]
+    lines = section.partition("```python\n")[2].partition("```")[0]
+    for given in (False, True):
+        model = gpt2()
+        trainer = Trainer(
+            model=model,
+            args=arguments(tmp_path, per_device_train_batch_size=8, max_steps=2, lr_scheduler_type="constant"),
+            data_collator=language_batch,
+            train_dataset=Subset(windows(), range(64)),
+            optimizers=(torch.optim.AdamW(model.parameters(), lr=1e-4) if given else None, None),
+        )
+        scope: dict[str, Any] = {"trainer": trainer}
+        exec(lines, scope)
+        assert scope["suggestion"].lr is not None
+        assert trainer.optimizer is not None
+        assert [group["lr"] for group in trainer.optimizer.param_groups] == pytest.approx(
+            [scope["suggestion"].lr] * len(trainer.optimizer.param_groups)
+        )
+        forget_accelerate()
 
 
 def test_what_cannot_be_swept_is_refused(tmp_path: Path) -> None:

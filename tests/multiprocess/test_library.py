@@ -104,6 +104,31 @@ def prepared_streams() -> list[list[float]]:
     return found
 
 
+def within_an_accumulation() -> list[Any]:
+    """What a sweep at the first of two micro-batches descends, how DDP is left, and the modes of what it wraps."""
+    inputs, targets = regression_data()
+    first = 4 * dist.get_rank()
+    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=2)
+    raw = small_model().eval()  # as Hugging Face gives models; DDP around it is in training mode
+    modes: list[bool] = []
+    raw.register_forward_pre_hook(lambda *_: modes.append(raw.training))
+    model, optimizer = accelerator.prepare(raw, torch.optim.SGD(raw.parameters(), lr=1.0))
+    seen: list[Any] = []
+
+    def note(*_: Any) -> None:
+        seen.append([p.grad.tolist() for p in raw.parameters() if p.grad is not None])
+
+    optimizer.optimizer.register_step_pre_hook(note)
+    with accelerator.accumulate(model):
+        lrrunner.range_test(
+            accelerator, model, optimizer, [(inputs[first : first + 4], targets[first : first + 4])], squared_error,
+            num_steps=3, start_lr=1e-3, end_lr=1e-2, auto_range=False, accumulation_steps=1,
+        )  # fmt: skip
+        synchronises = model.require_backward_grad_sync
+    accelerator.free_memory()
+    return [seen, synchronises, [*modes, raw.training]]
+
+
 def refusals() -> list[str]:
     """What is wrong on one rank is told on all."""
     model, optimizer = plain_ddp()
@@ -112,6 +137,8 @@ def refusals() -> list[str]:
     for given, options in (
         (small_model(), {}),
         (model, {"num_steps": 1 if dist.get_rank() else 10}),
+        (model, {"num_steps": 12 if dist.get_rank() else 10}),
+        (model, {"accumulation_steps": 2 if dist.get_rank() else None}),
         (model, {"start_lr": -1.0}),
     ):
         own = optimizer if given is model else torch.optim.SGD(given.parameters(), lr=0.1)
@@ -159,6 +186,7 @@ def every_case() -> dict[str, Any]:
         "lengths": uneven_lengths(),
         "streams": streams_of_unknown_length(),
         "prepared streams": prepared_streams(),
+        "accumulation": within_an_accumulation(),
         "refusals": refusals(),
         "sharded": [sharded(fsdp=fsdp) for fsdp in (False, True)],
         "half": sharded_on_half_of_the_ranks(),
@@ -242,12 +270,23 @@ def test_a_model_that_fully_shard_has_sharded_is_swept_as_with_ddp(cases: list[d
         assert "model must be sharded by fully_shard(model) over all 2 ranks" in case["half"]
 
 
+def test_a_sweep_within_an_accumulation_keeps_ranks_together(cases: list[dict[str, Any]]) -> None:
+    """There, Accelerate has told DDP not to reduce gradients: each rank would descend its own."""
+    (gradients, synchronises, modes), (others, *_) = (case["accumulation"] for case in cases)
+    assert len(gradients) == 3
+    assert gradients == others
+    assert not synchronises
+    assert modes == [True, True, True, False]
+
+
 def test_all_ranks_refuse_what_is_wrong_on_one(cases: list[dict[str, Any]]) -> None:
     """A rank that went on would wait for ever."""
     for case in cases:
-        unwrapped, few, negative = case["refusals"]
+        unwrapped, few, differing, resolved, negative = case["refusals"]
         assert "model must be wrapped for 2 ranks, got Sequential" in unwrapped
         assert "num_steps must be at least 2, got 1; try 100 (on rank 1)" in few
+        assert "num_steps must be the same on every rank, got 10 on rank 0, 12 on rank 1" in differing
+        assert "accumulation_steps must be the same on every rank, got 1 on rank 0, 2 on rank 1" in resolved
         assert "  - start_lr must be above 0, got -1; try 1e-7" in negative
 
 
@@ -261,3 +300,17 @@ def test_the_readmes_example_runs_on_one_and_two_ranks_and_changes_nothing(cases
         assert with_sweep == without
         assert lr is not None
         assert 1e-4 < lr < 1
+
+
+def test_the_readmes_example_saves_and_applies_as_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every line of it, where it may write."""
+    monkeypatch.chdir(tmp_path)
+    scope: dict[str, Any] = {}
+    try:
+        for part in readme_example():
+            exec(part, scope)
+    finally:
+        forget_accelerate()
+    assert (tmp_path / "runs" / "my-lr" / "suggestion.json").exists()
+    assert scope["optimizer"].param_groups[0]["lr"] == scope["result"].suggestion.lr
+    assert len(scope["losses"]) == 16

@@ -59,3 +59,14 @@ class SelfScalingSGD(torch.optim.SGD):
         super().step(closure)
         for group, lr in zip(self.param_groups, held, strict=True):
             group["lr"] = lr
+
+
+class Lookahead(torch.optim.Optimizer):
+    """Steps another optimizer and keeps slow weights beside it, as wrappers do."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self.optimizer = optimizer
+        self.param_groups, self.defaults, self.state = optimizer.param_groups, optimizer.defaults, optimizer.state
+
+    def step(self, closure: Any = None) -> None:
+        self.optimizer.step(closure)

@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate.optimizer import AcceleratedOptimizer
 
-from lrrunner.learning_rate import LearningRate, optimizer_errors, remark
+from lrrunner.learning_rate import LearningRate, optimizer_errors, remark, unwrapped
 from tests.multiprocess.sweeps import small_model
-from tests.unit.optimizers import SelfScalingSGD
+from tests.unit.optimizers import Lookahead, SelfScalingSGD
 
 
 def two_groups(**options: Any) -> list[dict[str, Any]]:
@@ -31,6 +32,16 @@ def test_groups_that_differ_are_recorded_by_the_optimizers_default() -> None:
     learning_rate = LearningRate(torch.optim.SGD(two_groups(lr=0.01), lr=0.1))
     assert learning_rate.base_lr == 0.1
     assert learning_rate.ratios == pytest.approx((1.0, 0.1))
+
+
+def test_groups_that_all_left_the_default_are_recorded_by_the_largest() -> None:
+    """Nothing trains with the default, 1e-3 for SGD: an LR that stands for it would be read as a group's."""
+    optimizer = torch.optim.SGD(two_groups(lr=0.05))
+    optimizer.param_groups[0]["lr"] = 0.5
+    learning_rate = LearningRate(optimizer)
+    assert learning_rate.base_lr == 0.5
+    assert learning_rate.ratios == pytest.approx((1.0, 0.1))
+    assert remark(optimizer) == "the LR is that of parameter group 0, the others keep their ratios to it"
 
 
 def test_a_schedule_on_tensor_learning_rates_leaves_the_ratios_alone() -> None:
@@ -76,6 +87,21 @@ def test_optimizers_whose_lr_cannot_be_swept_say_why() -> None:
     (refusal,) = optimizer_errors(nameless)
     assert refusal.startswith("optimizer must have an LR in every group, got SGD")
     assert optimizer_errors(torch.optim.SGD(parameters, lr=0.1)) == []
+
+
+def test_only_accelerates_wrapper_is_looked_into() -> None:
+    """What others do around an inner optimizer's step would be left out, and its state not be put back."""
+    inner = torch.optim.SGD(small_model().parameters(), lr=0.1)
+    prepared = object.__new__(AcceleratedOptimizer)
+    prepared.optimizer = inner
+    assert unwrapped(prepared) is inner
+    wrapper = Lookahead(inner)
+    assert unwrapped(wrapper) is wrapper
+    (refusal,) = optimizer_errors(wrapper)
+    assert refusal.startswith("optimizer must keep its state by itself, got Lookahead around SGD")
+    chained = torch.optim.SGD(small_model().parameters(), lr=0.1)
+    chained.parts = [inner]  # type: ignore[attr-defined]
+    assert len(optimizer_errors(chained)) == 1
 
 
 def test_an_optimizer_that_finds_its_step_size_says_what_its_lr_means() -> None:

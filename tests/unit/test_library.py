@@ -19,9 +19,10 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import lrrunner
 from lrrunner.config import SuggestionConfig, SweepConfig
+from lrrunner.library import disagreements
 from lrrunner.run_files import read_run
 from tests.multiprocess.sweeps import regression_data, small_model, squared_error
-from tests.unit.optimizers import AveragingSGD, SelfScalingSGD
+from tests.unit.optimizers import AveragingSGD, Lookahead, SelfScalingSGD
 
 
 def loader(**options: Any) -> DataLoader[Any]:
@@ -143,12 +144,18 @@ def test_objects_that_cannot_be_swept_are_refused_with_what_to_do() -> None:
         (torch.optim.LBFGS(model.parameters()), "optimizer must step without a closure, got LBFGS"),
         (torch.optim.SGD(other.parameters(), lr=0.1), "got none of them; give the optimizer of this model"),
         (torch.optim.SGD([*model.parameters(), *other.parameters()], lr=0.1), "got 4 others"),
+        (Lookahead(torch.optim.SGD(model.parameters(), lr=0.1)), "got Lookahead around SGD; sweep with an optimizer"),
+        (SimpleNamespace(base=torch.optim.SGD(model.parameters(), lr=0.1)), "got SimpleNamespace, which wraps one"),
     ):
         with pytest.raises(ValueError, match="wrong") as caught:
             swept(model, given)
         assert message in str(caught.value)
     for accelerator, message in (
         (SimpleNamespace(distributed_type="DistributedType.DEEPSPEED"), "sweep the same global batch with DDP"),
+        (
+            SimpleNamespace(distributed_type="DistributedType.NO", mixed_precision="fp8"),
+            "accelerator must compute in fp32, fp16 or bf16, got fp8",
+        ),
         (3, "accelerator must be an accelerate.Accelerator or None, got int"),
     ):
         optimizer: Any = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -166,6 +173,10 @@ def test_a_loss_that_is_none_says_so_and_leaves_everything_as_it_was() -> None:
     for loss_fn, message in (
         (lambda m, b: (m(b[0]) - b[1]) ** 2, r"got a tensor of shape \(48, 1\); return its mean"),
         (lambda m, b: {"loss": squared_error(m, b)}, "got dict; return its mean"),
+        (lambda m, b: (squared_error(m, b), m(b[0])), r"number of items, got a tensor of shape \(48, 1\); count them"),
+        (lambda m, b: (squared_error(m, b), -3), "number of items, got -3; count them"),
+        (lambda m, b: (squared_error(m, b), torch.tensor(math.nan)), "number of items, got nan; count them"),
+        (lambda m, b: (squared_error(m, b), "8"), "number of items, got str; count them"),
     ):
         with pytest.raises(ValueError, match=message):
             swept(model, loss_fn=loss_fn)
@@ -239,7 +250,11 @@ def test_optimizers_with_modes_or_step_sizes_of_their_own_are_swept() -> None:
     """Schedule-free ones train in their training mode; those that find their step size say what the LR is."""
     model = small_model()
     averaging = AveragingSGD(model.parameters(), lr=0.1)
-    assert swept(model, averaging).suggestion.lr is not None
+    found = swept(model, averaging).suggestion
+    assert found.lr is not None
+    assert found.reason.endswith(
+        "the LR multiplies all steps of AveragingSGD, which needs no schedule: keep it constant"
+    )
     assert not averaging.param_groups[0]["train_mode"]
     own = SelfScalingSGD(model.parameters())
     result = swept(model, own)
@@ -288,3 +303,89 @@ def test_a_sweep_that_finds_nothing_suggests_nothing() -> None:
     assert "sweep." not in result.suggestion.reason
     assert "batch size" in result.suggestion.reason or "end_lr" in result.suggestion.reason
     assert math.isfinite(result.records["loss"].sum())
+
+
+class PartlyFrozen(nn.Module):
+    """Records in which modes its two parts train."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.norm = small_model(), nn.BatchNorm1d(10, dtype=torch.float64)
+        self.modes: set[tuple[bool, bool]] = set()
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        self.modes.add((self.inner.training, self.norm.training))
+        outputs: torch.Tensor = self.inner(self.norm(inputs))
+        return outputs
+
+
+def test_parts_that_are_kept_in_evaluation_mode_stay_in_it() -> None:
+    """Frozen batch norms are part of the training; a model that as a whole evaluates is brought to train."""
+    frozen, evaluated = PartlyFrozen(), PartlyFrozen().eval()
+    frozen.norm.eval()
+    for model, modes in ((frozen, {(True, False)}), (evaluated, {(True, True)})):
+        before = [module.training for module in model.modules()]
+        swept(model, torch.optim.SGD(model.parameters(), lr=0.1), num_steps=4, repeats=2)
+        assert model.modes == modes
+        assert [module.training for module in model.modules()] == before
+
+
+def test_a_scaler_is_used_and_left_as_it_was_even_between_unscaling_and_stepping() -> None:
+    """A plain fp16 training may ask for a sweep anywhere; a scaler that is switched off is none."""
+    model = small_model(torch.float32)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    inputs, targets = regression_data(torch.float32)
+    data = [(inputs, targets)]
+    scaler.scale(squared_error(model, data[0])).backward()
+    scaler.unscale_(optimizer)
+    scales: list[float] = []
+
+    def loss_fn(given: nn.Module, batch: Any) -> torch.Tensor:
+        scales.append(scaler.get_scale())
+        without_slope = (next(given.parameters()) * 0).sum().sqrt() if len(scales) == 1 else 0.0
+        return squared_error(given, batch) + without_slope
+
+    options: dict[str, Any] = {"train_loader": data, "num_steps": 4, "repeats": 2, "end_lr": 1e-3}
+    plain = swept(model, optimizer, squared_error, **options)
+    scaled = swept(model, optimizer, squared_error, scaler=scaler, **options)
+    assert losses(scaled) == pytest.approx(losses(plain), rel=1e-5)
+    swept(model, optimizer, loss_fn, scaler=scaler, **options)
+    assert scales[:2] == [8.0, 4.0]
+    assert scaler.get_scale() == 8.0
+    with pytest.raises(RuntimeError, match="already been called"):
+        scaler.unscale_(optimizer)
+    scaler.step(optimizer)
+    scaler.update()
+    off = torch.amp.GradScaler("cpu", enabled=False)
+    assert losses(swept(model, optimizer, squared_error, scaler=off, **options))[0] != losses(plain)[0]
+
+
+def test_gradients_are_clipped_and_tensor_lrs_filled() -> None:
+    """The first step of SGD is as long as the clipped gradient times the LR."""
+    model = small_model()
+    lr = torch.tensor(0.5, dtype=torch.float64)
+    optimizer = torch.optim.Adam(model.parameters(), lr=lr, foreach=False)
+    lengths: list[float] = []
+    optimizer.register_step_pre_hook(
+        lambda *_: lengths.append(float(torch.nn.utils.get_total_norm([p.grad for p in model.parameters()])))  # type: ignore[misc]
+    )
+    result = swept(model, optimizer, max_grad_norm=0.01, num_steps=5, end_lr=1e-3)
+    assert lengths == pytest.approx([0.01] * 5, rel=1e-3)
+    assert result.records["grad_norm"].min() > 0.01
+    assert optimizer.param_groups[0]["lr"] is lr
+    assert lr.item() == 0.5
+
+
+def test_a_further_pass_is_told_without_any_logging_set_up(caplog: pytest.LogCaptureFixture) -> None:
+    """Else a script takes twice the time for a reason that nobody sees."""
+    swept(end_lr=1e-2, auto_range=True)
+    assert any("sweeping again from" in record.message and record.levelname == "WARNING" for record in caplog.records)
+
+
+def test_options_that_differ_by_rank_are_named() -> None:
+    """Ranks with ladders of their own would train apart, or wait for ever; 1 and 1.0 are the same."""
+    base = {"num_steps": 20, "start_lr": 1, "method": "auto"}
+    assert disagreements([base, base | {"start_lr": 1.0}]) == []
+    (told,) = disagreements([base, base, base | {"num_steps": 30}])
+    assert told.startswith("num_steps must be the same on every rank, got 20 on rank 0, 30 on rank 2; ")

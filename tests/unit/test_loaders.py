@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 import torch
-from torch.utils.data import DataLoader, IterableDataset, Sampler, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, Sampler, Subset, TensorDataset
 from torch.utils.data.distributed import DistributedSampler
 
 from lrrunner.collectives import SerialCollective
-from lrrunner.loaders import RestartedLoader, loader_errors, num_samples, untouched
+from lrrunner.loaders import RestartedLoader, loader_errors, num_samples, twin, untouched
 from lrrunner.snapshot import seed_rngs
 
 DATA = TensorDataset(torch.arange(12))
@@ -86,6 +86,46 @@ def test_a_distributed_sampler_goes_through_epochs_and_back() -> None:
     sampler.set_epoch(5)
     read(loader, 4)
     assert sampler.epoch == 5
+
+
+class SeededCollator:
+    """Draws from a generator of its own, as DataCollatorForLanguageModeling(seed=...) does."""
+
+    def __init__(self, **attributes: Any) -> None:
+        self.generator = torch.Generator().manual_seed(7)
+        vars(self).update(attributes)
+
+    def __call__(self, samples: list[Any]) -> list[torch.Tensor]:
+        return [torch.rand(1, generator=self.generator)]
+
+
+def test_a_collator_with_random_numbers_of_its_own_stands_where_it_was() -> None:
+    """Its data set is not copied with it; one that cannot be copied still collates."""
+    data = Subset(DATA, range(12))
+    collator = SeededCollator(data=DATA)
+    loader = DataLoader(data, batch_size=4, collate_fn=collator)
+    first, state = read(loader, 3), collator.generator.get_state()
+    assert read(loader, 3) == first
+    assert torch.equal(collator.generator.get_state(), state)
+    copied: Any = twin(loader).collate_fn
+    assert copied is not collator
+    assert copied.data is DATA
+    stubborn = SeededCollator(once=(i for i in range(3)))
+    assert len(read(DataLoader(DATA, batch_size=4, collate_fn=stubborn), 4)) == 4
+
+
+def test_a_length_that_raises_is_unknown() -> None:
+    """A rank that fell out here alone would leave the others waiting."""
+
+    class Lazy:
+        def __iter__(self) -> Iterator[Any]:
+            return iter([(torch.tensor([1]),)])
+
+        def __len__(self) -> int:
+            raise NotImplementedError
+
+    assert loader_errors(Lazy()) == []
+    assert read(Lazy(), 2) == [[1], [1]]
 
 
 def test_persistent_workers_go_on_with_the_trainings_epoch() -> None:
@@ -164,3 +204,13 @@ def test_the_size_of_a_batch_is_that_of_its_first_tensor() -> None:
     """What a loss counts for where nobody says."""
     assert num_samples([torch.tensor(1.0), {"x": torch.zeros(5, 2)}, torch.zeros(3)]) == 5
     assert num_samples({"text": ["a", "b"]}) is None
+    assert num_samples(({"ids": torch.zeros(4, 7)}, {"labels": torch.zeros(4)})) == 4
+
+
+def test_lists_of_samples_are_not_taken_for_fields() -> None:
+    """Images of unequal sizes come as lists: the first dimension of the first one is its height."""
+    images, boxes = [torch.zeros(2, 5)] * 8, [torch.zeros(1)] * 8
+    assert num_samples((images, boxes)) is None
+    assert num_samples((images, torch.zeros(8))) == 8
+    assert num_samples({"images": images, "labels": torch.zeros(8)}) == 8
+    assert num_samples([{"image": torch.zeros(3, 9)}] * 8) is None

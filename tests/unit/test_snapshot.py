@@ -162,3 +162,31 @@ def test_the_optimizers_own_counters_come_back() -> None:
     snapshot.restore()
     assert vars(optimizer)["num_seen"] == 5
     assert not {"_opt_called", "num_new"} & vars(optimizer).keys()
+
+
+def test_a_zero_that_became_negative_comes_back() -> None:
+    """They are equal, and divide into different infinities."""
+    model = nn.Linear(3, 1)
+    model.register_buffer("zero", torch.zeros(()))
+    snapshot = Snapshot(model, torch.optim.SGD(model.parameters(), lr=0.1))
+    model.zero.neg_()
+    snapshot.restore()
+    assert not torch.signbit(model.zero)
+
+
+def test_a_tensor_that_entries_of_the_state_share_is_shared_again() -> None:
+    """A counter for all parameters, say: copies of it would each count for themselves."""
+    model = nn.Linear(3, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    counter = torch.zeros(())
+    for parameter in model.parameters():
+        optimizer.state[parameter] = {"count": counter, "own": torch.ones(2)}
+    snapshot = Snapshot(model, optimizer)
+    counter += 5
+    for _ in range(2):
+        snapshot.restore()
+        weight, bias = (optimizer.state[parameter] for parameter in model.parameters())
+        assert weight["count"] is bias["count"]
+        assert weight["own"] is not bias["own"]
+        assert weight["count"].item() == 0.0
+        weight["count"] += 3
