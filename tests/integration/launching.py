@@ -38,14 +38,14 @@ class Finished:
 
 
 def wait_for_rows(
-    folder: Path, count: int, process: subprocess.Popen[str], *, name: str = "records.csv", timeout_s: float = 60
+    folder: Path, count: int, process: subprocess.Popen[str], *, name: str = "records.csv", timeout_s: float = 120
 ) -> None:
     """Until ``count`` rows of a table are in the run directory."""
     path = folder / "run" / name
     wait_until(lambda: path.exists() and len(path.read_text().splitlines()) > count, process, timeout_s=timeout_s)
 
 
-def wait_until(condition: Callable[[], Any], process: subprocess.Popen[str], *, timeout_s: float = 60) -> None:
+def wait_until(condition: Callable[[], Any], process: subprocess.Popen[str], *, timeout_s: float = 120) -> None:
     """Until something has come of a started run; it must not end before."""
     deadline = time.monotonic() + timeout_s
     while not condition():
@@ -56,7 +56,7 @@ def wait_until(condition: Callable[[], Any], process: subprocess.Popen[str], *, 
         time.sleep(0.05)
 
 
-def finish(process: subprocess.Popen[str], folder: Path, timeout_s: float = 60) -> Finished:
+def finish(process: subprocess.Popen[str], folder: Path, timeout_s: float = 120) -> Finished:
     """Wait for the end of a started run."""
     try:
         out, err = process.communicate(timeout=timeout_s)
@@ -98,6 +98,6 @@ def start(
     )
 
 
-def launch(folder: Path, *overrides: str, num_processes: int = 1, timeout_s: float = 120, **env: str) -> Finished:
+def launch(folder: Path, *overrides: str, num_processes: int = 1, timeout_s: float = 240, **env: str) -> Finished:
     """Run to the end."""
     return finish(start(folder, *overrides, num_processes=num_processes, **env), folder, timeout_s)
