@@ -31,6 +31,10 @@ WORTHWHILE = 1.5
 LOOK_UP = 2
 """A first trial that learns less than the noise of a batch is followed by one so many thirds of a decade above it."""
 
+EVALUATION_ERROR = 0.2
+"""A loss is evaluated on twenty batches or more, so that its standard error is at most 1 / sqrt(20) of a batch's noise:
+trials that differ by less are equally good."""
+
 DIVERGED_STEPS_BACK = 3
 """A trial that diverged, or ended above the initial loss, is followed by one a decade below it."""
 
@@ -129,7 +133,7 @@ def _next_short(short: dict[int, float], start: _Start) -> int | None:
         return 0
     if len(short) >= MAX_SHORT_TRIALS:
         return None
-    best = _best(short, within=start.noise / 2)
+    best = _best(short, within=EVALUATION_ERROR * start.noise)
     if not math.isfinite(short[best]) or (start.has_risen_to(short[best]) and best == min(short)):
         return min(short) - DIVERGED_STEPS_BACK
     if start.is_near(short[best]):  # there, a lower LR is mostly nearer to the start, and says nothing
@@ -144,7 +148,7 @@ def _next_long(short: dict[int, float], long: dict[int, float], start: _Start) -
     The lower neighbour, since longer trainings want less; the upper one, where the short trials learnt nothing. Never
     to where one diverged, or above.
     """
-    best, side = _best(short, within=start.noise / 2), -1
+    best, side = _best(short, within=EVALUATION_ERROR * start.noise), -1
     if not math.isfinite(short[best]):
         return None
     too_high = min((position for position, loss in (short | long).items() if math.isinf(loss)), default=None)

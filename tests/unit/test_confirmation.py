@@ -680,3 +680,13 @@ def test_everything_else_of_the_sweep_is_kept(verdict: Verdict) -> None:
     found = confirmed(sweep, trials_at({0: 1.0}), horizon=None, monitored="validation loss").suggestion
     assert (found.method, found.verdict, found.candidates) == ("valley", verdict, {"valley": START})
     assert found.reason.startswith("so; ")
+
+
+@pytest.mark.parametrize(("noise", "next_position"), [(0.1, 2), (0.2, 0)])
+def test_what_two_evaluations_can_tell_apart_moves_the_walk(noise: float, next_position: int) -> None:
+    """0.03 is more than a fifth of 0.1, so the walk goes on above; it is less than a fifth of 0.2, so it has ended."""
+    trials = trials_at({0: 1.0, -1: 1.2, 1: 0.97}, num_steps=35)
+    planned = next_trial(sweep_at(), trials, budget_steps=500, horizon=None, initial_loss=2.0, noise=noise)
+    assert planned is not None
+    assert planned.lr == pytest.approx(START * 10 ** (next_position / 3))
+    assert (planned.num_steps == 35) == (next_position == 2)
