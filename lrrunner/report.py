@@ -125,7 +125,7 @@ def note(test: RangeTest, job: Config, *, command: str, directory: str) -> str:
     others = "\n".join(
         f"| {name} | {'none' if lr is None else f'{lr:.2e}'} |" for name, lr in suggestion.candidates.items()
     )
-    more = "".join(f"{words}.\n" for words in _more_in_words(test, job))
+    more = "".join(f"{words[0].upper()}{words[1:]}.\n" for words in _more_in_words(test, job))
     return f"""{headline}
 
 {suggestion.reason[0].upper()}{suggestion.reason[1:]}.
