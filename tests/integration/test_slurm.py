@@ -54,6 +54,14 @@ class Cluster:
         assert done.returncode == 0, (words, done.stdout, done.stderr)
         return done.stdout
 
+    def is_up_again(self, node: str) -> bool:
+        """Whether a node is not down any more: its slurmd reports for duty by itself, or it is told to resume."""
+        if "DOWN" not in self.run("scontrol", "show", "node", node):
+            return True
+        words = ("scontrol", "update", f"nodename={node}", "state=resume")
+        subprocess.run(words, env=self.env, capture_output=True, check=False)  # refused if it has come up meanwhile
+        return False
+
     def submit(self, *words: str) -> str:
         """The id of a job."""
         shutil.copy(PARTS, self.folder / "parts.py")
@@ -165,8 +173,7 @@ def bereft_of_a_node(cluster: Cluster, number: str) -> None:
     node = cluster.run("scontrol", "show", "hostnames", cluster.job(number)["NodeList"]).split()[-1]
     cluster.run("scontrol", "update", f"nodename={node}", "state=down", "reason=test")
     cluster.wait("requeued", lambda: cluster.job(number)["Restarts"] == "1")
-    if "DOWN" in cluster.run("scontrol", "show", "node", node):  # else its slurmd has reported for duty by itself
-        cluster.run("scontrol", "update", f"nodename={node}", "state=resume")
+    cluster.wait("back", lambda: cluster.is_up_again(node))
 
 
 def warned(cluster: Cluster, number: str) -> None:
