@@ -193,7 +193,7 @@ def test_a_second_interrupt_ends_at_once(tmp_path: Path) -> None:
     assert_gone(below, 5)
 
 
-@pytest.mark.parametrize("stopped", [(), (1,), (0, 1)])
+@pytest.mark.parametrize("stopped", [(), *(pytest.param(ranks, marks=pytest.mark.long) for ranks in ((1,), (0, 1)))])
 def test_ranks_do_not_outlive_a_killed_parent(tmp_path: Path, stopped: tuple[int, ...]) -> None:
     """SIGKILL of the parent, even with ranks that stand still: the launcher dies with it and takes them along."""
     process = start(tmp_path, *SLOW, *NO_TRACKING, "+model.seconds=0.2")
