@@ -25,9 +25,8 @@ class RestartedLoader:
 
     Of torch's loaders and Accelerate's, what is read is a twin with samplers, generators and counters of its own. Its
     generators are seeded by (seed, repeat), the same on every rank; samplers that follow an epoch begin with the
-    loader's current one. Every repeat
-    therefore has another data order, and the same repeat of a later call has the same one again. What an iterable
-    dataset keeps of its position is its own.
+    loader's current one. Every repeat therefore has another data order, and the same repeat of a later call has the
+    same one again. What an iterable dataset keeps of its position is its own.
 
     Every rank must make one: they agree on the number of batches after which all begin anew. Where a rank does not know
     its number (iterable datasets), it begins anew alone, which is why nothing communicates then.

@@ -17,7 +17,7 @@ from lrrunner.records import Suggestion, Trial, Verdict
 
 STEPS_PER_DECADE = 3
 """Trials lie a third of a decade apart: on the development jobs the loss at the end changes by about a fiftieth of the
-achievable improvement from the best LR to its neighbour (scripts/benchmarks/regret.md)."""
+achievable improvement from the best LR to its neighbour (`regret.py --landmarks`)."""
 
 SHORT_SHARE = 14
 """The budget holds so many short trials; they may take six, the rest is for the long ones."""

@@ -52,7 +52,7 @@ GRADIENT_RISE = 1.5
 
 UNSEEN_DIVERGENCE = 5.0
 """A divergence beyond the ladder is taken to lie this far above the minimum; where one is seen on the development jobs,
-it lies 2.5 to 7.7 times above it (quartiles of 48 sweeps)."""
+it lies 2.5 to 8.5 times above it (quartiles of 51 sweeps; `regret.py --landmarks`)."""
 
 LOST_SHARE = 0.75
 """A loss that has lost this share of its fall again has blown up, whether or not it comes back; a half and the whole
@@ -249,7 +249,7 @@ def _examine(curve: Curve | None, stops: Sequence[Stop]) -> _Finding:
     blew_up = any(stop.reason in (StopReason.DIVERGED, StopReason.NON_FINITE) for stop in stops)
     lowest = curve.minimum_index
     rises = blew_up or _rises(curve, lowest)
-    if not _falls(curve, lowest):
+    if not _falls(curve):
         return _without_descent(curve, rises, blew_up)
     spread = float(np.ptp(_interval_logs(curve)))
     if spread > MAX_SPREAD_DECADES:
@@ -294,8 +294,9 @@ def _without_descent(curve: Curve, rises: bool, blew_up: bool) -> _Finding:
     return _Finding(Verdict.FLAT, False, reason)
 
 
-def _falls(curve: Curve, lowest: int) -> bool:
+def _falls(curve: Curve) -> bool:
     """Whether the loss falls, behind its start, by more than noise and rounding."""
+    lowest = curve.minimum_index
     error = np.hypot(curve.error[lowest], 1.25 * curve.noise / np.sqrt(curve.num_start))
     return lowest >= curve.num_start and curve.fall > max(SIGNIFICANCE * error, 1e-6 * abs(curve.level))
 
@@ -323,7 +324,7 @@ def _rises(curve: Curve, lowest: int) -> bool:
 
 
 def landmarks(curve: Curve) -> dict[str, float]:
-    """The LRs that `auto` reads, by name: fall, blow_up, gradient_rise; only those that are seen."""
+    """The LRs that `auto` reads, by name: fall, blow_up (a guess where it is not seen), gradient_rise (if it is)."""
     logs = {
         "fall": _fall_logs(curve, curve.smoothed[:, None])[0],
         "blow_up": _blow_up_log(curve),
@@ -335,7 +336,7 @@ def landmarks(curve: Curve) -> dict[str, float]:
 def _auto_log_lrs(curve: Curve, losses: FloatArray) -> FloatArray:
     """log10 of `auto` for several draws of the losses, shape (T, number of draws); shape (number of draws,)."""
     fall = _fall_logs(curve, curve.smoother.value @ losses) - np.log10(BELOW_FALL)
-    falls = _falls(curve, curve.minimum_index)
+    falls = _falls(curve)
     if not falls:
         fall = np.full_like(fall, np.log10(curve.lr[0]))
     blow_up = _blow_up_log(curve) - np.log10(BELOW_BLOW_UP)

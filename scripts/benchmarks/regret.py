@@ -27,6 +27,7 @@ from lrrunner.core import suggestion
 from lrrunner.core.curve import Curve, curve_from_steps
 from lrrunner.core.schedule import SCHEDULES
 from lrrunner.core.suggestion import RULES, landmarks
+from lrrunner.records import Verdict
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
@@ -291,6 +292,25 @@ def report_landmarks(jobs: dict[str, Known]) -> None:
             cells.append(f"{value}: {_mean_regret(jobs, lrs):.4f}")
         setattr(suggestion, constant, default)
         print(f"| {constant} | {', '.join(cells)} |")
+    report_distances(jobs)
+
+
+def report_distances(jobs: dict[str, Known]) -> None:
+    """Print what the oracle's best LR gains on its neighbours, and how far above the minimum a sweep blows up."""
+    losses = []
+    for known in jobs.values():
+        for schedule in SCHEDULES:
+            share = _bowl(known.kept, schedule)[1]
+            best = int(share.argmin())
+            losses += [share[i] for i in (best - 1, best + 1) if 0 <= i < len(share)]
+    print(f"\nregret of a neighbour of the best LR, a third of a decade away: median {np.median(losses):.4f}")
+    ratios = []
+    for name, curves in _curves(jobs).items():
+        for seed, curve in zip(SWEEP_SEEDS, curves, strict=True):
+            if range_test(jobs[name], NUM_STEPS, seed).suggestion.verdict == Verdict.OK:
+                ratios.append(landmarks(curve)["blow_up"] / curve.lr[curve.minimum_index])
+    low, high = np.quantile(ratios, [0.25, 0.75])
+    print(f"blow-up over minimum in the {len(ratios)} sweeps that are ok: quartiles {low:.1f} and {high:.1f}")
 
 
 def _curves(jobs: dict[str, Known]) -> dict[str, list[Curve]]:
