@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from lrrunner.config import Config, batch_summary
 from lrrunner.core.curve import Curve, curve_from_steps, pooled
 from lrrunner.core.schedule import FloatArray
 from lrrunner.drawing import (
@@ -42,6 +43,17 @@ from lrrunner.records import RangeTest, Step, Stop, StopReason, Suggestion, Verd
 from lrrunner.trial_panel import draw_trials
 
 SWEEP_PX, TRIALS_PX = 560, 300
+
+
+def job_figure(test: RangeTest, job: Config) -> Figure:
+    """The picture of a job's range test, under the names of its model and optimizer. See :func:`lr_sweep_figure`."""
+    names = [str(part["_target_"]).rpartition(".")[2] for part in (job.model, job.optimizer)]
+    return lr_sweep_figure(
+        test,
+        beta=job.sweep.smoothing,
+        title=" with ".join(names),
+        subtitle=batch_summary(job, world_size=test.world_size),
+    )
 
 
 @matplotlib.style.context("default")  # a user's own style must not reach the picture

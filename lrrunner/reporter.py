@@ -350,17 +350,10 @@ class Reporter:
         return found.suggestion, confirmation
 
     def _draw(self, test: RangeTest) -> Path:
-        from lrrunner.plotting import lr_sweep_figure, save_png
+        from lrrunner.plotting import job_figure, save_png
 
         path = self.directory.path / "lr_sweep.png"
-        names = [str(part["_target_"]).rpartition(".")[2] for part in (self._job.model, self._job.optimizer)]
-        figure = lr_sweep_figure(
-            test,
-            beta=self._job.sweep.smoothing,
-            title=" with ".join(names),
-            subtitle=batch_summary(self._job, world_size=self._world_size),
-        )
-        save_png(figure, path)
+        save_png(job_figure(test, self._job), path)
         return path
 
 

@@ -96,15 +96,9 @@ class RangeTest(RecordedRangeTest):
 
     def plot(self) -> Figure:
         """The curve, the suggested LR with its interval, every rule's LR, and where the sweep stopped."""
-        from lrrunner.plotting import lr_sweep_figure
+        from lrrunner.plotting import job_figure
 
-        names = [str(part["_target_"]).rpartition(".")[2] for part in (self.job.model, self.job.optimizer)]
-        return lr_sweep_figure(
-            self,
-            beta=self.job.sweep.smoothing,
-            title=" with ".join(names),
-            subtitle=batch_summary(self.job, world_size=self.world_size),
-        )
+        return job_figure(self, self.job)
 
     def save(self, directory: str | os.PathLike[str]) -> Path:
         """Write the run directory that the command line would have left. Rank 0 does, the others do nothing.
