@@ -6,17 +6,17 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lrrunner.library import range_test
+    from lrrunner.library.range_test import range_test
+    from lrrunner.library.result import RangeTest
     from lrrunner.records import StopReason, Suggestion, Verdict
-    from lrrunner.result import RangeTest
 
 __version__ = "0.1.0"
 
 __all__ = ["RangeTest", "StopReason", "Suggestion", "Verdict", "__version__", "range_test"]
 
 _HOMES = {
-    "range_test": "lrrunner.library",
-    "RangeTest": "lrrunner.result",
+    "range_test": "lrrunner.library.range_test",
+    "RangeTest": "lrrunner.library.result",
     "StopReason": "lrrunner.records",
     "Suggestion": "lrrunner.records",
     "Verdict": "lrrunner.records",

@@ -1,6 +1,6 @@
 """``python -m lrrunner``."""
 
-from lrrunner.cli import main
+from lrrunner.cli.main import main
 
 if __name__ == "__main__":
     main()

@@ -181,7 +181,9 @@ class Suggestion:
             raise ValueError(
                 f"suggestion.lr must be there to be applied, got none (verdict {self.verdict}: {self.reason})"
             )
-        from lrrunner.learning_rate import LearningRate  # needs torch, which is not needed for anything else here
+        from lrrunner.training.learning_rate import (
+            LearningRate,  # needs torch, which is not needed for anything else here
+        )
 
         LearningRate(optimizer).apply(self.lr)
 

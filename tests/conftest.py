@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from lrrunner.logs import package_logger, wake_loggers
+from lrrunner.system.job_log import package_logger, wake_loggers
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lrrunner.core.schedule import FloatArray
+from lrrunner.core.lr_schedules import FloatArray
 from lrrunner.core.smoothing import LocalLinear, ema, local_linear
 from lrrunner.records import Step
 

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from lrrunner.core.curve import curve_from_steps
-from lrrunner.core.schedule import FloatArray
+from lrrunner.core.lr_schedules import FloatArray
 from lrrunner.records import NoiseScale, Step, Suggestion
 
 MIN_STEPS = 8

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lrrunner.core.schedule import FloatArray
+from lrrunner.core.lr_schedules import FloatArray
 
 T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)
 """Student's t at 97.5 % for 1, 2, ... degrees of freedom; beyond the table 2.04 or less, taken as 2.04 (30)."""

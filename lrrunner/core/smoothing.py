@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from lrrunner.core.schedule import FloatArray
+from lrrunner.core.lr_schedules import FloatArray
 
 
 @dataclass(slots=True)

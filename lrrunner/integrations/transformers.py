@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from lrrunner import library
 from lrrunner.errors import ArgumentError
-from lrrunner.result import RangeTest
-from lrrunner.snapshot import RngState
+from lrrunner.library import range_test as library
+from lrrunner.library.result import RangeTest
+from lrrunner.training.snapshot import RngState
 
 if TYPE_CHECKING:
     from transformers import Trainer

@@ -30,8 +30,8 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
-from lrrunner.sharding import local_part, shard
-from lrrunner.snapshot import Snapshot
+from lrrunner.training.fsdp import local_part, shard
+from lrrunner.training.snapshot import Snapshot
 
 MIB = 1 << 20
 

@@ -23,11 +23,11 @@ import torch.distributed as dist
 from torch import multiprocessing, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from lrrunner.collectives import collective_for_world
-from lrrunner.core.stopping import stop_rule
-from lrrunner.engine import Ladder, Trainable, run_sweep
-from lrrunner.gradient_noise import GradientProbe
+from lrrunner.core.stop_rules import stop_rule
 from lrrunner.tasks.models import Mlp
+from lrrunner.training.collectives import collective_for_world
+from lrrunner.training.engine import Ladder, Trainable, run_sweep
+from lrrunner.training.gradient_probe import GradientProbe
 
 WORLD_SIZE = 2
 CASES = (("1.0e6 parameters in 6 tensors", 960, 2), ("1.0e6 parameters in 42 tensors", 225, 20))

@@ -23,10 +23,10 @@ from typing import Any
 
 import numpy as np
 
-from lrrunner.core import suggestion
+from lrrunner.core import suggestion_rules
 from lrrunner.core.curve import Curve, curve_from_steps
-from lrrunner.core.schedule import SCHEDULES
-from lrrunner.core.suggestion import RULES, landmarks
+from lrrunner.core.lr_schedules import SCHEDULES
+from lrrunner.core.suggestion_rules import RULES, landmarks
 from lrrunner.records import Verdict
 
 HERE = Path(__file__).resolve().parent
@@ -285,12 +285,12 @@ def report_landmarks(jobs: dict[str, Known]) -> None:
         "ABOVE_FALL": (1.0, 1.5, 2.0, 3.0, 1e9),
         "CLEAR_FALL": (3.0, 5.0, 10.0, 20.0, 1e9),
     }.items():
-        default, cells = getattr(suggestion, constant), []
+        default, cells = getattr(suggestion_rules, constant), []
         for value in values:
-            setattr(suggestion, constant, value)
-            lrs = {name: [suggestion.auto(curve) for curve in group] for name, group in curves.items()}
+            setattr(suggestion_rules, constant, value)
+            lrs = {name: [suggestion_rules.auto(curve) for curve in group] for name, group in curves.items()}
             cells.append(f"{value}: {_mean_regret(jobs, lrs):.4f}")
-        setattr(suggestion, constant, default)
+        setattr(suggestion_rules, constant, default)
         print(f"| {constant} | {', '.join(cells)} |")
     report_distances(jobs)
 
@@ -343,9 +343,9 @@ def report_left_out(jobs: dict[str, Known]) -> None:
         (2.0, 2.8, 4.0, 5.6, 8.0), (4.0, 5.6, 8.0, 11.0, 16.0), (3.0, 4.2, 6.0, 8.5, 12.0)
     ):
         for constant, divisor in zip(names, divisors, strict=True):
-            setattr(suggestion, constant, divisor)
+            setattr(suggestion_rules, constant, divisor)
         table[divisors] = {
-            name: float(np.mean([regret(jobs[name].kept, suggestion.auto(curve)) for curve in group]))
+            name: float(np.mean([regret(jobs[name].kept, suggestion_rules.auto(curve)) for curve in group]))
             for name, group in curves.items()
         }
     chosen = []

@@ -13,11 +13,11 @@ from regret_peers import PEER_LADDERS
 
 from lrrunner.core.confirmation import confirmed, next_trial
 from lrrunner.core.curve import curve_from_steps
-from lrrunner.core.extension import MAX_PASSES, curve_pass, extension
-from lrrunner.core.schedule import SCHEDULES, exponential_lr
+from lrrunner.core.lr_schedules import SCHEDULES, exponential_lr
+from lrrunner.core.range_extension import MAX_PASSES, curve_pass, extension
 from lrrunner.core.smoothing import Ema
-from lrrunner.core.stopping import stop_rule
-from lrrunner.core.suggestion import suggest
+from lrrunner.core.stop_rules import stop_rule
+from lrrunner.core.suggestion_rules import suggest
 from lrrunner.records import Step, Stop, StopReason, Suggestion, Trial
 
 ORACLE_SEEDS = (0, 1)
@@ -194,7 +194,7 @@ def trained(job: Any, lr: float, schedule: str, seed: int, num_steps: int) -> fl
 
 def batches_of(job: Any, seed: int) -> Iterator[tuple[Any, Any]]:
     """Shuffled batches, cut by the planner of the package."""
-    from lrrunner.core.batches import BatchPlan, global_batches
+    from lrrunner.core.batch_plan import BatchPlan, global_batches
 
     inputs, targets = job.train()
     plan = BatchPlan(dataset_size=len(inputs), global_batch_size=job.batch_size)
@@ -207,8 +207,8 @@ def swept(job: Any, sweep: Sweep) -> dict[str, list[float]]:
     """One sweep to the end of its ladder, so that every rule's own stop can be applied to it afterwards."""
     import torch
 
-    from lrrunner.collectives import SerialCollective
-    from lrrunner.engine import Ladder, Trainable, run_sweep
+    from lrrunner.training.collectives import SerialCollective
+    from lrrunner.training.engine import Ladder, Trainable, run_sweep
 
     class Never:
         def update(self, raw_loss: float, smoothed_loss: float, *, noisy_loss: float | None = None) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from lrrunner.core.smoothing import ema
-from lrrunner.core.suggestion import longest_decreasing_subsequence
+from lrrunner.core.suggestion_rules import longest_decreasing_subsequence
 
 FIRST_CUT = 10
 """Points that fastai drops at the start of 100: a tenth."""

@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import nn
 
-from lrrunner.collectives import collective_for_world
-from lrrunner.engine import SweepResult, Trainable, run_sweep
-from lrrunner.gradient_noise import GradientProbe
-from lrrunner.loaders import to_device
+from lrrunner.library.restarted_loader import to_device
+from lrrunner.training.collectives import collective_for_world
+from lrrunner.training.engine import SweepResult, Trainable, run_sweep
+from lrrunner.training.gradient_probe import GradientProbe
 from tests.multiprocess.sweeps import ladder, planned_batches, small_model, trainable
 
 DEVICES = ("cpu", pytest.param("cuda", marks=pytest.mark.gpu))

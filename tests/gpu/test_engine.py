@@ -14,9 +14,9 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from lrrunner.collectives import SerialCollective, collective_for_world
-from lrrunner.engine import SweepResult, run_sweep
-from lrrunner.gradient_noise import GradientProbe
+from lrrunner.training.collectives import SerialCollective, collective_for_world
+from lrrunner.training.engine import SweepResult, run_sweep
+from lrrunner.training.gradient_probe import GradientProbe
 from tests.gpu.sweeps import DEVICES, DEVICES_OF_LAUNCHES, batches_for, on_device, sweep_on
 from tests.multiprocess.ranks import on_ranks
 from tests.multiprocess.sweeps import ladder, squared_error

@@ -140,7 +140,7 @@ class Mortal(nn.Module):
         return self.layers(x)
 
     def _watch_saves(self) -> None:
-        from lrrunner import checkpoints
+        from lrrunner.training import checkpoints
 
         save, sync_folder = torch.save, checkpoints._sync_folder
         count = 0

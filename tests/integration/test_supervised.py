@@ -25,7 +25,9 @@ FAILING = (TWO, "model=custom", "model._target_=parts.Failing", "+model.at=4")
 def supervised_ranks(process: subprocess.Popen[str]) -> list[psutil.Process]:
     """The ranks below a supervisor, by rank."""
     children = psutil.Process(process.pid).children(recursive=True)
-    ranks = [child for child in children if "lrrunner.ranks" in child.cmdline() and "RANK" in child.environ()]
+    ranks = [
+        child for child in children if "lrrunner.worker.warm_rank" in child.cmdline() and "RANK" in child.environ()
+    ]
     return sorted(ranks, key=lambda child: int(child.environ()["RANK"]))
 
 
@@ -62,7 +64,7 @@ def test_two_ranks_run_one_sweep(tmp_path: Path) -> None:
 
 def test_the_parent_loads_no_torch(tmp_path: Path) -> None:
     """It lives as long as the sweep and must not hold a gigabyte or a GPU."""
-    program = "import sys, lrrunner.supervised, mlflow; sys.exit('torch' in sys.modules)"
+    program = "import sys, lrrunner.launch.supervise, mlflow; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", program], check=True, cwd=tmp_path, env=environment(), timeout=60)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from mlflow import MlflowClient
 
-from lrrunner.batch_state import only_one, update_state
+from lrrunner.batch.state import only_one, update_state
 from tests.integration.launching import NO_TRACKING, environment, launch, start
 from tests.integration.test_bad_endings import wait_for_rows
 
@@ -19,7 +19,7 @@ UNREACHABLE = ("tracking.uri=http://127.0.0.1:9", "tracking.timeout_s=1", "sweep
 
 def sync(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "lrrunner.sync", *arguments],
+        [sys.executable, "-m", "lrrunner.cli.sync", *arguments],
         cwd=folder, capture_output=True, text=True, env=environment(), timeout=120,
     )  # fmt: skip
 

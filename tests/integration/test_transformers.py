@@ -17,10 +17,10 @@ import transformers
 from torch.utils.data import Dataset, SequentialSampler, Subset
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
 
-from lrrunner.core.batches import BatchPlan, micro_batches
+from lrrunner.core.batch_plan import BatchPlan, micro_batches
 from lrrunner.integrations.transformers import range_test
-from lrrunner.snapshot import seed_rngs
 from lrrunner.tasks.data import language_batch, text
+from lrrunner.training.snapshot import seed_rngs
 from tests.integration.launching import NO_TRACKING, launch
 from tests.multiprocess.trainings import digest, forget_accelerate
 

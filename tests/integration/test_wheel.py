@@ -30,7 +30,7 @@ def test_the_wheel_carries_configuration_and_types_and_runs_from_anywhere(tmp_pa
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path / "site")
     code = (
-        "import lrrunner; from lrrunner.compose import compose_job; "
+        "import lrrunner; from lrrunner.config.composition import compose_job; "
         "print(lrrunner.__file__, compose_job(['model=cnn'])['model']['_target_'])"
     )
     done = subprocess.run(

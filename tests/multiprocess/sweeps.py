@@ -12,12 +12,11 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from lrrunner import sharding
-from lrrunner.collectives import collective_for_world
-from lrrunner.core.batches import BatchPlan, micro_batches
-from lrrunner.core.schedule import exponential_lr
-from lrrunner.core.stopping import stop_rule
-from lrrunner.engine import Ladder, SweepResult, Trainable, run_sweep
+from lrrunner.core.batch_plan import BatchPlan, micro_batches
+from lrrunner.core.lr_schedules import exponential_lr
+from lrrunner.core.stop_rules import stop_rule
+from lrrunner.training.collectives import collective_for_world
+from lrrunner.training.engine import Ladder, SweepResult, Trainable, run_sweep
 
 NUM_SAMPLES = 192
 
@@ -54,8 +53,8 @@ def trainable(
     """The small model, wrapped for the world this process is in."""
     raw = small_model(dtype) if model is None else model
     if fsdp:
-        sharding.shard(raw, device=next(raw.parameters()).device)
-        changes |= {"no_sync": functools.partial(sharding.no_sync, raw)}
+        fsdp.shard(raw, device=next(raw.parameters()).device)
+        changes |= {"no_sync": functools.partial(fsdp.no_sync, raw)}
     wrapped = DistributedDataParallel(raw) if dist.is_initialized() and not fsdp else raw
     world_size = dist.get_world_size() if dist.is_initialized() else 1
     return Trainable(

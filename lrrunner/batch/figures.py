@@ -1,0 +1,125 @@
+"""The pictures of a batch: all curves in one, and suggested LRs against a swept number. No torch, no pyplot."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import matplotlib.style
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from lrrunner.batch.summary_table import Point
+from lrrunner.core.curve import Curve
+from lrrunner.core.power_law import PowerLaw
+
+WIDTH_PX, HEIGHT_PX, DPI = 900, 560, 100
+INK, MUTED, GRID = "#222222", "#5A5A5A", "#E4E4E4"
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#5A5A5A", "#8C6BB1")
+"""After Okabe and Ito; with line styles, so that more jobs than colours stay apart."""
+STYLES = ("-", "--", ":", "-.")
+MAX_LEGEND = 16
+MAX_LABEL = 56
+
+
+@matplotlib.style.context("default")
+def overlay_figure(curves: Sequence[tuple[str, Curve, float | None]], *, title: str) -> Figure:
+    """Smoothed loss against learning rate for every job, a dot at each suggested LR; 900 x 560 px.
+
+    Jobs may differ in the size of their loss (another vocabulary, another loss), so each curve is drawn as the part of
+    its own fall: 1 at the loss that it begins with, 0 at its lowest.
+
+    Args:
+        curves: Label, curve and suggested LR of each job.
+        title: One line.
+    """
+    figure, axes = _figure(title)
+    for number, (label, curve, lr) in enumerate(curves):
+        colour, style = COLOURS[number % len(COLOURS)], STYLES[number // len(COLOURS) % len(STYLES)]
+        lowest = float(curve.smoothed.min())
+        fall = (curve.smoothed - lowest) / (curve.level - lowest or 1.0)
+        shown = label if len(label) <= MAX_LABEL else f"{label[: MAX_LABEL - 1]}…"
+        words = shown if lr is not None else f"{shown} (no suggestion)"
+        (line,) = axes.plot(curve.lr, fall, color=colour, ls=style, lw=1.8, label=words if number < MAX_LEGEND else "")
+        line.set_alpha(1.0 if lr is not None else 0.35)
+        if lr is not None:
+            height = float(np.interp(np.log(lr), np.log(curve.lr), fall))
+            axes.plot([lr], [height], color=colour, marker="o", markersize=7, markeredgecolor="white", zorder=4)
+    axes.set_ylim(-0.05, 1.25)
+    axes.set_xscale("log")
+    axes.set_xlabel("learning rate (log scale)", color=INK)
+    axes.set_ylabel("smoothed loss: 1 where it begins, 0 at its lowest", color=INK)
+    _legend(axes, more=len(curves) - MAX_LEGEND)
+    return figure
+
+
+@matplotlib.style.context("default")
+def scaling_figure(key: str, points: Sequence[Point], law: PowerLaw | None) -> Figure:
+    """Suggested LR with its interval against a swept number, both on log scales; 900 x 560 px.
+
+    The fitted power law is drawn through each group with the band that its exponent's 95 % interval allows; linear and
+    square-root scaling go through the middle of the first group, for comparison.
+
+    Args:
+        key: The swept number's name.
+        points: At least one.
+        law: The fit, if there is one.
+    """
+    words = f"   {law}, 95 % interval" if law is not None else "   (too few points for a power law)"
+    figure, axes = _figure(f"suggested LR against {key}{words}")
+    groups = list(dict.fromkeys(point.group for point in points))
+    for number, group in enumerate(groups):
+        members = sorted((point for point in points if point.group == group), key=lambda point: point.value)
+        x, lr = np.array([point.value for point in members]), np.array([point.lr for point in members])
+        low, high = np.array([point.interval for point in members]).T
+        colour = COLOURS[number % len(COLOURS)]
+        axes.errorbar(
+            x, lr, yerr=[np.maximum(lr - low, 0), np.maximum(high - lr, 0)], color=colour, marker="o", ls="none",
+            capsize=3, label=group or "suggested LR and its interval",
+        )  # fmt: skip
+        if law is not None and group in law.scales:
+            line = np.geomspace(x.min(), x.max(), 50)
+            axes.plot(line, law.scales[group] * line**law.exponent, color=colour, lw=2)
+            centre = np.exp(np.log(x).mean())
+            ends = [law.scales[group] * centre**law.exponent * (line / centre) ** end for end in law.interval]
+            axes.fill_between(line, np.minimum(*ends), np.maximum(*ends), color=colour, alpha=0.13, lw=0)
+        if number == 0:
+            _draw_rules(axes, x, lr)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xlabel(f"{key} (log scale)", color=INK)
+    axes.set_ylabel("suggested LR (log scale)", color=INK)
+    _plain_ticks(axes, sorted({point.value for point in points}))
+    _legend(axes)
+    return figure
+
+
+def _draw_rules(axes: Axes, x: np.ndarray, lr: np.ndarray) -> None:
+    """Linear and square-root scaling through the middle of the points."""
+    line = np.geomspace(x.min(), x.max(), 50)
+    centre, middle = np.exp(np.log(x).mean()), np.exp(np.log(lr).mean())
+    for exponent, style, words in ((1.0, "--", "linear scaling"), (0.5, ":", "square-root scaling")):
+        axes.plot(line, middle * (line / centre) ** exponent, color=MUTED, ls=style, lw=1.3, label=words)
+
+
+def _plain_ticks(axes: Axes, values: Sequence[float]) -> None:
+    """The swept values themselves, where they fit."""
+    if len(values) <= 12:
+        axes.set_xticks(values, labels=[f"{value:g}" for value in values])
+        axes.set_xticks([], minor=True)
+
+
+def _figure(title: str) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(WIDTH_PX / DPI, HEIGHT_PX / DPI), dpi=DPI, facecolor="white", layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.set_axisbelow(True)
+    axes.grid(color=GRID, lw=0.8)
+    axes.set_title(title, loc="left", fontsize=12, fontweight="bold", color=INK, parse_math=False)
+    return figure, axes
+
+
+def _legend(axes: Axes, *, more: int = 0) -> None:
+    title = f"and {more} more" if more > 0 else None
+    axes.legend(fontsize=8, frameon=True, framealpha=0.9, edgecolor=GRID, title=title, title_fontsize=8)

@@ -1,0 +1,86 @@
+"""The ledger of a batch: one line a job, appended as a whole, so that a batch that was cut off knows what is done."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+FILE_NAME = "ledger.jsonl"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """How one job ended.
+
+    Attributes:
+        job: Its number in the grid, from 0.
+        overrides: As typed, secrets masked, without those of the whole batch.
+        key: What the job computes, see :func:`lrrunner.batch.state.job_key`.
+        state: finished, failed or killed.
+        run_id: Its run in MLflow.
+        run_dir: Its run directory, relative to the batch directory.
+        lr: Suggested LR; None without a suggestion.
+        interval: Its interval, (low, high).
+        verdict: How far the curve supports it.
+        best_loss: Lowest smoothed loss.
+        seconds: From the handover to the end.
+        cause: The rank that failed first and why.
+    """
+
+    job: int
+    overrides: tuple[str, ...]
+    state: str
+    run_id: str | None = None
+    run_dir: str | None = None
+    lr: float | None = None
+    interval: tuple[float, float] | None = None
+    verdict: str | None = None
+    best_loss: float | None = None
+    seconds: float = 0.0
+    cause: str | None = None
+    key: str = ""
+
+
+def append(directory: Path, entry: Entry) -> None:
+    """Write one line, in one go and down to the disk; a line that a crash cut off before it stays by itself."""
+    path = directory / FILE_NAME
+    line = (json.dumps(asdict(entry)) + "\n").encode()
+    if path.exists() and not path.read_bytes().endswith(b"\n") and path.stat().st_size:
+        line = b"\n" + line
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    try:
+        os.write(descriptor, line)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def read(directory: Path) -> list[Entry]:
+    """Every line in order; one that was cut off is no line."""
+    try:
+        text = (directory / FILE_NAME).read_text(encoding="utf-8")
+    except OSError:
+        return []
+    return [entry for line in text.splitlines() if (entry := _entry(line)) is not None]
+
+
+def latest(entries: Sequence[Entry]) -> dict[str, Entry]:
+    """The last word on each job, by its key."""
+    return {entry.key: entry for entry in entries}
+
+
+def _entry(line: str) -> Entry | None:
+    try:
+        content: dict[str, Any] = json.loads(line)
+        known = {item.name: content[item.name] for item in fields(Entry) if item.name in content}
+        known["overrides"] = tuple(known["overrides"])
+        if known.get("interval") is not None:
+            low, high = known["interval"]
+            known["interval"] = (low, high)
+        return Entry(**known)
+    except (ValueError, KeyError, TypeError):
+        return None

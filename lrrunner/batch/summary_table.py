@@ -1,0 +1,131 @@
+"""One page about a batch: a table for the terminal, for files and for MLflow, and what was swept. No torch."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lrrunner.batch.ledger import Entry
+
+CSV_COLUMNS = (
+    *("job", "overrides", "state", "lr", "lr_low", "lr_high", "verdict", "best_loss", "seconds"),
+    *("run_dir", "run_id", "cause"),
+)
+TABLE_COLUMNS = ("job", "lr", "interval", "verdict", "best loss", "seconds")
+
+NO_HYPERPARAMETERS = ("sweep.", "run.", "launch.", "tracking.")
+MAX_CAUSE = 60
+MAX_MARKDOWN = 7000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """One suggested LR against one swept number.
+
+    Attributes:
+        value: The number.
+        lr: Suggested LR.
+        interval: Its interval.
+        group: What else was swept, in words.
+    """
+
+    value: float
+    lr: float
+    interval: tuple[float, float]
+    group: str
+
+
+def labels(entries: Sequence[Entry]) -> list[str]:
+    """For each job, the overrides that not all jobs have."""
+    common = set(entries[0].overrides).intersection(*(entry.overrides for entry in entries)) if entries else set()
+    return [
+        " ".join(word for word in entry.overrides if word not in common) or " ".join(entry.overrides)
+        for entry in entries
+    ]
+
+
+def csv_text(entries: Sequence[Entry]) -> str:
+    """summary.csv: one row a job, in the order of the grid."""
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(CSV_COLUMNS)
+    for entry, label in zip(entries, labels(entries), strict=True):
+        low, high = entry.interval or (None, None)
+        writer.writerow(
+            [
+                *(entry.job, label, entry.state, entry.lr, low, high, entry.verdict, entry.best_loss, entry.seconds),
+                *(entry.run_dir, entry.run_id, entry.cause),
+            ]
+        )
+    return stream.getvalue()
+
+
+def rows(entries: Sequence[Entry]) -> list[tuple[str, ...]]:
+    """The cells of the table, as text; a job that did not finish has its state and cause for a verdict."""
+    table: list[tuple[str, ...]] = []
+    for entry, label in zip(entries, labels(entries), strict=True):
+        interval = "" if entry.interval is None else f"[{entry.interval[0]:.1e}, {entry.interval[1]:.1e}]"
+        verdict = entry.verdict or f"{entry.state}: {_cut(entry.cause or '')}"
+        lr = "" if entry.state != "finished" else "none" if entry.lr is None else f"{entry.lr:.1e}"
+        loss = "" if entry.best_loss is None else f"{entry.best_loss:.4g}"
+        table.append((label, lr, interval, verdict, loss, f"{entry.seconds:.1f}"))
+    return table
+
+
+def terminal_table(entries: Sequence[Entry]) -> str:
+    """The table in columns."""
+    table = [TABLE_COLUMNS, *rows(entries)]
+    widths = [max(len(row[column]) for row in table) for column in range(len(TABLE_COLUMNS))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table
+    )
+
+
+def markdown_table(entries: Sequence[Entry]) -> str:
+    """The table in Markdown, cut where MLflow would cut it in the middle of a row."""
+    lines = [f"| {' | '.join(TABLE_COLUMNS)} |", "|---" * len(TABLE_COLUMNS) + "|"]
+    length = 0
+    for number, row in enumerate(rows(entries)):
+        line = f"| {' | '.join(cell.replace('|', '/') for cell in row)} |"
+        length += len(line)
+        if length > MAX_MARKDOWN:
+            return "\n".join([*lines, "", f"and {len(entries) - number} more: see summary.csv"])
+        lines.append(line)
+    return "\n".join(lines)
+
+
+def swept_numbers(entries: Sequence[Entry]) -> dict[str, list[Point]]:
+    """By swept key with numbers above 0 for values: the suggested LRs against it, where there are three values or more.
+
+    Keys of the sweep itself and of its surroundings are no hyperparameters and left out.
+    """
+    parsed = [dict(word.lstrip("+").partition("=")[::2] for word in entry.overrides) for entry in entries]
+    keys = list(dict.fromkeys(key for values in parsed for key in values))
+    varying = [key for key in keys if len({values.get(key) for values in parsed}) > 1]
+    hyperparameters = [key for key in varying if not key.startswith(NO_HYPERPARAMETERS)]
+    found: dict[str, list[Point]] = {}
+    for key in hyperparameters:
+        points = []
+        for entry, values in zip(entries, parsed, strict=True):
+            number = _positive_number(values.get(key, ""))
+            if number is not None and entry.lr is not None and entry.interval is not None:
+                others = [other for other in hyperparameters if other != key and other in values]
+                group = " ".join(f"{other}={values[other]}" for other in others)
+                points.append(Point(value=number, lr=entry.lr, interval=entry.interval, group=group))
+        if len({point.value for point in points}) >= 3:
+            found[key] = points
+    return found
+
+
+def _positive_number(text: str) -> float | None:
+    try:
+        number = float(text)
+    except ValueError:
+        return None
+    return number if 0 < number < float("inf") else None
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= MAX_CAUSE else f"{text[: MAX_CAUSE - 2]} …"

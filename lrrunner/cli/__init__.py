@@ -1,0 +1,1 @@
+"""Entry points: ``lrrunner`` and ``lrrunner-sync``."""

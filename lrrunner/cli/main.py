@@ -1,0 +1,175 @@
+"""The command line: compose, validate, then work. No torch before the configuration is right."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import hydra
+from omegaconf import DictConfig
+
+from lrrunner.config.composition import compose_job
+from lrrunner.config.schema import register_schema
+from lrrunner.errors import ConfigError
+from lrrunner.launch.rank_command import INHERITED_FROM_A_LAUNCHER
+from lrrunner.results.resume_checks import directory_errors
+from lrrunner.system.redaction import Redactor
+from lrrunner.system.terminal import say
+
+EXIT_CONFIG = 2
+
+RANK_0_FIRST_S = 5.0
+"""How long another rank leaves the message about a wrong configuration to rank 0, whose end ends them all."""
+
+OPTIONS_WITH_VALUE = ("--config-dir", "-cd", "--config-name", "-cn")
+MULTIRUN = ("--multirun", "-m")
+PLAIN_RUN = ("--run", "-r")
+UNSUPPORTED = ("--config-path", "-cp", "--package", "-p", "--experimental-rerun")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CommandLine:
+    """Arguments sorted into Hydra's flags and overrides.
+
+    Attributes:
+        overrides: Everything that is no flag.
+        config_dir: Value of ``--config-dir``.
+        config_name: Value of ``--config-name``.
+        multirun: Whether a grid was asked for.
+        hydra_flags: Flags that Hydra answers itself (help, info, the configuration, completion).
+        unsupported: Flags of Hydra that have no meaning here.
+    """
+
+    overrides: tuple[str, ...]
+    config_dir: str | None
+    config_name: str
+    multirun: bool
+    hydra_flags: tuple[str, ...]
+    unsupported: tuple[str, ...] = ()
+
+    @property
+    def options(self) -> list[str]:
+        """The flags that a repeated run needs."""
+        directory = [] if self.config_dir is None else ["--config-dir", self.config_dir]
+        return directory + ([] if self.config_name == "config" else ["--config-name", self.config_name])
+
+
+def command_line(arguments: Sequence[str]) -> CommandLine:
+    """Sort arguments.
+
+    >>> command_line(["-cd", "my_conf", "model=cnn"]).overrides
+    ('model=cnn',)
+    """
+    overrides: list[str] = []
+    values: dict[str, str] = {}
+    multirun, flags, unsupported = False, [], []
+    words = iter(arguments)
+    for word in words:
+        name, sign, value = word.partition("=")
+        if word in PLAIN_RUN:
+            continue
+        if name in OPTIONS_WITH_VALUE:
+            values[name] = value if sign else next(words, "")
+        elif word in MULTIRUN:
+            multirun = True
+        elif name in UNSUPPORTED:
+            unsupported.append(name)
+        elif word.startswith("-"):
+            flags.append(word)
+        else:
+            overrides.append(word)
+    return CommandLine(
+        overrides=tuple(overrides),
+        config_dir=values.get("--config-dir", values.get("-cd")),
+        config_name=values.get("--config-name", values.get("-cn", "config")),
+        multirun=multirun,
+        hydra_flags=tuple(flags),
+        unsupported=tuple(unsupported),
+    )
+
+
+def main() -> NoReturn:
+    """Console script ``lrrunner``, and ``python -m lrrunner``."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run the command line.
+
+    Returns:
+        Exit code: 0 the sweep ran to its end, 1 it failed, 2 the configuration is wrong, 143 ended by SIGTERM.
+    """
+    words = command_line(arguments)
+    rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    if words.hydra_flags and not words.unsupported:
+        if rank == 0:
+            _let_hydra_answer()
+        return 0
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))  # so that a _target_ in the user's own directory is found
+    launched = any(name in os.environ for name in ("RANK", *INHERITED_FROM_A_LAUNCHER))
+    try:
+        if words.multirun and not launched and not words.unsupported:
+            from lrrunner.batch.run_batch import run_grid
+
+            return run_grid(words.overrides, words.options, config_dir=words.config_dir, config_name=words.config_name)
+        container = _checked_job(words, world_size if launched else None)
+        if not launched and container["launch"]["num_processes"] is not None:
+            from lrrunner.launch.supervise import supervise
+
+            return supervise(container, words.overrides, words.options)
+    except ConfigError as error:
+        _show(error, words, rank)
+        return EXIT_CONFIG
+    from lrrunner.worker.run_job import work
+
+    return work(container, words.overrides, words.options)
+
+
+def _checked_job(words: CommandLine, world_size: int | None) -> dict[str, Any]:
+    """Stage A; a world size of None: this process is in no world yet."""
+    if words.unsupported:
+        raise ConfigError(
+            f"{flag} is not supported; name your own directory with --config-dir" for flag in words.unsupported
+        )
+    if words.multirun:
+        number = max(2, world_size or 1)
+        command = shlex.join(["lrrunner", "-m", f"launch.num_processes={number}", *words.overrides])
+        raise ConfigError(
+            [
+                f"-m must not be given inside {world_size} ranks, got {' '.join(words.overrides)}; "
+                f"one parent starts them: {command}"
+            ]
+        )
+    container = compose_job(
+        words.overrides, config_dir=words.config_dir, config_name=words.config_name, world_size=world_size
+    )
+    begins = container["run"]["resume"] is None
+    if not begins and world_size is None and (errors := directory_errors(container["run"])):  # in ranks, rank 0 looks
+        raise ConfigError(errors)
+    return container
+
+
+def _show(error: ConfigError, words: CommandLine, rank: int) -> None:
+    """Print the message once: rank 0 speaks, and another rank only if rank 0 found nothing wrong."""
+    prefix = ""
+    if rank != 0:
+        time.sleep(RANK_0_FIRST_S)
+        prefix = f"[rank {rank}] "
+    redactor = Redactor.for_run({}, os.environ, words.overrides)
+    say(prefix + redactor.text(str(error)), sys.stderr)
+
+
+def _let_hydra_answer() -> None:
+    register_schema()
+    hydra.main(config_path="pkg://lrrunner.conf", config_name="config", version_base="1.3")(_nothing)()
+
+
+def _nothing(cfg: DictConfig) -> None:
+    """Hydra's flags answer without running anything."""

@@ -1,0 +1,125 @@
+"""``lrrunner launch.num_processes=N``: one sweep on ranks that this process starts and watches. No torch."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lrrunner.errors import ConfigError
+from lrrunner.launch.job import Job, OutputFiles, echo
+from lrrunner.launch.mailbox import sweep
+from lrrunner.launch.rank_command import DEEPSPEED_REFUSED
+from lrrunner.launch.worker_group import JobResult, JobState, RankSet
+from lrrunner.results.writer import new_run_path
+from lrrunner.system.devices import visible_gpus
+from lrrunner.system.interrupt_counter import Interrupts
+from lrrunner.system.job_log import JobLog
+from lrrunner.system.terminal import say
+from lrrunner.tracking.supervised_run import RunKeeper
+
+POLL_S = 0.05
+SET_PREFIX = "lrrunner-set-"
+
+
+def supervise(container: Mapping[str, Any], overrides: Sequence[str], options: Sequence[str]) -> int:
+    """Run one job on ``launch.num_processes`` ranks of this machine.
+
+    Args:
+        container: Resolved configuration that passed stage A.
+        overrides: As typed.
+        options: Hydra's own flags as typed.
+
+    Returns:
+        Exit code: 0 the sweep ran to its end, 1 it failed, 2 the configuration is wrong, 128 + signal.
+
+    Raises:
+        ConfigError: this machine, or the tracking store, cannot do what is asked.
+    """
+    resumes = container["run"]["resume"] is not None
+    directory = Path(container["run"]["resume"] or container["run"]["dir"] or new_run_path())
+    job = Job(
+        container={**container, "run": {**container["run"], "dir": str(directory)}},
+        overrides=tuple(overrides),
+        options=tuple(options),
+    )
+    gpus = visible_gpus(os.environ)
+    errors = [*machine_errors(job.container, gpus), *([] if resumes else _directory_errors(directory))]
+    if errors:
+        raise ConfigError(errors)
+    with JobLog(job.redactor), Interrupts() as interrupts:
+        keeper = RunKeeper()
+        run_id = None
+        output = OutputFiles(directory, job.redactor, echo=echo)
+        sweep(Path(tempfile.gettempdir()).glob(f"{SET_PREFIX}*"))
+        folder = Path(tempfile.mkdtemp(prefix=SET_PREFIX))
+        ranks = RankSet(job.plan(gpus=gpus), folder, environ=os.environ, sink=output.take)
+        try:
+            if not resumes:  # else rank 0 reopens the run that there is
+                run_id = keeper.open(job.container, directory, redactor=job.redactor)  # while the ranks load torch
+            ranks.give(job.order(0, run_id=run_id), timeout_s=job.timeout_s)
+            result = _watched(ranks, interrupts)
+        finally:
+            ranks.close()
+            output.flush()
+        if result.code == 2 and run_id is not None:
+            keeper.discard(job.container, run_id, redactor=job.redactor)
+        elif result.code != 2 or not resumes:  # a run that could not be resumed is what it was
+            keeper.close(job.container, directory, result, run_id=run_id, redactor=job.redactor)
+    _say(result, job)
+    return result.code
+
+
+def machine_errors(container: Mapping[str, Any], gpus: tuple[str, ...]) -> list[str]:
+    """What of the ``launch`` group this machine cannot do."""
+    launch = container["launch"]
+    num_processes, concurrent, file = launch["num_processes"] or 1, launch["concurrent"], launch["config_file"]
+    errors = []
+    if file is not None and not Path(file).is_file():
+        errors.append(f"launch.config_file must be a file of accelerate launch, got {file}; correct the path")
+    elif file is not None and "DEEPSPEED" in Path(file).read_text(encoding="utf-8", errors="replace"):
+        errors.append(DEEPSPEED_REFUSED.format(f"launch.config_file={file}"))
+    if gpus and file is None and num_processes * concurrent > len(gpus):
+        sets = "" if concurrent == 1 else f" x launch.concurrent={concurrent}"
+        errors.append(
+            f"launch.num_processes{sets} must be at most the {len(gpus)} GPU(s) of this machine, got {num_processes}; "
+            "ask for fewer, or train on CPUs with ACCELERATE_USE_CPU=1"
+        )
+    return errors
+
+
+def _directory_errors(directory: Path) -> list[str]:
+    if (directory / "status.json").exists():
+        return [f"run.dir must not hold a run yet, got {directory}; choose another directory"]
+    return []
+
+
+def _watched(ranks: RankSet, interrupts: Interrupts) -> JobResult:
+    """Until the job has ended; a first signal is passed on, a second one ends the ranks."""
+    passed_on = 0
+    while (result := ranks.poll()) is None:
+        if interrupts.count > passed_on:
+            passed_on = interrupts.count
+            assert interrupts.signal is not None
+            if passed_on > 1:
+                ranks.kill()
+                return JobResult(state=JobState.KILLED, code=interrupts.exit_code, cause="stopped at once", told=False)
+            ranks.interrupt(interrupts.signal)
+        time.sleep(POLL_S)
+    if result.state == JobState.KILLED and interrupts.count:
+        return JobResult(state=JobState.KILLED, code=interrupts.exit_code, cause=result.cause, told=result.told)
+    return result
+
+
+def _say(result: JobResult, job: Job) -> None:
+    """Once, what went wrong."""
+    if result.code == 2 and result.cause:
+        say(job.redactor.text(result.cause), sys.stderr)
+    elif result.state == JobState.FAILED:
+        logs = job.directory / "ranks"
+        where = f"; see {logs}" if logs.is_dir() else ""
+        say(job.redactor.text(f"lrrunner: the sweep failed on {result.cause}{where}"), sys.stderr)

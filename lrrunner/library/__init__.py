@@ -1,0 +1,1 @@
+"""``range_test()``: the sweep inside a script."""

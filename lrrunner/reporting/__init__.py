@@ -1,0 +1,1 @@
+"""Figures, summary text and progress of one run."""

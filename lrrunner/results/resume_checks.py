@@ -1,0 +1,84 @@
+"""Going on with a run that was cut off: which directory qualifies, and what must be as it was. No torch."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import lrrunner
+from lrrunner.results.reader import read_config, read_status
+from lrrunner.system.process_identity import is_alive
+from lrrunner.tracking.mlflow_run import flattened
+
+FREE_KEYS = ("run", "launch", "tracking.timeout_s")
+"""What a resumed run may have otherwise: it does not change what is measured, nor where it is looked up."""
+
+MAX_SHOWN = 5
+
+
+def code_versions() -> dict[str, str]:
+    """The code whose arithmetic a run rests on."""
+    return {"version": lrrunner.__version__, "torch_version": version("torch")}
+
+
+def directory_errors(run: Mapping[str, Any]) -> list[str]:
+    """Why ``run.resume`` cannot be gone on with, as far as its directory says.
+
+    Args:
+        run: The resolved ``run`` group; its ``resume`` is set.
+    """
+    path = Path(run["resume"]).expanduser()
+    if run["dir"] is not None and Path(run["dir"]).expanduser().resolve() != path.resolve():
+        return [f"run.dir must be left out, or be run.resume={path}, got {run['dir']}; leave it out"]
+    if (path / "ledger.jsonl").exists() or (path / "multirun.yaml").exists():
+        return [f"run.resume must go with the grid of a batch, got the batch {path}; repeat its command, with -m"]
+    status = read_status(path)
+    if not read_config(path):
+        return [f"run.resume must name a run directory, got {path}; leave it out to begin a new run"]
+    if status.get("state") == "finished":
+        return [f"run.resume must name a run that has not finished, got {path}; see its suggestion.json"]
+    identity = status.get("process")
+    works_here = status.get("state") == "running" and status.get("host") == socket.gethostname()
+    if works_here and identity is not None and is_alive(identity):
+        return [f"run.resume must name a run that nobody works on, got {path}; wait for its end, or end it"]
+    return []
+
+
+def differences(path: Path, config: Mapping[str, Any], *, world_size: int) -> list[str]:
+    """What keeps records from going on as they began: other ranks, another configuration, other code.
+
+    Args:
+        path: The run directory.
+        config: The resolved configuration as config.yaml would hold it, secrets masked.
+        world_size: Number of ranks.
+    """
+    status = read_status(path)
+    return [*_status_differences(status, world_size), *_config_differences(path, config, status)]
+
+
+def _status_differences(status: Mapping[str, Any], world_size: int) -> Iterator[str]:
+    began_with = status.get("world_size", world_size)
+    if began_with != world_size:
+        yield f"run.resume must go on with {began_with} rank(s), as the run began, got {world_size}; start {began_with}"
+    for name, current in code_versions().items():
+        if (old := status.get(name, current)) != current:
+            what = {"version": "lrrunner", "torch_version": "torch"}[name]
+            yield f"run.resume must go on with {what} {old}, as the run began, got {current}; install it, or run anew"
+
+
+def _config_differences(path: Path, config: Mapping[str, Any], status: Mapping[str, Any]) -> Iterator[str]:
+    old, new = flattened(read_config(path)), flattened(config)
+    keys = [key for key in sorted(old.keys() | new.keys()) if not _is_free(key) and old.get(key) != new.get(key)]
+    for key in keys[:MAX_SHOWN]:
+        yield f"{key} must be {old.get(key, 'absent')} to resume {path}, got {new.get(key, 'nothing')}; give it so"
+    if len(keys) > MAX_SHOWN:
+        yield f"{len(keys) - MAX_SHOWN} more keys differ from {path}/config.yaml; repeat the run's own command"
+    if keys and status.get("command"):
+        yield f"the run began with: {status['command']}; repeat that with run.resume={path}"
+
+
+def _is_free(key: str) -> bool:
+    return any(key == free or key.startswith(f"{free}.") for free in FREE_KEYS)

@@ -1,0 +1,257 @@
+"""The run directory: the truth about a run, as plain files, readable at every moment. Rank 0 writes it."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import secrets
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import yaml
+
+from lrrunner.errors import ConfigError
+from lrrunner.records import RangeTest, Step, Trial
+from lrrunner.results.csv_table import Table
+from lrrunner.results.reader import read_status
+from lrrunner.system.redaction import Redactor
+
+RECORD_COLUMNS = (
+    "sweep_pass",
+    "repeat",
+    "step",
+    "lr",
+    "loss",
+    "smoothed_loss",
+    "grad_norm",
+    "num_items",
+    "skipped",
+    "elapsed_s",
+    "timestamp_ms",
+)
+
+TRIAL_COLUMNS = (
+    "trial",
+    "schedule",
+    "lr",
+    "num_steps",
+    "num_steps_run",
+    "loss",
+    "outcome",
+    "elapsed_s",
+)
+
+TRIAL_RECORD_COLUMNS = ("trial", *RECORD_COLUMNS[2:])
+
+STATUS_INTERVAL_S = 2.0
+
+
+def new_run_path() -> Path:
+    """runs/<time>-<short id> below the current directory."""
+    return Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
+
+
+def close_abandoned(path: Path) -> None:
+    """Say in the status.json of a run whose process is gone that it is over."""
+    file = path / "status.json"
+    with contextlib.suppress(OSError, ValueError):
+        status = json.loads(file.read_text(encoding="utf-8"))
+        if status["state"] == "running":
+            status |= {"state": "killed", "cause": "its process ended without a word"}
+            file.write_text(json.dumps(status, indent=2) + "\n", encoding="utf-8")
+
+
+class RunDirectory:
+    """The files of one run.
+
+    Args:
+        path: Where; made if missing. It must not hold a run yet, unless ``resumed``.
+        redactor: Masks secrets in everything written.
+        more_columns: What records.csv holds beyond the usual: ``val_loss``, empty where a step was not evaluated, say.
+        resumed: Go on with the run in it. The rows it has stay; one that is recorded again is only compared, and what
+            follows the first one that differs gives way.
+
+    Raises:
+        ConfigError: the directory cannot be written, or holds a run already.
+    """
+
+    def __init__(
+        self, path: Path, redactor: Redactor, *, more_columns: Sequence[str] = (), resumed: bool = False
+    ) -> None:
+        self._record_columns = (*RECORD_COLUMNS, *more_columns)
+        self.path = path.expanduser().resolve()
+        self._redactor = redactor
+        self._resumed = resumed
+        self._status: dict[str, Any] = read_status(self.path) if resumed else {}
+        self._status_time = 0.0
+        self._tables: dict[str, Table] = {}
+        try:
+            (self.path / "ranks").mkdir(parents=True, exist_ok=True)
+            if not resumed and (self.path / "status.json").exists():
+                raise ConfigError([f"run.dir must not hold a run yet, got {path}; choose another directory"])
+            self._records = self._table("records.csv", self._record_columns)
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise ConfigError(
+                [f"run.dir must be a writable directory, got {path} ({reason}); choose another directory"]
+            ) from None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for table in self._tables.values():
+            table.close()
+
+    def discard(self) -> None:
+        """Remove what a run that does not start has written, and the directory if nothing else is in it."""
+        self._records.close()
+        if self._resumed:
+            return
+        for name in ("config.yaml", "overrides.yaml", "records.csv"):
+            (self.path / name).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            (self.path / "ranks").rmdir()
+            self.path.rmdir()
+
+    def write_inputs(self, config: dict[str, Any], overrides: Sequence[str]) -> None:
+        """config.yaml (resolved) and overrides.yaml; those of a resumed run stay."""
+        if self._resumed:
+            return
+        self._write("config.yaml", _yaml(self._redactor.tree(config)))
+        self._write("overrides.yaml", _yaml(self._redactor.tree(list(overrides))))
+
+    @property
+    def mlflow_run_id(self) -> str | None:
+        """The MLflow run of a resumed run, where it is known."""
+        return self._status.get("mlflow_run_id")
+
+    def record(self, step: Step) -> Step:
+        """Append one row to records.csv, flushed; now and then refresh the last step in status.json.
+
+        Returns:
+            The step, with the times of an earlier life that recorded it already.
+        """
+        known = self._records.write([getattr(step, name) for name in self._record_columns])
+        if time.monotonic() - self._status_time > STATUS_INTERVAL_S:
+            self.update_status(last_step=step.step)
+        return _at_its_time(step, known)
+
+    def record_trial_step(self, trial: int, step: Step) -> Step:
+        """Append one row to trial_records.csv, flushed; the file is made with its first row. As :meth:`record`."""
+        values = [getattr(step, name) for name in TRIAL_RECORD_COLUMNS[1:]]
+        return _at_its_time(step, self._table("trial_records.csv", TRIAL_RECORD_COLUMNS).write([trial, *values]))
+
+    def record_trial(self, trial: Trial, *, schedule: str) -> None:
+        """Append one row to trials.csv, flushed; the file is made with its first row."""
+        values = {"schedule": schedule} | {item.name: getattr(trial, item.name) for item in dataclasses.fields(trial)}
+        self._table("trials.csv", TRIAL_COLUMNS).write([values[name] for name in TRIAL_COLUMNS])
+
+    def forget_unconfirmed(self) -> None:
+        """The run is over: rows that only an earlier life knows, and that this one did not come to, are none of it."""
+        for table in self._tables.values():
+            table.forget()
+
+    def write_suggestion(self, test: RangeTest) -> None:
+        """suggestion.json."""
+        suggestion, stop = test.suggestion, test.stop
+        content = {
+            "lr": suggestion.lr,
+            "method": suggestion.method,
+            "verdict": suggestion.verdict,
+            "reason": suggestion.reason,
+            "interval": suggestion.interval,
+            "candidates": suggestion.candidates,
+            "group_lrs": test.group_lrs,
+            "stop_reason": stop.reason,
+            "stop_step": stop.step,
+            "stop_ranks": stop.ranks,
+            "world_size": test.world_size,
+            "global_batch_size": test.global_batch_size,
+            "passes": [_pass_content(test, number) for number in range(len(test.passes))],
+            "confirmation": _confirmation_content(test),
+        }
+        if test.noise_scale is not None:
+            content["noise_scale"] = dataclasses.asdict(test.noise_scale)
+        self._write("suggestion.json", json.dumps(content, indent=2) + "\n")
+
+    def write_note(self, note: str) -> None:
+        """note.md: what the run came to, in words."""
+        self._write("note.md", self._redactor.text(note))
+
+    def update_status(self, **changes: Any) -> None:
+        """Change fields of status.json."""
+        self._status |= self._redactor.tree(changes)
+        self._status_time = time.monotonic()
+        self._write("status.json", json.dumps(self._status, indent=2) + "\n")
+
+    def files(self) -> list[Path]:
+        """The finished files, for upload; checkpoints and temporary files are not among them."""
+        return sorted(
+            path
+            for path in self.path.rglob("*")
+            if path.is_file() and path.suffix != ".tmp" and "checkpoints" not in path.relative_to(self.path).parts
+        )
+
+    def _write(self, name: str, text: str) -> None:
+        """Replace a file as a whole, so that no reader sees half of it."""
+        partial = self.path / f"{name}.{threading.get_ident()}.tmp"
+        with partial.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(self.path / name)
+
+    def _table(self, name: str, columns: Sequence[str]) -> Table:
+        if name not in self._tables:
+            self._tables[name] = Table(self.path / name, columns, resumed=self._resumed)
+        return self._tables[name]
+
+
+def _pass_content(test: RangeTest, number: int) -> dict[str, Any]:
+    ladder = test.passes[number]
+    return {
+        "start_lr": ladder.start_lr,
+        "end_lr": ladder.end_lr,
+        "verdict": ladder.suggestion.verdict,
+        "lr": ladder.suggestion.lr,
+        "extension": ladder.extension or None,
+        "is_curve": number == test.curve_pass,
+    }
+
+
+def _confirmation_content(test: RangeTest) -> dict[str, Any] | None:
+    """What was measured, beside what the sweep alone says; null where nothing was to be confirmed."""
+    confirmation = test.confirmation
+    if confirmation is None:
+        return None
+    return {
+        "schedule": confirmation.schedule,
+        "monitored": confirmation.monitored,
+        "budget_steps": confirmation.budget_steps,
+        "horizon": confirmation.horizon,
+        "num_trials": len(test.trials),
+        "measured_steps": confirmation.measured_steps,
+        "extrapolated_to_steps": confirmation.horizon if confirmation.is_extrapolated else None,
+        "trouble": confirmation.trouble or None,
+        "sweep_lr": confirmation.sweep.lr,
+        "sweep_interval": confirmation.sweep.interval,
+    }
+
+
+def _at_its_time(step: Step, known: dict[str, str] | None) -> Step:
+    if known is None:
+        return step
+    return dataclasses.replace(step, elapsed_s=float(known["elapsed_s"]), timestamp_ms=int(known["timestamp_ms"]))
+
+
+def _yaml(content: Any) -> str:
+    return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)

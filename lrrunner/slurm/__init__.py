@@ -1,0 +1,1 @@
+"""Submission to Slurm: checks, array jobs, submitit."""

@@ -1,0 +1,88 @@
+"""What ``scripts/submit`` does on the login node: check a configuration before it queues, follow the job. No torch."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from lrrunner.cli.main import command_line
+from lrrunner.config.composition import compose_job, expanded_grid
+from lrrunner.errors import ConfigError
+
+POLL_S = 1.0
+ENDED = re.compile(r"COMPLETED|FAILED|CANCELLED|TIMEOUT|NODE_FAIL|OUT_OF_MEMORY|BOOT_FAIL|DEADLINE")
+
+
+def main() -> NoReturn:
+    """``python -m lrrunner.submission KIND [overrides]``, or ``follow JOB``."""
+    kind, *words = sys.argv[1:]
+    if kind == "follow":
+        sys.exit(follow(words[0]))
+    try:
+        print(checked(kind, words))
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)
+    sys.exit(0)
+
+
+def checked(kind: str, words: Sequence[str]) -> int:
+    """Compose every job of a submission.
+
+    Args:
+        kind: ``sweep`` for one job; ``batch`` or ``array`` for a grid.
+        words: Overrides, and Hydra's own flags.
+
+    Returns:
+        The number of jobs.
+
+    Raises:
+        ConfigError: what is wrong with them; how many ranks will share a global batch, only the job will know.
+    """
+    line = command_line(words)
+    overrides = [word for word in line.overrides if not word.startswith(("run.dir=", "run.resume="))]
+    points = [tuple(overrides)] if kind == "sweep" else expanded_grid(overrides, config_dir=line.config_dir)
+    for point in points:
+        compose_job(point, config_dir=line.config_dir, config_name=line.config_name, world_size=None)
+    return len(points)
+
+
+def follow(job: str) -> int:
+    """Show the output of a job as it comes, until the job has ended.
+
+    Returns:
+        Its exit code; 128 + the signal that ended it.
+    """
+    position = 0
+    while True:
+        state, code, output = _job(job)
+        if output is not None and output.exists():
+            with output.open("rb") as file:
+                file.seek(position)
+                text = file.read()
+            position += len(text)
+            sys.stdout.write(text.decode(errors="replace"))
+            sys.stdout.flush()
+        if state is None or ENDED.fullmatch(state):
+            print(f"job {job}: {state or 'unknown'}", flush=True)
+            return code if state != "CANCELLED" or code else 143
+        time.sleep(POLL_S)
+
+
+def _job(job: str) -> tuple[str | None, int, Path | None]:
+    """State, exit code and output file as ``scontrol`` shows them; a job that it has forgotten has no state."""
+    shown = subprocess.run(["scontrol", "-o", "show", "job", job], capture_output=True, text=True, check=False).stdout
+    fields = dict(re.findall(r"(?:^| )([A-Za-z]+)=(\S*)", shown))
+    code, _, number = fields.get("ExitCode", "1:0").partition(":")
+    output = fields.get("StdOut")
+    exit_code = int(code) or (128 + int(number) if int(number or 0) else 0)
+    return fields.get("JobState"), exit_code, Path(output) if output else None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,138 @@
+"""``lrrunner -m hydra/launcher=submitit_slurm``: a batch whose jobs are Slurm's, through submitit. No torch.
+
+Hydra's submitit launcher queues a job for each point of the grid and waits for them. Such a job starts one ``lrrunner``
+in a run directory of its own, and leaves MLflow and the summary to the process that waits, as the tasks of an array do.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import logging
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+import lrrunner
+from lrrunner.batch import run_batch
+from lrrunner.batch.state import update_state
+from lrrunner.config.composition import expanded_grid, override_key
+from lrrunner.errors import ConfigError
+from lrrunner.results.reader import read_status
+from lrrunner.slurm import array
+from lrrunner.system.redaction import Redactor
+from lrrunner.system.terminal import say
+
+LAUNCHERS = ("submitit_slurm", "submitit_local")
+PLUGIN = "hydra_plugins.hydra_submitit_launcher"
+
+logger = logging.getLogger(__name__)
+
+
+def is_asked_for(overrides: Sequence[str]) -> bool:
+    """Whether one of submitit's launchers is chosen."""
+    return any(override_key(word) == "hydra.launcher" and word.partition("=")[2] in LAUNCHERS for word in overrides)
+
+
+def run_submitted(overrides: Sequence[str], options: Sequence[str], *, config_dir: str | None, config_name: str) -> int:
+    """Queue every point of a grid, wait for them, and sum them up.
+
+    Args:
+        overrides: As typed, with Hydra's sweeps in them and the launcher's own keys.
+        options: Hydra's own flags as typed.
+        config_dir: The user's own directory of configuration groups.
+        config_name: Primary configuration.
+
+    Returns:
+        Exit code: 0 all jobs ran to their end, 1 some failed.
+
+    Raises:
+        ConfigError: the grid, or a point of it, is wrong, or the launcher is not installed; nothing has been queued.
+    """
+    of_launcher = [word for word in overrides if override_key(word).partition(".")[0] == "hydra"]
+    of_jobs = [word for word in overrides if word not in of_launcher]
+    _check_launcher(of_launcher, config_dir=config_dir)
+    points = expanded_grid(of_jobs, config_dir=config_dir)
+    containers = run_batch.checked_points(points, config_dir=config_dir, config_name=config_name, gpus=())
+    directory = run_batch.batch_directory(containers)
+    commands = [[*options, *_of_a_job(point), "tracking.enabled=false"] for point in points]
+    job = functools.update_wrapper(functools.partial(run_point, commands, directory), run_point)
+    sweep = [f"hydra.sweep.dir={_quoted(directory)}", "hydra.sweep.subdir=.", "hydra.job.name=lrrunner"]
+    summary = [*options, *_of_a_job(of_jobs)]
+    redactor = Redactor.for_run(containers, os.environ, overrides)
+    with run_batch.sole_batch(directory, "run.dir"):
+        update_state(directory, lrrunner=lrrunner.__version__, num_jobs=len(points), state="running")
+        say(f"{len(points)} jobs in {directory}")
+        try:
+            run_batch.let_hydra_run([*options, *of_jobs, *sweep, *of_launcher], job)
+        except (Exception, KeyboardInterrupt, SystemExit) as error:
+            logger.info("a job came to nothing", exc_info=error)
+            command = redactor.text(
+                shlex.join(["python", "-m", "lrrunner.slurm.array", "summary", str(directory), *summary])
+            )
+            say(f"lrrunner: not all jobs came to an end; once they have, sum them up with: {command}", sys.stderr)
+            return 1
+        finally:
+            run_batch.mask(directory / "multirun.yaml", redactor)
+        for path in directory.glob(".submitit/**/*.pkl"):  # they hold the overrides, secrets among them
+            path.unlink()
+        return array.summary(directory, summary)
+
+
+def run_point(commands: Sequence[Sequence[str]], directory: Path, cfg: DictConfig) -> int:
+    """One job of the batch, where Slurm has put it: its run begins, or goes on where the queue cut it off.
+
+    Args:
+        commands: Words of every job.
+        directory: The batch's.
+        cfg: Hydra's configuration, of which the job's number is read.
+
+    Returns:
+        Exit code of its ``lrrunner``; a failure is the summary's to tell.
+    """
+    number = HydraConfig.get().job.num
+    word = run_word(directory / f"{number:03d}")
+    if word is None:
+        return 0
+    return subprocess.run([sys.executable, "-m", "lrrunner", *commands[number], word], check=False).returncode
+
+
+def run_word(run: Path) -> str | None:
+    """``run.dir=...`` for a run that has not begun, ``run.resume=...`` for one that has, None for a finished one."""
+    state = read_status(run).get("state")
+    if state == "finished":
+        return None
+    return f"run.dir={_quoted(run)}" if state is None else f"run.resume={_quoted(run)}"
+
+
+def _check_launcher(words: Sequence[str], *, config_dir: str | None) -> None:
+    errors = [
+        f"{override_key(word)} must be left to lrrunner in a batch, got {word}; leave it out"
+        for word in words
+        if override_key(word).split(".")[:2] != ["hydra", "launcher"]
+    ]
+    if not errors and len(expanded_grid(words, config_dir=config_dir)) > 1:
+        errors.append(f"hydra.launcher must have one value for the whole batch, got {' '.join(words)}; give one")
+    if importlib.util.find_spec("hydra_plugins") is None or importlib.util.find_spec(PLUGIN) is None:
+        errors.append(
+            f"hydra.launcher needs hydra-submitit-launcher, which is not installed, got {' '.join(words)}; "
+            "pip install hydra-submitit-launcher, or use scripts/submit slurm/array.sbatch"
+        )
+    if errors:
+        raise ConfigError(errors)
+
+
+def _of_a_job(words: Sequence[str]) -> list[str]:
+    return [word for word in words if not run_batch.is_for_the_batch(word)]
+
+
+def _quoted(path: Path) -> str:
+    """A path as a value that Hydra takes for nothing but text."""
+    text = str(path).replace("\\", "\\\\").replace("'", "\\'").replace("${", "\\${")
+    return f"'{text}'"

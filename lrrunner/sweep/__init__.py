@@ -1,0 +1,1 @@
+"""What is measured with training steps: sweep passes, repeats, confirmation runs."""

@@ -1,0 +1,1 @@
+"""Processes, signals, devices, logs, redaction: knows nothing of sweeps."""

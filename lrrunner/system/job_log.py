@@ -1,0 +1,68 @@
+"""Where log records go: warnings to the terminal in one line, everything to the rank's own file."""
+
+from __future__ import annotations
+
+import logging
+from logging.handlers import MemoryHandler
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from lrrunner.system.redaction import RedactingFormatter, Redactor
+
+package_logger = logging.getLogger("lrrunner")
+
+
+def wake_loggers() -> None:
+    """Let the package's loggers speak again: Hydra's `disabled` logging also silences those that are not its own."""
+    for name, logger in logging.root.manager.loggerDict.items():
+        if isinstance(logger, logging.Logger) and name.partition(".")[0] == package_logger.name:
+            logger.disabled = False
+
+
+class JobLog:
+    """The log of one job on one rank, taken down with it.
+
+    Warnings reach the terminal as one line each; tracebacks and information go to the rank's file only, and are kept
+    until there is a directory to write them to.
+
+    Args:
+        redactor: Masks secrets in everything logged.
+    """
+
+    def __init__(self, redactor: Redactor) -> None:
+        self._redactor = redactor
+        self._terminal = logging.StreamHandler()
+        self._terminal.setLevel(logging.WARNING)
+        self._terminal.setFormatter(RedactingFormatter("lrrunner: %(message)s", redactor))
+        self._early = MemoryHandler(capacity=1000, flushLevel=logging.CRITICAL + 1, flushOnClose=False)
+        self._handlers: list[logging.Handler] = [self._terminal, self._early]
+        self._propagated = True
+
+    def __enter__(self) -> Self:
+        for handler in self._handlers:
+            package_logger.addHandler(handler)
+        package_logger.setLevel(logging.INFO)
+        self._propagated, package_logger.propagate = package_logger.propagate, False
+        logging.getLogger("hydra").setLevel(logging.CRITICAL)  # it logs what stage B reports in its own words
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for handler in self._handlers:
+            package_logger.removeHandler(handler)
+            handler.close()
+        package_logger.propagate = self._propagated
+
+    def write_to(self, directory: Path, rank: int) -> None:
+        """ranks/<rank>.log, made when there is something to write; on a node without the directory, nowhere."""
+        package_logger.removeHandler(self._early)
+        if not directory.is_dir():
+            return
+        handler = logging.FileHandler(directory / "ranks" / f"{rank}.log", delay=True, encoding="utf-8")
+        handler.setFormatter(RedactingFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s", self._redactor))
+        package_logger.addHandler(handler)
+        self._handlers.append(handler)
+        self._early.setTarget(handler)
+        self._early.flush()

@@ -1,0 +1,1 @@
+"""MLflow: connection, upload, metric names."""

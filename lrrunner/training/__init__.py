@@ -1,0 +1,1 @@
+"""What one optimizer step needs: loop, collectives, evaluation, snapshots, checkpoints, FSDP."""

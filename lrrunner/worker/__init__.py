@@ -1,0 +1,1 @@
+"""What one rank runs: join the world, build a job, measure, report."""

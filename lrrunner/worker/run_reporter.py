@@ -1,0 +1,370 @@
+"""Rank 0's side of a run: run directory, MLflow, progress bar and closing lines."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import socket
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lrrunner
+from lrrunner.config.schema import Config, Monitor, batch_summary, budget_steps
+from lrrunner.core.confirmation import PlannedTrial, confirmed, not_confirmed
+from lrrunner.core.noise_scale import noise_scale
+from lrrunner.core.range_extension import Extension
+from lrrunner.errors import ConfigError
+from lrrunner.records import Confirmation, NoiseScale, RangeTest, Step, Suggestion, Trial, TrialOutcome
+from lrrunner.reporting import run_summary
+from lrrunner.reporting.progress_bar import progress_bar, show
+from lrrunner.results.reader import shown_path
+from lrrunner.results.resume_checks import code_versions, differences, directory_errors
+from lrrunner.results.writer import RunDirectory, new_run_path
+from lrrunner.sweep.auto_range import Passes
+from lrrunner.sweep.confirmation_runs import Trials
+from lrrunner.system.process_identity import process_identity
+from lrrunner.system.redaction import Redactor
+from lrrunner.tracking.metric_names import final_points, live_prefix, superseded
+from lrrunner.tracking.mlflow_run import TRIAL_METRICS, MlflowRun, anchored_uri, configure_mlflow
+from lrrunner.training import checkpoints
+
+CHECKPOINT_FOLDER = "checkpoints"
+
+logger = logging.getLogger(__name__)
+
+
+class Reporter:
+    """Records a run while it lasts and reports it when it is over.
+
+    Made in stage B, where its troubles are errors of the configuration; an MLflow that merely does not answer is not.
+
+    Args:
+        job: Typed job.
+        config: Its resolved configuration, for the record.
+        command: What repeats the run.
+        world_size: Number of ranks.
+        redactor: Masks secrets in everything shown and written.
+        run_id: MLflow run that a supervisor has made; None: make one.
+        tracked: False: MLflow is left alone, since a supervisor has asked it already and got no answer.
+        tell: Called with each step's number of a confirmation run, as a sign of life.
+
+    Raises:
+        ConfigError: run directory or tracking store cannot be used; all reasons at once.
+    """
+
+    def __init__(
+        self,
+        *,
+        job: Config,
+        config: dict[str, Any],
+        command: str,
+        world_size: int,
+        redactor: Redactor,
+        run_id: str | None = None,
+        tracked: bool = True,
+        tell: Callable[[int], None] = lambda step: None,
+    ) -> None:
+        self._run_id, self._tell = run_id, tell
+        self._job, self._redactor, self._world_size = job, redactor, world_size
+        tracking = config["tracking"]
+        self._config = {**config, "tracking": {**tracking, "uri": anchored_uri(tracking["uri"])}}
+        self._command = redactor.text(command)
+        self._last_step: int | None = None
+        self._last_trial_ms = 0
+        self._recorded: list[Step] = []
+        self._group_ratios: tuple[float, ...] = (1.0,)
+        self._remark = ""
+        errors: list[str] = []
+        directory: RunDirectory | None = None
+        self._resumes = job.run.resume is not None
+        self._mlflow: MlflowRun | None = None
+        try:
+            directory = self._run_directory()
+        except ConfigError as error:
+            errors += error.errors
+        try:
+            self._mlflow = self._connected() if tracked and job.tracking.enabled else None
+        except ConfigError as error:
+            errors += error.errors
+        except BaseException:
+            if directory is not None:
+                directory.discard()
+            raise
+        if directory is None or errors:
+            if directory is not None:
+                directory.discard()
+            raise ConfigError(errors)
+        self.directory = directory
+        self._bar = progress_bar("LR sweep", num_steps=job.sweep.num_steps * job.sweep.repeats)
+
+    def _run_directory(self) -> RunDirectory:
+        """A new one, or the one to go on in."""
+        run = self._job.run
+        if run.resume is None:
+            path = Path(run.dir) if run.dir else new_run_path()
+            return RunDirectory(path, self._redactor, more_columns=self._more_columns)
+        path = Path(run.resume).expanduser()
+        if errors := directory_errors({"dir": run.dir, "resume": run.resume}):
+            raise ConfigError(errors)
+        if errors := differences(path, self._redactor.tree(self._config), world_size=self._world_size):
+            raise ConfigError(errors)
+        return RunDirectory(path, self._redactor, more_columns=self._more_columns, resumed=True)
+
+    @property
+    def _more_columns(self) -> list[str]:
+        """What records know beyond the usual."""
+        sweep = self._job.sweep
+        return ["val_loss"] * (sweep.monitor == Monitor.val) + ["gradient_variance"] * sweep.noise_scale
+
+    def discard(self) -> None:
+        """The run does not start: leave nothing behind."""
+        self._bar.close()
+        self.directory.discard()
+
+    def start(self, *, overrides: list[str], device: str, group_ratios: tuple[float, ...], remark: str) -> None:
+        """Open the MLflow run, now that the world is proven to be up, and say what will be done.
+
+        Args:
+            overrides: As typed.
+            device: Where rank 0 trains.
+            group_ratios: Each parameter group's LR over the recorded one.
+            remark: What to know about the optimizer's LR; empty where it is the usual one.
+        """
+        self._group_ratios, self._remark = group_ratios, remark
+        self.directory.write_inputs(self._config, overrides)
+        self._start_mlflow()
+        self.directory.update_status(
+            state="running",
+            mlflow_run_id=self._mlflow.run_id if self._mlflow is not None else None,
+            last_step=None,
+            cause=None,
+            **code_versions(),
+            world_size=self._world_size,
+            host=socket.gethostname(),
+            process=process_identity(),
+            command=self._command,
+        )
+        summary = batch_summary(self._job, world_size=self._world_size)
+        logger.info("%s, on %s", summary, device)
+        print(f"{summary}; {remark}" if remark else summary, flush=True)
+
+    def begin_pass(self, number: int) -> None:
+        """A ladder begins."""
+        if number:
+            self._bar.close()
+            sweep = self._job.sweep
+            self._bar = progress_bar(f"LR sweep, pass {number + 1}", num_steps=sweep.num_steps * sweep.repeats)
+
+    def on_step(self, step: Step) -> None:
+        """Take in one record, a known one of an earlier life too; no network and no drawing here."""
+        self._last_step = step.step
+        step = self.directory.record(step)
+        self._recorded.append(step)
+        if self._mlflow is not None:
+            self._mlflow.log(step, prefix=live_prefix(step, self._job.sweep))
+        show(self._bar, step)
+
+    def on_extension(self, extension: Extension) -> None:
+        """The range was wrong: say why, and which one comes next."""
+        words = f"{extension.reason}: sweeping again from {extension.start_lr:.1e} to {extension.end_lr:.1e}"
+        logger.info("%s", words)
+        self._bar.write(f"lrrunner: {words}", file=sys.stderr)
+
+    def on_passes(self, passes: Passes) -> None:
+        """The sweep has ended and confirmation begins: what it supports is kept, whatever becomes of the rest."""
+        self.directory.write_suggestion(self._range_test(passes, Trials()))
+
+    def begin_trial(self, number: int, planned: PlannedTrial) -> None:
+        """A confirmation run begins."""
+        self._bar.close()
+        self._bar = progress_bar(f"trial {number + 1}, lr {planned.lr:.1e}", num_steps=planned.num_steps)
+
+    def on_trial_step(self, number: int, step: Step) -> None:
+        """Take in one record of a confirmation run."""
+        step = self.directory.record_trial_step(number, step)
+        self._tell(step.step)
+        self._last_trial_ms = step.timestamp_ms
+        if self._mlflow is not None:
+            self._mlflow.log(step, prefix=f"trial_{number}/", names=TRIAL_METRICS)
+        show(self._bar, step)
+
+    def on_trial(self, trial: Trial) -> None:
+        """Take in the end of a confirmation run."""
+        logger.info("%s", trial)
+        self.directory.record_trial(trial, schedule=self._job.confirm.schedule.value)
+        if self._mlflow is not None:
+            point = Step(step=trial.trial, lr=trial.lr, loss=trial.loss, timestamp_ms=self._last_trial_ms)
+            self._mlflow.log(point, prefix="confirm/", names=TRIAL_METRICS)
+
+    def finish(self, passes: Passes, trials: Trials) -> None:
+        """After the last collective: suggestion, picture, MLflow, closing lines."""
+        self._bar.close()
+        test = self._range_test(passes, trials)
+        cause = _interruption(passes, trials)
+        logger.info("%s; %s", test.stop, test.suggestion)
+        self.directory.write_suggestion(test)
+        picture = self._draw(test)
+        note = run_summary.note(test, self._job, command=self._command, directory=str(self.directory.path))
+        self.directory.write_note(note)
+        if not cause:
+            self.directory.forget_unconfirmed()
+            checkpoints.remove(self.directory.path / CHECKPOINT_FOLDER)
+        self.directory.update_status(
+            state="killed" if cause else "finished",
+            last_step=self._last_step,
+            cause=cause,
+        )
+        location = self._mlflow.location() if self._mlflow is not None else None
+        for line in run_summary.closing_lines(
+            test, self._job, directory=shown_path(self.directory.path), mlflow=location
+        ):
+            print(self._redactor.text(line), flush=True)  # before the upload, which a server may keep waiting
+        if self._mlflow is not None:
+            self._finish_mlflow(test, picture, note, status="KILLED" if cause else "FINISHED")
+
+    def fail(self, cause: str) -> None:
+        """The sweep broke: keep what there is and say why."""
+        self._bar.close()
+        files: list[Path] = []
+        with contextlib.suppress(OSError):  # the directory itself may be what broke
+            self.directory.update_status(state="failed", last_step=self._last_step, cause=cause)
+            files = self.directory.files()
+        if self._mlflow is not None:
+            note = f"**Failed** on {cause}"
+            self._mlflow.finish(status="FAILED", note=note, files=files, root=self.directory.path)
+
+    def cut_off(self, cause: str) -> None:
+        """The process ends within moments, from another thread: record only that."""
+        with contextlib.suppress(OSError):
+            self.directory.update_status(state="killed", last_step=self._last_step, cause=cause)
+        if self._mlflow is not None:
+            self._mlflow.set_status("KILLED")
+
+    def _connected(self) -> MlflowRun | None:
+        tracking = self._job.tracking
+        configure_mlflow(tracking.timeout_s)
+        try:
+            return MlflowRun(uri=tracking.uri, experiment=tracking.experiment, redactor=self._redactor)
+        except ConnectionError as error:
+            logger.warning("MLflow does not answer (%s); the run directory keeps everything", error)
+            return None
+
+    def _start_mlflow(self) -> None:
+        if self._mlflow is None:
+            return
+        tags = {
+            "lrrunner.world_size": str(self._world_size),
+            "lrrunner.version": lrrunner.__version__,
+            "lrrunner.run_dir": str(self.directory.path),
+        }
+        tracking = self._job.tracking
+        try:
+            self._mlflow.start(
+                run_name=tracking.run_name or self.directory.path.name,
+                params=self._config,
+                tags=tags | {key: str(value) for key, value in tracking.tags.items()},
+                run_id=self._run_id or self._reopened(),
+            )
+        except Exception as error:  # noqa: BLE001 - a server that fails now must not cost the sweep
+            logger.warning("MLflow failed (%s); the run directory keeps everything", error)
+            self._mlflow.set_status("FAILED")
+            self._mlflow = None
+
+    def _reopened(self) -> str | None:
+        """The MLflow run of an earlier life, which is RUNNING again; None where there is none."""
+        if not self._resumes or self._mlflow is None:
+            return None
+        run_id = self.directory.mlflow_run_id
+        if run_id is None or not self._mlflow.exists(run_id):
+            run_id = self._mlflow.find({"lrrunner.run_dir": str(self.directory.path)})
+        if run_id is not None:
+            self._mlflow.reopen(run_id)
+        return run_id
+
+    def _finish_mlflow(self, test: RangeTest, picture: Path, note: str, *, status: str) -> None:
+        assert self._mlflow is not None
+        directory = self.directory
+        self._mlflow.finish(
+            status=status,
+            test=test,
+            final=list(final_points(test, self._job.sweep)),
+            superseded=superseded(test),
+            note=run_summary.with_picture(note, run_id=self._mlflow.run_id),
+            files=directory.files(),
+            root=directory.path,
+            picture=picture,
+        )
+        if self._mlflow.error:
+            logger.warning("MLflow is missing something (%s); the run directory has it all", self._mlflow.error)
+
+    def _range_test(self, passes: Passes, trials: Trials) -> RangeTest:
+        suggestion, confirmation = self._confirmed(passes.suggestion, trials)
+        if self._remark:
+            suggestion = dataclasses.replace(suggestion, reason=f"{suggestion.reason}; {self._remark}")
+        return RangeTest(
+            steps=tuple(self._recorded),
+            stops=passes.stops,
+            suggestion=suggestion,
+            world_size=self._world_size,
+            global_batch_size=self._job.data.global_batch_size,
+            passes=passes.ladders,
+            curve_pass=passes.curve_pass,
+            trials=trials.trials,
+            confirmation=confirmation,
+            group_ratios=self._group_ratios,
+            noise_scale=self._noise_scale(passes),
+        )
+
+    def _noise_scale(self, passes: Passes) -> NoiseScale | None:
+        job = self._job
+        if not job.sweep.noise_scale:
+            return None
+        return noise_scale(
+            passes.curve_steps,
+            passes.suggestion,
+            beta=job.sweep.smoothing,
+            global_batch_size=job.data.global_batch_size,
+        )
+
+    def _confirmed(self, sweep: Suggestion, trials: Trials) -> tuple[Suggestion, Confirmation | None]:
+        """What the sweep and its confirmation runs support together, and what these came to."""
+        if not trials.trials and not trials.trouble:
+            return sweep, None
+        job = self._job
+        monitored = "training loss" if job.data.val is None else "validation loss"
+        horizon = job.confirm.horizon
+        ended = [trial for trial in trials.trials if trial.outcome != TrialOutcome.INTERRUPTED]
+        if trials.trouble:
+            found = not_confirmed(sweep, trials.trouble)
+        else:
+            found = confirmed(sweep, ended, horizon=horizon, monitored=monitored, initial_loss=trials.initial_loss)
+        confirmation = Confirmation(
+            schedule=job.confirm.schedule.value,
+            monitored=monitored,
+            horizon=horizon,
+            budget_steps=budget_steps(job),
+            sweep=sweep,
+            measured_steps=found.measured_steps,
+            trouble=found.trouble,
+        )
+        return found.suggestion, confirmation
+
+    def _draw(self, test: RangeTest) -> Path:
+        from lrrunner.reporting.sweep_figure import job_figure, save_png
+
+        path = self.directory.path / "lr_sweep.png"
+        save_png(job_figure(test, self._job), path)
+        return path
+
+
+def _interruption(passes: Passes, trials: Trials) -> str | None:
+    """Where a signal ended the run, in words; None where none did."""
+    if passes.interruption is not None:
+        return str(passes.interruption)
+    if trials.interruption is not None:
+        where = f"trial {trials.trials[-1].trial}" if trials.trials else "the first evaluation"
+        return f"{trials.interruption} of {where}"
+    return None

@@ -1,0 +1,316 @@
+"""The library call on several ranks: one sweep, and a training that does not notice it."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from accelerate.utils import DataLoaderConfiguration
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader, IterableDataset
+
+import lrrunner
+from lrrunner.training.fsdp import local_part
+from tests.multiprocess.ranks import on_ranks
+from tests.multiprocess.sweeps import regression_data, small_model, squared_error
+from tests.multiprocess.trainings import forget_accelerate, trained
+
+ROOT = Path(__file__).resolve().parents[3]
+
+UNEQUAL_ITEMS = ((3, 5), (1, 7))
+"""Items of each rank's two micro-batches."""
+
+
+def plain_ddp() -> tuple[nn.Module, torch.optim.Optimizer]:
+    """As a script without Accelerate wraps it."""
+    model = DistributedDataParallel(small_model())
+    return model, torch.optim.SGD(model.parameters(), lr=1.0)
+
+
+def after_first_step(loader: Any, loss_fn: Any, **options: Any) -> tuple[lrrunner.RangeTest, list[torch.Tensor]]:
+    """A sweep, and the gradient that its first step descended."""
+    model, optimizer = plain_ddp()
+    seen: list[torch.Tensor] = []
+
+    def note(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        if not seen:
+            seen.extend(p.grad.clone() for p in model.parameters() if p.grad is not None)
+
+    optimizer.register_step_pre_hook(note)
+    settings = {"start_lr": 1e-3, "end_lr": 1.0, "num_steps": 12, "auto_range": False}
+    return lrrunner.range_test(None, model, optimizer, loader, loss_fn, **(settings | options)), seen
+
+
+def unequal_items() -> Any:
+    """Token-weighted losses on micro-batches of unequal sizes: the first step's gradient, loss and counts."""
+    inputs, targets = regression_data()
+    sizes = UNEQUAL_ITEMS[dist.get_rank()]
+    first = sum(map(sum, UNEQUAL_ITEMS[: dist.get_rank()]))
+    cuts = [first, first + sizes[0], first + sum(sizes)]
+    loader = [(inputs[a:b], targets[a:b]) for a, b in itertools.pairwise(cuts)]
+    by_count = after_first_step(loader, lambda m, b: (squared_error(m, b), len(b[0])), accumulation_steps=2)
+    by_size = after_first_step(loader, squared_error, accumulation_steps=2)
+    return [(result.steps[0], result.global_batch_size, gradient) for result, gradient in (by_count, by_size)]
+
+
+def uneven_lengths() -> list[float]:
+    """Rank 0 has three batches, rank 1 five: both begin anew after three."""
+    inputs, targets = regression_data()
+    loader = [(inputs[i : i + 4], targets[i : i + 4]) for i in range(3 + 2 * dist.get_rank())]
+    result, _ = after_first_step(loader, squared_error)
+    return [step.loss for step in result.steps]
+
+
+class Stream(IterableDataset[Any]):
+    """A few samples, of a number that differs by rank."""
+
+    def __iter__(self) -> Iterator[Any]:
+        inputs, targets = regression_data()
+        return iter(list(zip(inputs, targets, strict=True))[: 12 + 20 * dist.get_rank()])
+
+
+def streams_of_unknown_length() -> list[float]:
+    """Each rank begins anew where its own stream ends."""
+    result, _ = after_first_step(DataLoader(Stream(), batch_size=4), squared_error)
+    return [step.loss for step in result.steps]
+
+
+def prepared_streams() -> list[list[float]]:
+    """Read by rank 0 for all, and by each rank for itself, with an order that Accelerate would synchronise."""
+    found = []
+    for dispatch in (True, False):
+        accelerator = Accelerator(
+            cpu=True,
+            dataloader_config=DataLoaderConfiguration(dispatch_batches=dispatch),
+            rng_types=["torch", "generator"],
+        )
+        model = small_model()
+        prepared = accelerator.prepare(
+            model, torch.optim.SGD(model.parameters(), lr=1.0), DataLoader(Stream(), batch_size=4)
+        )
+        result = lrrunner.range_test(accelerator, *prepared, squared_error, end_lr=0.1, num_steps=12, auto_range=False)
+        found.append([step.loss for step in result.steps])
+        del model, prepared
+        accelerator.free_memory()
+    return found
+
+
+def within_an_accumulation() -> list[Any]:
+    """What a sweep at the first of two micro-batches descends, how DDP is left, and the modes of what it wraps."""
+    inputs, targets = regression_data()
+    first = 4 * dist.get_rank()
+    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=2)
+    raw = small_model().eval()  # as Hugging Face gives models; DDP around it is in training mode
+    modes: list[bool] = []
+    raw.register_forward_pre_hook(lambda *_: modes.append(raw.training))
+    model, optimizer = accelerator.prepare(raw, torch.optim.SGD(raw.parameters(), lr=1.0))
+    seen: list[Any] = []
+
+    def note(*_: Any) -> None:
+        seen.append([p.grad.tolist() for p in raw.parameters() if p.grad is not None])
+
+    optimizer.optimizer.register_step_pre_hook(note)
+    with accelerator.accumulate(model):
+        lrrunner.range_test(
+            accelerator, model, optimizer, [(inputs[first : first + 4], targets[first : first + 4])], squared_error,
+            num_steps=3, start_lr=1e-3, end_lr=1e-2, auto_range=False, accumulation_steps=1,
+        )  # fmt: skip
+        synchronises = model.require_backward_grad_sync
+    accelerator.free_memory()
+    return [seen, synchronises, [*modes, raw.training]]
+
+
+def refusals() -> list[str]:
+    """What is wrong on one rank is told on all."""
+    model, optimizer = plain_ddp()
+    loader = [regression_data()]
+    found = []
+    for given, options in (
+        (small_model(), {}),
+        (model, {"num_steps": 1 if dist.get_rank() else 10}),
+        (model, {"num_steps": 12 if dist.get_rank() else 10}),
+        (model, {"accumulation_steps": 2 if dist.get_rank() else None}),
+        (model, {"start_lr": -1.0}),
+    ):
+        own = optimizer if given is model else torch.optim.SGD(given.parameters(), lr=0.1)
+        with pytest.raises(ValueError, match="wrong") as caught:
+            lrrunner.range_test(None, given, own, loader, squared_error, **options)
+        found.append(str(caught.value).splitlines()[1])
+    return found
+
+
+def sharded(*, fsdp: bool) -> tuple[list[float], list[float]]:
+    """Losses and norms of a sweep with accumulation, unequal counts and clipping; it leaves every shard as it was."""
+    model = small_model()
+    if fsdp:
+        fully_shard(model)
+    wrapped = model if fsdp else DistributedDataParallel(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    inputs, targets = regression_data()
+    loader = [(inputs[i : i + 4], targets[i : i + 4]) for i in range(dist.get_rank(), 40, 2)]
+    before = [local_part(p).tolist() for p in model.parameters()]
+    result = lrrunner.range_test(
+        None, wrapped, optimizer, loader, lambda m, b: (squared_error(m, b), 3 + dist.get_rank()), start_lr=1e-3,
+        end_lr=0.1, num_steps=12, auto_range=False, accumulation_steps=2, max_grad_norm=0.5,
+    )  # fmt: skip
+    assert [local_part(p).tolist() for p in model.parameters()] == before
+    return [step.loss for step in result.steps], [step.grad_norm for step in result.steps]
+
+
+def sharded_on_half_of_the_ranks() -> str:
+    """Each rank by itself."""
+    model = small_model()
+    groups = [dist.new_group([rank]) for rank in range(dist.get_world_size())]
+    fully_shard(model, mesh=DeviceMesh.from_group(groups[dist.get_rank()], "cpu"))
+    with pytest.raises(ValueError, match="wrong") as caught:
+        lrrunner.range_test(
+            None, model, torch.optim.SGD(model.parameters(), lr=1.0), [regression_data()], squared_error
+        )
+    return str(caught.value)
+
+
+def every_case() -> dict[str, Any]:
+    """Several checks in one launch."""
+    torch.set_num_threads(1)
+    cases = {
+        "unequal": unequal_items(),
+        "lengths": uneven_lengths(),
+        "streams": streams_of_unknown_length(),
+        "prepared streams": prepared_streams(),
+        "accumulation": within_an_accumulation(),
+        "refusals": refusals(),
+        "sharded": [sharded(fsdp=fsdp) for fsdp in (False, True)],
+        "half": sharded_on_half_of_the_ranks(),
+        "undisturbed": trained(sweep_at=None),
+        "disturbed": trained(sweep_at=3),
+    }
+    cases["readme"] = [readme_training(with_sweep=with_sweep) for with_sweep in (False, True)]
+    return cases
+
+
+@pytest.fixture(scope="module")
+def cases(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """By rank."""
+    return on_ranks(every_case, 2, tmp_path_factory.mktemp("library"))
+
+
+def readme_example() -> tuple[str, str, str]:
+    """The script of README.md: what it has, the range test, the training behind it."""
+    section = (ROOT / "README.md").read_text(encoding="utf-8").partition("## In a script")[2]
+    script = section.partition("```python\n")[2].partition("```")[0]
+    setup, _, rest = script.partition("result = ")
+    call, _, training = rest.partition("losses = ")
+    return setup, f"result = {call}", f"losses = {training}"
+
+
+def readme_training(*, with_sweep: bool) -> tuple[list[Any], float | None]:
+    """The README's script with and without its range test, which here neither saves nor applies anything."""
+    setup, call, training = readme_example()
+    scope: dict[str, Any] = {}
+    torch.manual_seed(0)
+    exec(setup, scope)
+    if with_sweep:
+        exec("\n".join(line for line in call.splitlines() if "save(" not in line and "apply(" not in line), scope)
+    exec(training, scope)
+    scope["accelerator"].free_memory()
+    lr = scope["result"].suggestion.lr if with_sweep else None
+    return [[p.tolist() for p in scope["model"].parameters()], scope["losses"], torch.get_rng_state().tolist()], lr
+
+
+def test_a_training_does_not_notice_two_sweeps_in_its_middle(cases: list[dict[str, Any]]) -> None:
+    """Rows 15, 16, 17, 38: model, optimizer, schedule, RNG, order of the data, and what Accelerate counts."""
+    for case in cases:
+        assert case["disturbed"]["state"] == case["undisturbed"]["state"]
+        first, second = case["disturbed"]["losses"]
+        assert len(first) > 20
+        assert first == second
+
+
+def test_unequal_items_give_the_step_of_one_process(cases: list[dict[str, Any]]) -> None:
+    """Law 2, by the caller's count and by the size of the batch."""
+    inputs, targets = regression_data()
+    model = small_model()
+    loss = squared_error(model, (inputs[:16], targets[:16]))
+    loss.backward()
+    for case in cases:
+        for step, global_batch_size, gradient in case["unequal"]:
+            assert step.loss == pytest.approx(loss.item(), rel=1e-12)
+            assert (step.num_items, global_batch_size) == (16.0, 16)
+            for ours, parameter in zip(gradient, model.parameters(), strict=True):
+                torch.testing.assert_close(ours, parameter.grad, rtol=1e-9, atol=1e-12)
+
+
+def test_ranks_with_unequal_numbers_of_batches_go_on_together(cases: list[dict[str, Any]]) -> None:
+    """Row 26: the shortest loader decides where its length is known; nothing waits where it is not."""
+    for name in ("lengths", "streams"):
+        first, second = (case[name] for case in cases)
+        assert first == second
+        assert len(first) == 12
+    dispatched, sharded = cases[0]["prepared streams"]
+    assert [dispatched, sharded] == cases[1]["prepared streams"]
+    assert (len(dispatched), len(sharded)) == (12, 12)
+
+
+def test_a_model_that_fully_shard_has_sharded_is_swept_as_with_ddp(cases: list[dict[str, Any]]) -> None:
+    """The gradient's norm is that of all shards; accumulation and unequal counts stay exact."""
+    for case in cases:
+        (losses, norms), (sharded_losses, sharded_norms) = case["sharded"]
+        assert len(losses) == 12
+        assert sharded_losses == pytest.approx(losses, rel=1e-9)
+        assert sharded_norms == pytest.approx(norms, rel=1e-9)
+        assert "model must be sharded by fully_shard(model) over all 2 ranks" in case["half"]
+
+
+def test_a_sweep_within_an_accumulation_keeps_ranks_together(cases: list[dict[str, Any]]) -> None:
+    """There, Accelerate has told DDP not to reduce gradients: each rank would descend its own."""
+    (gradients, synchronises, modes), (others, *_) = (case["accumulation"] for case in cases)
+    assert len(gradients) == 3
+    assert gradients == others
+    assert not synchronises
+    assert modes == [True, True, True, False]
+
+
+def test_all_ranks_refuse_what_is_wrong_on_one(cases: list[dict[str, Any]]) -> None:
+    """A rank that went on would wait for ever."""
+    for case in cases:
+        unwrapped, few, differing, resolved, negative = case["refusals"]
+        assert "model must be wrapped for 2 ranks, got Sequential" in unwrapped
+        assert "num_steps must be at least 2, got 1; try 100 (on rank 1)" in few
+        assert "num_steps must be the same on every rank, got 10 on rank 0, 12 on rank 1" in differing
+        assert "accumulation_steps must be the same on every rank, got 1 on rank 0, 2 on rank 1" in resolved
+        assert "  - start_lr must be above 0, got -1; try 1e-7" in negative
+
+
+def test_the_readmes_example_runs_on_one_and_two_ranks_and_changes_nothing(cases: list[dict[str, Any]]) -> None:
+    """Whoever tries it first tries exactly this."""
+    try:
+        alone = [readme_training(with_sweep=with_sweep) for with_sweep in (False, True)]
+    finally:
+        forget_accelerate()
+    for (without, _), (with_sweep, lr) in (alone, *(case["readme"] for case in cases)):
+        assert with_sweep == without
+        assert lr is not None
+        assert 1e-4 < lr < 1
+
+
+def test_the_readmes_example_saves_and_applies_as_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every line of it, where it may write."""
+    monkeypatch.chdir(tmp_path)
+    scope: dict[str, Any] = {}
+    try:
+        for part in readme_example():
+            exec(part, scope)
+    finally:
+        forget_accelerate()
+    assert (tmp_path / "runs" / "my-lr" / "suggestion.json").exists()
+    assert scope["optimizer"].param_groups[0]["lr"] == scope["result"].suggestion.lr
+    assert len(scope["losses"]) == 16

@@ -1,0 +1,282 @@
+"""One sweep on several real ranks is one sweep."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from lrrunner.core.curve import curve_from_steps
+from lrrunner.core.suggestion_rules import suggest
+from lrrunner.records import StopReason
+from lrrunner.training.collectives import collective_for_world
+from lrrunner.training.engine import SweepResult, run_sweep
+from tests.multiprocess.ranks import on_ranks
+from tests.multiprocess.sweeps import (
+    ladder,
+    plain_sweep,
+    planned_batches,
+    regression_data,
+    small_model,
+    squared_error,
+    trainable,
+)
+
+WORLDS = (2, 4)
+
+
+def sweeps_of_every_regime() -> dict[tuple[torch.dtype, int], SweepResult]:
+    return {
+        (dtype, accumulation): plain_sweep(dtype, accumulation)
+        for dtype in (torch.float64, torch.float32)
+        for accumulation in (1, 2)
+    }
+
+
+@pytest.fixture(scope="module")
+def sweeps_by_world(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[Any]]:
+    """Every rank's sweeps, by world size."""
+    folder = tmp_path_factory.mktemp("worlds")
+    worlds = {size: on_ranks(sweeps_of_every_regime, size, folder / str(size)) for size in WORLDS}
+    return {1: [sweeps_of_every_regime()], **worlds}
+
+
+def losses(result: SweepResult) -> np.ndarray:
+    return np.array([step.loss for step in result.steps])
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize("world_size", WORLDS)
+def test_same_global_batch_same_curve_and_lr_in_float64(
+    sweeps_by_world: dict[int, list[Any]], world_size: int, accumulation: int
+) -> None:
+    """Law 8: what an LR is suggested for is the global batch, however it is split (catalogue rows 8, 9, 24)."""
+    alone = sweeps_by_world[1][0][torch.float64, 1]
+    split = sweeps_by_world[world_size][0][torch.float64, accumulation]
+    np.testing.assert_allclose(losses(split), losses(alone), rtol=1e-9)
+    assert split.stops == alone.stops
+    for method in ("auto", "steepest", "minimum", "valley", "slide", "largest_drop"):
+        one, other = (suggest(r.steps, r.stops, method=method) for r in (alone, split))
+        assert one.lr == pytest.approx(other.lr, rel=1e-9)
+    assert suggest(alone.steps, alone.stops).lr is not None
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize("world_size", WORLDS)
+def test_same_curve_up_to_its_minimum_in_float32(
+    sweeps_by_world: dict[int, list[Any]], world_size: int, accumulation: int
+) -> None:
+    """Float32 rounds differently by split; only beyond the minimum does chaos make that visible."""
+    alone = sweeps_by_world[1][0][torch.float32, 1]
+    split = sweeps_by_world[world_size][0][torch.float32, accumulation]
+    curve = curve_from_steps(alone.steps, beta=0.9)
+    assert curve is not None
+    until = curve.minimum_index
+    assert until > 20
+    np.testing.assert_allclose(losses(split)[:until], losses(alone)[:until], rtol=1e-5)
+    assert suggest(split.steps, split.stops).lr == pytest.approx(suggest(alone.steps, alone.stops).lr, rel=0.01)
+
+
+@pytest.mark.parametrize("world_size", WORLDS)
+def test_every_rank_reports_the_same_bits(sweeps_by_world: dict[int, list[Any]], world_size: int) -> None:
+    """Law 4: ranks that see different bits may decide differently, and then one waits for ever (row 6)."""
+    first, *others = sweeps_by_world[world_size]
+    for other in others:
+        for key, result in first.items():
+            np.testing.assert_array_equal(losses(result), losses(other[key]))
+            assert result.stops == other[key].stops
+            assert suggest(result.steps, result.stops) == suggest(other[key].steps, other[key].stops)
+
+
+def rank_dependent_sweep() -> SweepResult:
+    """Rank r's loss is that of everyone plus r, so that mean, sum and rank 0's own loss differ."""
+
+    def objective(model: nn.Module, batch: Any) -> torch.Tensor:
+        return squared_error(model, batch) * 0 + 1.0 + dist.get_rank()
+
+    return run_sweep(
+        trainable(objective=objective), ladder(num_steps=5), planned_batches(), collective=collective_for_world()
+    )
+
+
+def test_recorded_loss_is_the_mean_over_ranks(tmp_path: Path) -> None:
+    """Rows 7 and 8: ignite sums (3.0 here), Lightning watches rank 0 (1.0)."""
+    for result in on_ranks(rank_dependent_sweep, 2, tmp_path):
+        assert [step.loss for step in result.steps] == [1.5] * 5
+        assert [step.rank_losses for step in result.steps] == [(1.0, 2.0)] * 5
+        assert [step.num_items for step in result.steps] == [48.0] * 5
+
+
+UNEQUAL_ITEMS = ((3, 5), (1, 7))
+"""Items of each rank's two micro-batches."""
+
+
+def unequal_objective(model: nn.Module, batch: Any) -> tuple[torch.Tensor, int]:
+    return squared_error(model, batch), len(batch[0])
+
+
+def unequal_batches(repeat: int) -> Iterator[Any]:
+    """Rank 0 gets samples 0-2 and 3-7, rank 1 sample 8 and 9-15, in each step anew."""
+    inputs, targets = regression_data()
+    sizes = UNEQUAL_ITEMS[dist.get_rank()]
+    start = sum(map(sum, UNEQUAL_ITEMS[: dist.get_rank()]))
+    while True:
+        for i, size in enumerate(sizes):
+            first = start + sum(sizes[:i])
+            yield inputs[first : first + size], targets[first : first + size]
+
+
+def one_unequal_step() -> tuple[SweepResult, list[torch.Tensor]]:
+    """One SGD step at LR 0.5 on unequal micro-batches, and the parameters right behind it."""
+    part = trainable(objective=unequal_objective, accumulation_steps=2, optimizer=lambda p: torch.optim.SGD(p, lr=1.0))
+    after: list[torch.Tensor] = []
+    result = run_sweep(
+        part,
+        ladder(lrs=[0.5]),
+        unequal_batches,
+        collective=collective_for_world(),
+        on_step=lambda step: after.extend(p.detach().clone() for p in part.model.parameters()),
+    )
+    return result, after
+
+
+def test_unequal_items_give_the_step_of_one_process(tmp_path: Path) -> None:
+    """Law 2: token-weighted losses must descend the loss they record, whatever each rank holds (row 9)."""
+    inputs, targets = regression_data()
+    model = small_model()
+    loss = squared_error(model, (inputs[:16], targets[:16]))
+    loss.backward()
+    expected = [p.detach() - 0.5 * p.grad for p in model.parameters() if p.grad is not None]
+    for result, after in on_ranks(one_unequal_step, 2, tmp_path):
+        assert result.steps[0].loss == pytest.approx(loss.item(), rel=1e-12)
+        assert result.steps[0].num_items == 16.0
+        for ours, theirs in zip(after, expected, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
+
+
+def constant_loss_sweep() -> SweepResult:
+    """Rank 0: losses 1 and 2 on 3 and 5 items; rank 1: losses 4 and 8 on 1 and 7 items."""
+    values = iter(((1.0, 2.0), (4.0, 8.0))[dist.get_rank()] * 10)
+
+    def objective(model: nn.Module, batch: Any) -> tuple[torch.Tensor, int]:
+        return squared_error(model, batch) * 0 + next(values), len(batch[0])
+
+    return run_sweep(
+        trainable(objective=objective, accumulation_steps=2),
+        ladder(num_steps=3),
+        unequal_batches,
+        collective=collective_for_world(),
+    )
+
+
+def test_recorded_loss_is_weighted_by_items(tmp_path: Path) -> None:
+    """(3*1 + 5*2 + 1*4 + 7*8) / 16 = 73/16; an unweighted mean would say 3.75 (rows 8, 9, 24)."""
+    for result in on_ranks(constant_loss_sweep, 2, tmp_path):
+        assert [step.loss for step in result.steps] == [73 / 16] * 3
+        assert result.steps[0].rank_losses == (13 / 8, 60 / 8)
+
+
+def nan_on_rank_1_sweep() -> SweepResult:
+    calls = iter(range(1000))
+
+    def objective(model: nn.Module, batch: Any) -> torch.Tensor:
+        bad = dist.get_rank() == 1 and next(calls) == 7
+        return squared_error(model, batch) * (math.nan if bad else 1.0)
+
+    return run_sweep(
+        trainable(objective=objective), ladder(num_steps=30), planned_batches(), collective=collective_for_world()
+    )
+
+
+def test_nan_on_one_rank_stops_all_ranks_at_that_step(tmp_path: Path) -> None:
+    """Rows 1 and 6: nan > x is false, so a rule that only compares never stops."""
+    results = on_ranks(nan_on_rank_1_sweep, 3, tmp_path)
+    for result in results:
+        assert len(result.steps) == 8
+        (stop,) = result.stops
+        assert (stop.reason, stop.step, stop.ranks) == (StopReason.NON_FINITE, 7, (1,))
+        assert math.isnan(result.steps[7].loss)
+        assert math.isfinite(result.steps[7].rank_losses[0])
+        assert math.isfinite(result.steps[6].loss)
+    assert len({repr(suggest(r.steps, r.stops)) for r in results}) == 1
+
+
+def stop_request_on_rank_1() -> SweepResult:
+    calls = iter(range(1000))
+    return run_sweep(
+        trainable(),
+        ladder(num_steps=30, repeats=3),
+        planned_batches(),
+        collective=collective_for_world(),
+        stop_requested=lambda: dist.get_rank() == 1 and next(calls) >= 4,
+    )
+
+
+def test_a_request_on_one_rank_stops_all_ranks_after_that_step(tmp_path: Path) -> None:
+    """A signal reaches one rank first; if it left alone, the others would wait in the next reduction."""
+    for result in on_ranks(stop_request_on_rank_1, 2, tmp_path):
+        (stop,) = result.stops
+        assert (stop.reason, stop.step, stop.ranks) == (StopReason.INTERRUPTED, 4, (1,))
+        assert len(result.steps) == 5
+
+
+def restored_after(error_at: int | None) -> tuple[bool, str]:
+    """Whether model, buffers, optimizer and RNG are bitwise as before a sweep, and the error it ended with."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.Sequential(
+                nn.Linear(10, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.2), nn.Linear(8, 1)
+            )
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.layers(x)
+
+    torch.manual_seed(0)
+    calls = iter(range(1000))
+
+    def objective(model: nn.Module, batch: Any) -> torch.Tensor:
+        if error_at is not None and next(calls) == error_at:
+            raise RuntimeError("boom")
+        return squared_error(model, batch)
+
+    part = trainable(model=Net().double(), objective=objective)
+    batch = next(planned_batches()(0))
+    squared_error(part.model, batch).backward()
+    part.optimizer.step()  # a sweep in mid-training: the optimizer has state
+    part.model.eval()
+    before = state_bytes(part)
+    error = ""
+    try:
+        run_sweep(part, ladder(num_steps=12, repeats=2), planned_batches(), collective=collective_for_world())
+    except RuntimeError as caught:
+        error = str(caught)
+    return before == state_bytes(part), error
+
+
+def state_bytes(part: Any) -> list[Any]:
+    """Everything a sweep may touch, as bytes."""
+    tensors = [*part.model.parameters(), *part.model.buffers()]
+    tensors += [p.grad for p in part.model.parameters() if p.grad is not None]
+    for state in part.optimizer.state.values():
+        tensors += [value for value in state.values() if isinstance(value, torch.Tensor)]
+    groups = [{key: value for key, value in group.items() if key != "params"} for group in part.optimizer.param_groups]
+    training = [module.training for module in part.model.modules()]
+    rng = (torch.get_rng_state().numpy().tobytes(), str(np.random.get_state()), __import__("random").getstate())
+    return [[t.detach().numpy().tobytes() for t in tensors], repr(groups), training, rng]
+
+
+@pytest.mark.parametrize("error_at", [None, 5])
+def test_restore_is_bitwise_on_two_ranks(tmp_path: Path, error_at: int | None) -> None:
+    """Rows 10, 14, 15, 16: each rank restores by itself, in memory, also when a step raises."""
+    for same, error in on_ranks(restored_after, 2, tmp_path, error_at):
+        assert same
+        assert error == ("" if error_at is None else "boom")

@@ -1,0 +1,77 @@
+"""The page about a batch, as literals."""
+
+from __future__ import annotations
+
+from lrrunner.batch.ledger import Entry
+from lrrunner.batch.summary_table import csv_text, labels, markdown_table, swept_numbers, terminal_table
+
+
+def entry(job: int, *own: str, lr: float | None = 1e-3, state: str = "finished", **changes: object) -> Entry:
+    settings: dict[str, object] = {
+        "job": job, "overrides": ("launch.num_processes=2", *own), "state": state, "run_id": f"r{job}",
+        "run_dir": f"{job:03d}", "lr": lr, "interval": None if lr is None else (lr / 2, lr * 2),
+        "verdict": "ok" if lr is not None else None, "best_loss": 0.25, "seconds": 1.5,
+    }  # fmt: skip
+    return Entry(**(settings | changes))  # type: ignore[arg-type]
+
+
+FAILED = entry(1, "model=cnn", lr=None, state="failed", cause="rank 1: killed by SIGKILL", best_loss=None, run_dir=None)
+
+
+def test_a_label_is_what_tells_jobs_apart() -> None:
+    """What all jobs share is said nowhere."""
+    assert labels([entry(0, "model=mlp"), FAILED]) == ["model=mlp", "model=cnn"]
+    assert labels([entry(0, "model=mlp")]) == ["launch.num_processes=2 model=mlp"]
+    assert labels([]) == []
+
+
+def test_csv() -> None:
+    """Spreadsheets read it; what a job does not have stays empty."""
+    assert csv_text([entry(0, "model=mlp"), FAILED]) == (
+        "job,overrides,state,lr,lr_low,lr_high,verdict,best_loss,seconds,run_dir,run_id,cause\n"
+        "0,model=mlp,finished,0.001,0.0005,0.002,ok,0.25,1.5,000,r0,\n"
+        "1,model=cnn,failed,,,,,,1.5,,r1,rank 1: killed by SIGKILL\n"
+    )
+
+
+def test_terminal_table() -> None:
+    """Columns line up, a failure says why."""
+    flat = entry(2, "model=gpt", lr=None, verdict="flat")
+    assert terminal_table([entry(0, "model=mlp"), FAILED, flat]) == (
+        "job        lr       interval            verdict                            best loss  seconds\n"
+        "model=mlp  1.0e-03  [5.0e-04, 2.0e-03]  ok                                 0.25       1.5\n"
+        "model=cnn                               failed: rank 1: killed by SIGKILL             1.5\n"
+        "model=gpt  none                         flat                               0.25       1.5"
+    )
+
+
+def test_markdown_is_cut_at_a_row() -> None:
+    """MLflow's description holds 8000 characters."""
+    text = markdown_table([entry(number, f"model.width={number}") for number in range(300)])
+    assert text.startswith("| job | lr | interval | verdict | best loss | seconds |\n|---|---|---|---|---|---|\n")
+    assert len(text) < 7500
+    assert text.splitlines()[-1].endswith("more: see summary.csv")
+
+
+def test_swept_numbers_are_grouped_by_what_else_was_swept() -> None:
+    """Batch sizes under two optimizers: two groups; the seed and the ladder are no hyperparameters."""
+    entries = [
+        entry(0, "optimizer=sgd", "data.global_batch_size=16", "sweep.seed=0", lr=0.1),
+        entry(1, "optimizer=sgd", "data.global_batch_size=64", "sweep.seed=1", lr=0.2),
+        entry(2, "optimizer=adamw", "data.global_batch_size=256", "sweep.seed=2", lr=0.001),
+    ]
+    found = swept_numbers(entries)
+    assert list(found) == ["data.global_batch_size"]
+    points = found["data.global_batch_size"]
+    assert [(point.value, point.lr, point.interval) for point in points] == [
+        (16.0, 0.1, (0.05, 0.2)), (64.0, 0.2, (0.1, 0.4)), (256.0, 0.001, (0.0005, 0.002)),
+    ]  # fmt: skip
+    assert [point.group for point in points] == ["optimizer=sgd", "optimizer=sgd", "optimizer=adamw"]
+
+
+def test_zero_and_words_are_no_points() -> None:
+    """weight_decay=0 has no place on a log scale; with two values left there is no plot."""
+    entries = [entry(i, f"optimizer.weight_decay={value}") for i, value in enumerate(("0", "0.01", "0.1"))]
+    assert swept_numbers(entries) == {}
+    entries.append(entry(3, "optimizer.weight_decay=1"))
+    assert [point.value for point in swept_numbers(entries)["optimizer.weight_decay"]] == [0.01, 0.1, 1.0]

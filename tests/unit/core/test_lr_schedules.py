@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lrrunner.core.lr_schedules import LADDERS, FloatArray, exponential_lr, linear_lr
+from tests.unit.core.curves import PROPERTY
+
+Ladder = Callable[..., FloatArray]
+both_ladders = pytest.mark.parametrize("ladder", [exponential_lr, linear_lr])
+
+starts = st.floats(min_value=1e-12, max_value=1e3)
+growths = st.floats(min_value=1.01, max_value=1e12)
+lengths = st.integers(min_value=2, max_value=500)
+
+
+def test_exponential_ladder_from_1e_7_to_10_in_nine_rungs_is_the_powers_of_ten() -> None:
+    """Catalogue row 22: the default range must give the ladder that people expect to read on the axis."""
+    lrs = exponential_lr(start_lr=1e-7, end_lr=10.0, num_steps=9)
+    assert lrs == pytest.approx([1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0], rel=1e-12)
+
+
+def test_linear_ladder_has_equal_distances() -> None:
+    """Catalogue row 22: an uneven first gap (Lightning) shifts every later rung."""
+    lrs = linear_lr(start_lr=0.25, end_lr=2.25, num_steps=5)
+    assert lrs.tolist() == [0.25, 0.75, 1.25, 1.75, 2.25]
+
+
+def test_two_rungs_are_the_two_ends() -> None:
+    """The shortest ladder has nothing between its ends; i / (N - 1) must not divide by zero there."""
+    assert exponential_lr(start_lr=0.1, end_lr=0.7, num_steps=2).tolist() == [0.1, 0.7]
+    assert linear_lr(start_lr=0.1, end_lr=0.7, num_steps=2).tolist() == [0.1, 0.7]
+
+
+@both_ladders
+@PROPERTY
+@given(start=starts, growth=growths, num_steps=lengths)
+def test_ends_are_met_to_the_last_bit_with_exactly_n_rungs(
+    ladder: Ladder, start: float, growth: float, num_steps: int
+) -> None:
+    """Catalogue rows 20 and 22: fastai never reaches end_lr, ignite overshoots it; what is asked must be used."""
+    lrs = ladder(start_lr=start, end_lr=start * growth, num_steps=num_steps)
+    assert lrs.shape == (num_steps,)
+    assert lrs.dtype == np.float64
+    assert (lrs[0], lrs[-1]) == (start, start * growth)
+
+
+@both_ladders
+@PROPERTY
+@given(start=starts, growth=growths, num_steps=lengths)
+def test_ladder_increases_strictly(ladder: Ladder, start: float, growth: float, num_steps: int) -> None:
+    """A curve is a function of the LR only if no two rungs share one, forced ends included."""
+    lrs = ladder(start_lr=start, end_lr=start * growth, num_steps=num_steps)
+    assert (np.diff(lrs) > 0).all()
+
+
+@PROPERTY
+@given(start=starts, growth=growths, num_steps=lengths)
+def test_exponential_rungs_keep_one_ratio(start: float, growth: float, num_steps: int) -> None:
+    """Catalogue row 22: equal ratios mean equal weight for every decade."""
+    lrs = exponential_lr(start_lr=start, end_lr=start * growth, num_steps=num_steps)
+    gap = math.log(growth) / (num_steps - 1)
+    assert np.diff(np.log(lrs)) == pytest.approx(np.full(num_steps - 1, gap), abs=1e-11)
+
+
+@PROPERTY
+@given(start=starts, growth=growths, num_steps=lengths)
+def test_linear_rungs_keep_one_distance(start: float, growth: float, num_steps: int) -> None:
+    """Catalogue row 22: the linear mode must be linear up to its last rung."""
+    lrs = linear_lr(start_lr=start, end_lr=start * growth, num_steps=num_steps)
+    gap = (start * growth - start) / (num_steps - 1)
+    assert np.diff(lrs) == pytest.approx(np.full(num_steps - 1, gap), abs=1e-12 * start * growth)
+
+
+@both_ladders
+def test_extreme_bounds_neither_overflow_nor_warn(ladder: Ladder) -> None:
+    """(end / start) itself overflows here, so the ladder must not be built from that quotient."""
+    lrs = ladder(start_lr=1e-300, end_lr=1e300, num_steps=7)
+    assert np.isfinite(lrs).all()
+    assert (np.diff(lrs) > 0).all()
+
+
+@both_ladders
+@pytest.mark.parametrize("start", [0.0, -1e-3, math.nan, math.inf, -math.inf])
+def test_start_must_be_finite_and_positive(ladder: Ladder, start: float) -> None:
+    """Catalogue row 32: start 0 divides by zero, and NaN passes every naive comparison."""
+    with pytest.raises(ValueError, match=r"start_lr must be finite and above 0, got .*; try 1e-7"):
+        ladder(start_lr=start, end_lr=1.0, num_steps=10)
+
+
+@both_ladders
+@pytest.mark.parametrize("end", [math.nan, math.inf])
+def test_end_must_be_finite(ladder: Ladder, end: float) -> None:
+    """Catalogue row 32: an infinite end makes every rung infinite."""
+    with pytest.raises(ValueError, match=r"end_lr must be finite, got .*; try 10"):
+        ladder(start_lr=1e-3, end_lr=end, num_steps=10)
+
+
+@both_ladders
+@pytest.mark.parametrize("end", [0.1, 0.05, 0.0, -1.0])
+def test_end_must_exceed_start(ladder: Ladder, end: float) -> None:
+    """Catalogue row 32: end < start swept silently downwards in torch-lr-finder; the message names both bounds."""
+    with pytest.raises(ValueError, match=rf"end_lr must exceed start_lr=0\.1, got {end}; raise end_lr"):
+        ladder(start_lr=0.1, end_lr=end, num_steps=10)
+
+
+@both_ladders
+@pytest.mark.parametrize("num_steps", [1, 0, -5])
+def test_fewer_than_two_rungs_are_refused(ladder: Ladder, num_steps: int) -> None:
+    """Catalogue row 32: one rung has no ratio; the formula would divide by zero."""
+    with pytest.raises(ValueError, match=rf"num_steps must be at least 2, got {num_steps}; try 100"):
+        ladder(start_lr=0.1, end_lr=1.0, num_steps=num_steps)
+
+
+def test_modes_of_the_configuration_name_the_two_ladders() -> None:
+    """sweep.mode is looked up here: a renamed key would break every user's file."""
+    assert set(LADDERS) == {"exponential", "linear"}
+    assert LADDERS["exponential"](start_lr=1.0, end_lr=4.0, num_steps=3).tolist() == [1.0, 2.0, 4.0]
+    assert LADDERS["linear"](start_lr=1.0, end_lr=4.0, num_steps=3).tolist() == [1.0, 2.5, 4.0]

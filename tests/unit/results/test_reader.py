@@ -1,0 +1,84 @@
+"""A run directory, read back as it was written."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from lrrunner.records import NoiseScale, RangeTest, Step, Stop, StopReason, Suggestion, Verdict
+from lrrunner.results.reader import read_run, write_status
+from lrrunner.results.writer import RunDirectory
+from lrrunner.system.redaction import Redactor
+
+STEPS = tuple(
+    Step(step=i, lr=10.0 ** (i - 5), loss=2.5 - 0.1 * i, smoothed_loss=2.5 - 0.05 * i, grad_norm=0.5, num_items=64.0,
+         elapsed_s=0.25 * i, timestamp_ms=1000 + i, skipped=i == 1, gradient_variance=0.1 + 0.2 * i)
+    for i in range(3)
+)  # fmt: skip
+TEST = RangeTest(
+    steps=STEPS,
+    stops=(Stop(reason=StopReason.NON_FINITE, step=2, ranks=(1,)),),
+    suggestion=Suggestion(
+        lr=1e-3, method="auto", verdict=Verdict.OK, reason="it falls", interval=(5e-4, 2e-3), candidates={"auto": 1e-3}
+    ),
+    world_size=2,
+    global_batch_size=64,
+    noise_scale=NoiseScale(critical_batch_size=108.5, low=77.0, high=None, num_steps=3, last_lr=1e-3),
+)
+
+
+def written(path: Path) -> None:
+    with RunDirectory(path, Redactor(), more_columns=["gradient_variance"]) as directory:
+        directory.write_inputs({"sweep": {"smoothing": 0.9}}, ["model=mlp"])
+        directory.update_status(state="finished", cause=None)
+        for step in STEPS:
+            directory.record(step)
+        directory.write_suggestion(TEST)
+
+
+def test_what_was_written_is_read(tmp_path: Path) -> None:
+    """Numbers to the last bit: MLflow recognises a point that it has by them."""
+    written(tmp_path / "run")
+    files = read_run(tmp_path / "run")
+    assert files.steps == STEPS
+    assert files.test == TEST
+    assert files.overrides == ["model=mlp"]
+    assert files.config == {"sweep": {"smoothing": 0.9}}
+    assert files.status["state"] == "finished"
+    assert files.best_loss == 2.4
+
+
+def test_validation_losses_have_a_column_where_they_are_monitored(tmp_path: Path) -> None:
+    """Empty behind a step that was not evaluated, which is then no point of the curve."""
+    steps = [Step(step=0, lr=0.5, loss=2.0, val_loss=3.0), Step(step=1, lr=1.0, loss=1.5, is_monitored=False)]
+    with RunDirectory(tmp_path / "run", Redactor(), more_columns=["val_loss"]) as directory:
+        for step in steps:
+            directory.record(step)
+    lines = (tmp_path / "run" / "records.csv").read_text().splitlines()
+    assert [line.rpartition(",")[2] for line in lines] == ["val_loss", "3.0", ""]
+    read = read_run(tmp_path / "run").steps
+    assert [(step.loss, step.val_loss, step.monitored_loss) for step in read] == [(2.0, 3.0, 3.0), (1.5, None, None)]
+
+
+def test_a_row_that_was_cut_off_is_no_row(tmp_path: Path) -> None:
+    """The machine died while it was written."""
+    written(tmp_path / "run")
+    path = tmp_path / "run" / "records.csv"
+    path.write_text(path.read_text()[:-40])
+    assert read_run(tmp_path / "run").steps == STEPS[:2]
+
+
+def test_nothing_is_an_empty_run(tmp_path: Path) -> None:
+    """A job that failed before it began."""
+    files = read_run(tmp_path / "nowhere")
+    assert (files.status, files.config, files.steps, files.test) == ({}, {}, (), None)
+    write_status(tmp_path / "nowhere", state="failed")
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_status_can_be_corrected_from_outside(tmp_path: Path) -> None:
+    """A killed rank 0 cannot; what it wrote stays."""
+    written(tmp_path / "run")
+    write_status(tmp_path / "run", state="failed", cause="rank 0: killed by SIGKILL")
+    status = json.loads((tmp_path / "run" / "status.json").read_text())
+    assert status == {"state": "failed", "cause": "rank 0: killed by SIGKILL"}
