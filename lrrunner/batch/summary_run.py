@@ -1,4 +1,4 @@
-"""What a batch leaves for the morning: summary_table.csv, pictures, and one page in MLflow. No torch."""
+"""What a batch leaves for the morning: summary.csv, pictures, and one page in MLflow. No torch."""
 
 from __future__ import annotations
 
@@ -75,14 +75,14 @@ def _opened(run: MlflowRun, directory: Path, run_id: str | None) -> str:
         return run_id
     tags = {
         "lrrunner.version": lrrunner.__version__,
-        "lrrunner.batch.scheduler": "true",
+        "lrrunner.batch": "true",
         "lrrunner.run_dir": str(directory.resolve()),
     }
     return run.create(run_name=directory.name, tags=tags)
 
 
 def write_summary(directory: Path, entries: Sequence[Entry]) -> list[Path]:
-    """summary.csv, summary_table.png and a picture for each swept number.
+    """summary.csv, summary.png and a picture for each swept number.
 
     Args:
         directory: The batch directory.

@@ -93,7 +93,7 @@ def _batch_brought(directory: Path, uri: str | None) -> list[str]:
         update_state(directory, state=ended)
     page_id = state.get("mlflow_run_id")
     if page_id is None or not page.exists(page_id):
-        page_id = page.find({"lrrunner.run_dir": str(directory.resolve()), "lrrunner.batch.scheduler": "true"})
+        page_id = page.find({"lrrunner.run_dir": str(directory.resolve()), "lrrunner.batch": "true"})
         if page_id is None:
             page_id = open_page(directory, tracking, command=state.get("command", ""), redactor=redactor)
     if page_id is None:

@@ -183,7 +183,7 @@ class MlflowRun:
         all_tags = {
             **_context_tags(),
             "lrrunner.host": socket.gethostname(),
-            "lrrunner.system.process_identity": process_identity(),
+            "lrrunner.process": process_identity(),
             **tags,
         }
         run = self._client.create_run(
@@ -304,7 +304,7 @@ class MlflowRun:
         """Go on with a run that has ended, on behalf of this process."""
         self._client.update_run(run_id, status="RUNNING")
         self._client.set_tag(run_id, "lrrunner.host", socket.gethostname())
-        self._client.set_tag(run_id, "lrrunner.system.process_identity", process_identity())
+        self._client.set_tag(run_id, "lrrunner.process", process_identity())
 
     def publish(
         self,
@@ -521,7 +521,7 @@ def _end_abandoned_runs(client: MlflowClient, experiment_id: str) -> None:
     for run in client.search_runs(
         [experiment_id], f"attributes.status = 'RUNNING' and tags.`lrrunner.host` = '{host}'", max_results=100
     ):
-        identity = run.data.tags.get("lrrunner.system.process_identity", "")
+        identity = run.data.tags.get("lrrunner.process", "")
         if identity and not is_alive(identity):
             client.set_terminated(run.info.run_id, "KILLED")
             close_abandoned(Path(run.data.tags.get("lrrunner.run_dir", "")))
