@@ -11,7 +11,7 @@ from typing import Any
 class StopReason(StrEnum):
     """Why a sweep ended."""
 
-    END_OF_LADDER = "end_of_ladder"
+    END_OF_SCHEDULE = "end_of_ladder"
     """Every rung was applied."""
     DIVERGED = "diverged"
     """The stop rule fired on the smoothed loss."""
@@ -270,7 +270,7 @@ class NoiseScale:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class RangeTest:
+class RangeTestResult:
     """A whole range test: the records of every pass and repeat, where each ladder ended, what it suggests.
 
     Attributes:

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from lrrunner.batch.summary_table import Point
+from lrrunner.batch.summary_table import SweptPoint
 from lrrunner.core.curve import Curve
 from lrrunner.core.power_law import PowerLaw
 
@@ -55,7 +55,7 @@ def overlay_figure(curves: Sequence[tuple[str, Curve, float | None]], *, title: 
 
 
 @matplotlib.style.context("default")
-def scaling_figure(key: str, points: Sequence[Point], law: PowerLaw | None) -> Figure:
+def scaling_figure(key: str, points: Sequence[SweptPoint], law: PowerLaw | None) -> Figure:
     """Suggested LR with its interval against a swept number, both on log scales; 900 x 560 px.
 
     The fitted power law is drawn through each group with the band that its exponent's 95 % interval allows; linear and

@@ -35,25 +35,25 @@ from lrrunner.batch.state import (
     LOCK_FILE,
     SALT_BYTES,
     STATE_FILE,
+    batch_lock,
     job_key,
-    only_one,
     read_state,
     unique_keys,
     update_state,
 )
-from lrrunner.batch.summary_run import close_page, connected, open_page, status_of, write_summary
+from lrrunner.batch.summary_run import connected, finish_summary_run, start_summary_run, status_of, write_summary
 from lrrunner.batch.summary_table import terminal_table
-from lrrunner.config.composition import as_typed, compose_job, expanded_grid, override_key
+from lrrunner.config.composition import compose_job, expand_grid, override_key, unescaped_override
 from lrrunner.config.schema import register_schema
 from lrrunner.errors import ConfigError
 from lrrunner.launch.job import Job
 from lrrunner.launch.supervise import machine_errors
 from lrrunner.results.reader import shown_path
 from lrrunner.system.devices import usable_cores, visible_gpus
-from lrrunner.system.interrupt_counter import Interrupts
+from lrrunner.system.interrupt_counter import InterruptCounter
 from lrrunner.system.job_log import JobLog, wake_loggers
 from lrrunner.system.redaction import Redactor
-from lrrunner.system.terminal import say
+from lrrunner.system.terminal import write_line
 
 PLUGIN_MODULE = "hydra_plugins.lrrunner_launcher"
 WHOLE_BATCH = ("run.dir", "run.resume", "launch.concurrent")
@@ -93,10 +93,10 @@ def run_grid(overrides: Sequence[str], options: Sequence[str], *, config_dir: st
     """
     from lrrunner.slurm import submitit_launcher
 
-    if submitit_launcher.is_asked_for(overrides):
-        return submitit_launcher.run_submitted(overrides, options, config_dir=config_dir, config_name=config_name)
+    if submitit_launcher.uses_submitit(overrides):
+        return submitit_launcher.run_with_submitit(overrides, options, config_dir=config_dir, config_name=config_name)
     _refuse_ours(overrides)
-    points = expanded_grid(overrides, config_dir=config_dir)
+    points = expand_grid(overrides, config_dir=config_dir)
     gpus = visible_gpus(os.environ)
     containers = checked_points(points, config_dir=config_dir, config_name=config_name, gpus=gpus)
     directory = batch_directory(containers)
@@ -117,8 +117,13 @@ def run_grid(overrides: Sequence[str], options: Sequence[str], *, config_dir: st
     failures: list[Exception] = []
     slots = _slots(containers)
     key = "run.dir" if containers[0]["run"]["resume"] is None else "run.resume"
-    with sole_batch(directory, key), JobLog(redactor), Interrupts() as interrupts, Batch(directory, slots) as batch:
-        say(f"{len(points)} jobs in {directory}")
+    with (
+        exclusive_batch(directory, key),
+        JobLog(redactor),
+        InterruptCounter() as interrupts,
+        Batch(directory, slots) as batch,
+    ):
+        write_line(f"{len(points)} jobs in {directory}")
         state = update_state(
             directory,
             lrrunner=lrrunner.__version__,
@@ -129,7 +134,7 @@ def run_grid(overrides: Sequence[str], options: Sequence[str], *, config_dir: st
         batch.warm_up(jobs_of(points, 0))
         command = redactor.text(shlex.join(["lrrunner", "-m", *options, *overrides]))
         earlier = state.get("mlflow_run_id")
-        page = open_page(directory, tracking, command=command, redactor=redactor, run_id=earlier)
+        page = start_summary_run(directory, tracking, command=command, redactor=redactor, run_id=earlier)
         if page is not None:
             batch.tags = {"mlflow.parentRunId": page}
 
@@ -154,11 +159,11 @@ def run_grid(overrides: Sequence[str], options: Sequence[str], *, config_dir: st
             status = status_of(entries, num_jobs=len(points), interrupted=bool(interrupts.count))
             update_state(directory, state=status.lower())
             where = _report(directory, entries, tracking, redactor, status)
-        say(f"batch: {shown_path(directory)}{where}")
+        write_line(f"batch: {shown_path(directory)}{where}")
         for failure in failures:
             logger.info("the batch failed", exc_info=failure)
             words = " ".join(str(failure).split())
-            say(redactor.text(f"lrrunner: the batch failed: {type(failure).__name__}: {words}"), sys.stderr)
+            write_line(redactor.text(f"lrrunner: the batch failed: {type(failure).__name__}: {words}"), sys.stderr)
     if interrupts.count:
         return interrupts.exit_code
     return 0 if not failures and status == "FINISHED" else 1
@@ -188,7 +193,7 @@ def _slots(containers: Sequence[dict[str, Any]]) -> list[Slot]:
 def _report(
     directory: Path, entries: Sequence[ledger.Entry], tracking: Mapping[str, Any], redactor: Redactor, status: str
 ) -> str:
-    """Table, pictures and page.
+    """CsvTable, pictures and page.
 
     Returns:
         Where the page is, in words.
@@ -199,7 +204,7 @@ def _report(
     except Exception as error:  # noqa: BLE001 - a picture that cannot be drawn must not cost the table and the page
         logger.warning("the summary failed (%s: %s)", type(error).__name__, redactor.text(str(error)))
     if entries:
-        say(f"\n{terminal_table(entries)}")
+        write_line(f"\n{terminal_table(entries)}")
     state = read_state(directory)
     run_id = state.get("mlflow_run_id")
     run = connected(tracking, redactor) if run_id is not None else None
@@ -207,7 +212,9 @@ def _report(
         return ""
     run.run_id = run_id
     try:
-        close_page(directory, entries, pictures, run=run, run_id=run_id, status=status, command=state["command"])
+        finish_summary_run(
+            directory, entries, pictures, run=run, run_id=run_id, status=status, command=state["command"]
+        )
     except Exception as error:  # noqa: BLE001 - as above
         logger.warning("the batch's page failed (%s: %s)", type(error).__name__, redactor.text(str(error)))
         run.set_status(status)
@@ -333,7 +340,7 @@ def _listed(labels: Sequence[str]) -> str:
 def _labels(points: Sequence[Sequence[str]]) -> list[str]:
     """For each point, the overrides that not all points have."""
     common = set(points[0]).intersection(*points) if points else set()
-    return [" ".join(as_typed(word) for word in point if word not in common) for point in points]
+    return [" ".join(unescaped_override(word) for word in point if word not in common) for point in points]
 
 
 def batch_directory(containers: Sequence[dict[str, Any]]) -> Path:
@@ -368,11 +375,11 @@ def batch_directory(containers: Sequence[dict[str, Any]]) -> Path:
 
 
 @contextmanager
-def sole_batch(directory: Path, key: str) -> Iterator[None]:
+def exclusive_batch(directory: Path, key: str) -> Iterator[None]:
     """Two batches in one directory would run everything twice."""
     with ExitStack() as stack:
         try:
-            stack.enter_context(only_one(directory))
+            stack.enter_context(batch_lock(directory))
         except BlockingIOError:
             raise ConfigError(
                 [
@@ -395,7 +402,7 @@ def _batch_jobs(
     for number, (label, point, container) in enumerate(
         zip(_labels(points), points, containers, strict=True), start=first_number
     ):
-        own = [as_typed(word) for word in point if not is_for_the_batch(word)]
+        own = [unescaped_override(word) for word in point if not is_for_the_batch(word)]
         run = {**container["run"], "dir": str(directory / f"{number:03d}"), "resume": None}
         launch = {**container["launch"], "concurrent": 1}
         job = Job(container={**container, "run": run, "launch": launch}, overrides=tuple(own), options=tuple(options))

@@ -18,11 +18,11 @@ from lrrunner.batch.ledger import Entry
 from lrrunner.batch.state import read_state, update_state
 from lrrunner.errors import ConfigError
 from lrrunner.launch.job import Job, OutputFiles
-from lrrunner.launch.worker_group import JobResult, JobState, RankSet
+from lrrunner.launch.worker_group import JobResult, JobState, WorkerGroup
 from lrrunner.results.reader import read_run, read_status, write_status
-from lrrunner.system.interrupt_counter import Interrupts
-from lrrunner.system.terminal import say
-from lrrunner.tracking.supervised_run import RunKeeper
+from lrrunner.system.interrupt_counter import InterruptCounter
+from lrrunner.system.terminal import write_line
+from lrrunner.tracking.supervised_run import SupervisedRun
 
 POLL_S = 0.02
 SETS_FOLDER = ".lrrunner-sets"
@@ -59,7 +59,7 @@ class Slot:
 
     gpus: tuple[str, ...]
     cores: tuple[int, ...]
-    ranks: RankSet | None = None
+    ranks: WorkerGroup | None = None
     set_key: SetKey | None = None
     running: Running | None = None
 
@@ -82,14 +82,14 @@ class Batch:
         directory: The batch directory, which exists.
         slots: Where sets of ranks may live.
         tags: Further tags for the jobs' MLflow runs.
-        say: Shows one line to the user.
+        show: Shows one line to the user.
     """
 
     directory: Path
     slots: list[Slot]
     tags: Mapping[str, str] = field(default_factory=dict)
-    say: Callable[[str], None] = say
-    keeper: RunKeeper = field(default_factory=RunKeeper)
+    show: Callable[[str], None] = write_line
+    keeper: SupervisedRun = field(default_factory=SupervisedRun)
 
     def __post_init__(self) -> None:
         self._done = 0
@@ -120,7 +120,7 @@ class Batch:
             if slot.ranks is not None:
                 slot.ranks.dismiss()
 
-    def run(self, jobs: Sequence[BatchJob], interrupts: Interrupts) -> None:
+    def run(self, jobs: Sequence[BatchJob], interrupts: InterruptCounter) -> None:
         """Run every job that the ledger does not know as finished.
 
         Args:
@@ -200,7 +200,7 @@ class Batch:
         if slot.ranks is None:
             folder = self.directory / SETS_FOLDER / secrets.token_hex(4)
             plan = job.plan(gpus=slot.gpus, cores=slot.cores)
-            slot.ranks = RankSet(plan, folder, environ=os.environ, sink=lambda *words: _hear(slot, *words))
+            slot.ranks = WorkerGroup(plan, folder, environ=os.environ, sink=lambda *words: _hear(slot, *words))
             slot.set_key = key
 
     def _finish(self, running: Running, result: JobResult) -> None:
@@ -208,7 +208,7 @@ class Batch:
         item, job = running.batch_job, running.batch_job.job
         seconds = time.monotonic() - running.started
         running.output.flush()
-        result = replace(result, cause=_in_one_line(result.cause))
+        result = replace(result, cause=_one_line(result.cause))
         run_id = self.keeper.close(job.container, job.directory, result, run_id=running.run_id, redactor=job.redactor)
         self._record(item, result, run_id=run_id, seconds=seconds)
 
@@ -217,7 +217,7 @@ class Batch:
         ledger.append(self.directory, entry)
         self._done += 1
         label = item.job.redactor.text(item.label)
-        self.say(f"[{self._done}/{self._total}] {label}   {outcome_in_words(entry)}")
+        self.show(f"[{self._done}/{self._total}] {label}   {describe_outcome(entry)}")
 
     def _entry(self, item: BatchJob, result: JobResult, *, run_id: str | None, seconds: float) -> Entry:
         directory, cause = item.job.directory, result.cause
@@ -252,7 +252,7 @@ def set_key(job: Job) -> SetKey:
     return (job.num_processes, train["mixed_precision"], train["compile"], launch["config_file"])
 
 
-def outcome_in_words(entry: Entry) -> str:
+def describe_outcome(entry: Entry) -> str:
     """How a job ended, in one line."""
     if entry.state != "finished":
         return f"{entry.state}: {entry.cause}"
@@ -292,7 +292,7 @@ def _hear(slot: Slot, rank: int, name: str, lines: Sequence[str]) -> None:
         slot.running.output.take(rank, name, lines)
 
 
-def _in_one_line(cause: str | None) -> str | None:
+def _one_line(cause: str | None) -> str | None:
     """A message of several mistakes as one line."""
     if cause is None or "\n" not in cause:
         return cause

@@ -50,7 +50,7 @@ def unique_keys(keys: Sequence[str], *, earlier: Sequence[str] = ()) -> list[str
 
 
 @contextmanager
-def only_one(directory: Path) -> Iterator[None]:
+def batch_lock(directory: Path) -> Iterator[None]:
     """Two processes at one batch would run, or report, everything twice.
 
     Raises:

@@ -23,7 +23,7 @@ from lrrunner.tracking.mlflow_run import MlflowRun, anchored_uri, configure_mlfl
 logger = logging.getLogger(__name__)
 
 
-def open_page(
+def start_summary_run(
     directory: Path, tracking: Mapping[str, Any], *, command: str, redactor: Redactor, run_id: str | None = None
 ) -> str | None:
     """Make the batch's run in MLflow, or open the one again that an earlier part of the batch has made.
@@ -124,7 +124,7 @@ def slug(key: str) -> str:
     return re.sub(r"[^A-Za-z0-9]+", "_", key).strip("_")
 
 
-def close_page(
+def finish_summary_run(
     directory: Path,
     entries: Sequence[Entry],
     pictures: Sequence[Path],

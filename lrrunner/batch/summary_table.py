@@ -21,7 +21,7 @@ MAX_MARKDOWN = 7000
 
 
 @dataclass(frozen=True, kw_only=True)
-class Point:
+class SweptPoint:
     """One suggested LR against one swept number.
 
     Attributes:
@@ -96,7 +96,7 @@ def markdown_table(entries: Sequence[Entry]) -> str:
     return "\n".join(lines)
 
 
-def swept_numbers(entries: Sequence[Entry]) -> dict[str, list[Point]]:
+def swept_numbers(entries: Sequence[Entry]) -> dict[str, list[SweptPoint]]:
     """By swept key with numbers above 0 for values: the suggested LRs against it, where there are three values or more.
 
     Keys of the sweep itself and of its surroundings are no hyperparameters and left out.
@@ -105,7 +105,7 @@ def swept_numbers(entries: Sequence[Entry]) -> dict[str, list[Point]]:
     keys = list(dict.fromkeys(key for values in parsed for key in values))
     varying = [key for key in keys if len({values.get(key) for values in parsed}) > 1]
     hyperparameters = [key for key in varying if not key.startswith(NO_HYPERPARAMETERS)]
-    found: dict[str, list[Point]] = {}
+    found: dict[str, list[SweptPoint]] = {}
     for key in hyperparameters:
         points = []
         for entry, values in zip(entries, parsed, strict=True):
@@ -113,7 +113,7 @@ def swept_numbers(entries: Sequence[Entry]) -> dict[str, list[Point]]:
             if number is not None and entry.lr is not None and entry.interval is not None:
                 others = [other for other in hyperparameters if other != key and other in values]
                 group = " ".join(f"{other}={values[other]}" for other in others)
-                points.append(Point(value=number, lr=entry.lr, interval=entry.interval, group=group))
+                points.append(SweptPoint(value=number, lr=entry.lr, interval=entry.interval, group=group))
         if len({point.value for point in points}) >= 3:
             found[key] = points
     return found

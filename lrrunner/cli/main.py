@@ -20,7 +20,7 @@ from lrrunner.errors import ConfigError
 from lrrunner.launch.rank_command import INHERITED_FROM_A_LAUNCHER
 from lrrunner.results.resume_checks import directory_errors
 from lrrunner.system.redaction import Redactor
-from lrrunner.system.terminal import say
+from lrrunner.system.terminal import write_line
 
 EXIT_CONFIG = 2
 
@@ -163,7 +163,7 @@ def _show(error: ConfigError, words: CommandLine, rank: int) -> None:
         time.sleep(RANK_0_FIRST_S)
         prefix = f"[rank {rank}] "
     redactor = Redactor.for_run({}, os.environ, words.overrides)
-    say(prefix + redactor.text(str(error)), sys.stderr)
+    write_line(prefix + redactor.text(str(error)), sys.stderr)
 
 
 def _let_hydra_answer() -> None:

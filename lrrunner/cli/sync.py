@@ -13,14 +13,14 @@ from typing import Any, NoReturn
 
 import lrrunner
 from lrrunner.batch import ledger
-from lrrunner.batch.state import STATE_FILE, only_one, read_state, update_state
-from lrrunner.batch.summary_run import close_page, open_page, status_of, write_summary
+from lrrunner.batch.state import STATE_FILE, batch_lock, read_state, update_state
+from lrrunner.batch.summary_run import finish_summary_run, start_summary_run, status_of, write_summary
 from lrrunner.errors import ConfigError
 from lrrunner.results.reader import RunFiles, read_run, write_status
 from lrrunner.system.process_identity import is_alive
 from lrrunner.system.redaction import MASK, Redactor
 from lrrunner.tracking.mlflow_run import MlflowRun, configure_mlflow
-from lrrunner.tracking.upload_run import catch_up
+from lrrunner.tracking.upload_run import upload_run
 
 TIMEOUT_S = 10.0
 
@@ -69,7 +69,7 @@ def brought(directory: Path, *, uri: str | None = None) -> list[str]:
         BlockingIOError: the run still works.
     """
     if (directory / ledger.FILE_NAME).exists() or (directory / STATE_FILE).exists():
-        with only_one(directory):
+        with batch_lock(directory):
             return _batch_brought(directory, uri)
     files = read_run(directory)
     if not files.status or not files.config:
@@ -95,11 +95,11 @@ def _batch_brought(directory: Path, uri: str | None) -> list[str]:
     if page_id is None or not page.exists(page_id):
         page_id = page.find({"lrrunner.run_dir": str(directory.resolve()), "lrrunner.batch": "true"})
         if page_id is None:
-            page_id = open_page(directory, tracking, command=state.get("command", ""), redactor=redactor)
+            page_id = start_summary_run(directory, tracking, command=state.get("command", ""), redactor=redactor)
     if page_id is None:
         raise ConnectionError("it took no page for the batch")
     lines = [_run_brought(files, uri, tags={"mlflow.parentRunId": page_id}) for files in runs if files.config]
-    close_page(
+    finish_summary_run(
         directory,
         [replace(entry, run_id=_known_id(read_run(directory / (entry.run_dir or "")))) for entry in entries],
         write_summary(directory, entries),
@@ -133,7 +133,7 @@ def _run_brought(files: RunFiles, uri: str | None, *, tags: Mapping[str, str]) -
         run_id = run.find(where) or run.create(run_name=name, tags=own | users | dict(tags))
         write_status(files.path, mlflow_run_id=run_id)
         files = read_run(files.path)
-    catch_up(run, files, run_id=run_id)
+    upload_run(run, files, run_id=run_id)
     _check_sent(run)
     return f"{files.path}: {run.location()}"
 

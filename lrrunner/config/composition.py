@@ -72,7 +72,7 @@ def compose_job(
         return container
 
 
-def expanded_grid(overrides: Sequence[str], *, config_dir: str | None = None) -> list[tuple[str, ...]]:
+def expand_grid(overrides: Sequence[str], *, config_dir: str | None = None) -> list[tuple[str, ...]]:
     """The points of a grid, as Hydra's basic sweeper expands it: each a list of overrides without sweeps in them.
 
     Args:
@@ -116,10 +116,10 @@ def override_key(word: str) -> str:
         return ""
 
 
-def as_typed(word: str) -> str:
+def unescaped_override(word: str) -> str:
     """An override of a grid's point without the sweeper's backslashes, quoted where it must be; the value is the same.
 
-    >>> as_typed("tracking.uri=http\\\\://host\\\\:5000/a")
+    >>> unescaped_override("tracking.uri=http\\\\://host\\\\:5000/a")
     'tracking.uri=http://host:5000/a'
     """
     parser = OverridesParser.create()

@@ -54,7 +54,7 @@ class Precision(Enum):
     fp16 = "fp16"
 
 
-class LadderMode(Enum):
+class SweepMode(Enum):
     """Spacing of the learning rates."""
 
     exponential = "exponential"
@@ -116,7 +116,7 @@ class SweepConfig:
     start_lr: float = 1e-7
     end_lr: float = 10.0
     num_steps: int = 100
-    mode: LadderMode = LadderMode.exponential
+    mode: SweepMode = SweepMode.exponential
     smoothing: float = 0.9
     stop_rule: StopRuleName = StopRuleName.range
     diverge_factor: float = 2.0
@@ -256,7 +256,7 @@ def resolved(cfg: DictConfig) -> dict[str, Any]:
     return {str(key): value for key, value in container.items()}
 
 
-def job_from(container: Mapping[str, Any]) -> Config:
+def config_from(container: Mapping[str, Any]) -> Config:
     """The typed job of a resolved configuration that has passed :func:`check`."""
     job = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), _as_literals(dict(container))))
     assert isinstance(job, Config)
@@ -285,7 +285,7 @@ def check(container: Mapping[str, Any], *, world_size: int | None) -> None:
         ConfigError: all errors at once.
     """
     errors: list[str] = []
-    job = job_from(_known_part(container, Config, prefix="", errors=errors))
+    job = config_from(_known_part(container, Config, prefix="", errors=errors))
     errors += [
         *_part_errors(job),
         *sweep_errors(job.sweep),

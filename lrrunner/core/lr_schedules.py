@@ -82,9 +82,9 @@ def cosine_schedule(peak_lr: float, *, num_steps: int) -> FloatArray:
     return np.asarray(peak_lr * np.where(steps < warm_up, (steps + 1) / warm_up, decay))
 
 
-SCHEDULES = {"constant": constant_schedule, "cosine": cosine_schedule}
+TRAINING_SCHEDULES = {"constant": constant_schedule, "cosine": cosine_schedule}
 
-LADDERS = {"exponential": exponential_lr, "linear": linear_lr}
+SWEEP_SCHEDULES = {"exponential": exponential_lr, "linear": linear_lr}
 
 
 def _with_exact_ends(lrs: FloatArray, start_lr: float, end_lr: float) -> FloatArray:

@@ -7,7 +7,7 @@ import os
 import signal
 from pathlib import Path
 
-from lrrunner.launch.mailbox import Handover, forget_when_orphaned
+from lrrunner.launch.mailbox import JobMailbox, remove_folder_when_orphaned
 from lrrunner.launch.rank_command import CORES_VARIABLE, SET_VARIABLE, SUPERVISOR_VARIABLE
 from lrrunner.system.process_identity import is_alive
 
@@ -43,7 +43,7 @@ def main() -> None:
     def orphaned() -> bool:
         return os.getppid() != parent or not is_supervised()
 
-    forget_when_orphaned(folder, orphaned)
+    remove_folder_when_orphaned(folder, orphaned)
     die_with_parent()
     keep_to_cores()
     from accelerate.commands.launch import main as accelerate_launch
@@ -52,7 +52,7 @@ def main() -> None:
         accelerate_launch()
     finally:
         if orphaned():
-            Handover(folder).remove()
+            JobMailbox(folder).remove()
 
 
 if __name__ == "__main__":

@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lrrunner.launch.mailbox import JobOrder
+from lrrunner.launch.mailbox import JobMessage
 from lrrunner.launch.rank_command import RankPlan
 from lrrunner.system.redaction import Redactor
-from lrrunner.system.terminal import say
+from lrrunner.system.terminal import write_line
 from lrrunner.tracking.supervised_run import environment_redactor
 
 MAX_EARLY_LINES = 1000
@@ -53,9 +53,9 @@ class Job:
         """How long its ranks may show no sign of life."""
         return float(self.container["launch"]["timeout_s"])
 
-    def order(self, number: int, *, run_id: str | None) -> JobOrder:
+    def order(self, number: int, *, run_id: str | None) -> JobMessage:
         """What its ranks are told."""
-        return JobOrder(
+        return JobMessage(
             number=number,
             container=dict(self.container),
             overrides=list(self.overrides),
@@ -123,4 +123,4 @@ class OutputFiles:
 
 def echo(name: str, text: str) -> None:
     """Rank 0 speaks to the user."""
-    say(text, sys.stdout if name == "out" else sys.stderr, end="")
+    write_line(text, sys.stdout if name == "out" else sys.stderr, end="")

@@ -23,7 +23,7 @@ from typing import Any
 from lrrunner.system.process_identity import is_alive, process_identity
 
 RANK_POLL_S = 0.02
-BEAT_INTERVAL_S = 0.5
+HEARTBEAT_INTERVAL_S = 0.5
 """At most this often does a step cost a file."""
 
 IDLE = -1
@@ -36,7 +36,7 @@ SECOND_HAND = (ANOTHER_RANK_IS_GONE, ANOTHER_RANK_IS_SILENT)
 
 
 @dataclass(frozen=True, kw_only=True)
-class JobOrder:
+class JobMessage:
     """One job as a supervisor hands it to ranks.
 
     Attributes:
@@ -70,7 +70,7 @@ class RankOutcome:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Beat:
+class Heartbeat:
     """A rank's sign of life.
 
     Attributes:
@@ -94,19 +94,19 @@ def sweep(folders: Iterable[Path]) -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def forget_when_orphaned(folder: Path, orphaned: Callable[[], bool]) -> None:
+def remove_folder_when_orphaned(folder: Path, orphaned: Callable[[], bool]) -> None:
     """On SIGTERM, which the kernel sends when the supervisor dies, remove its folder; then end as if this were not."""
 
     def end(number: int, frame: FrameType | None) -> None:
         if orphaned():
-            Handover(folder).remove()
+            JobMailbox(folder).remove()
         signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)
 
     signal.signal(signal.SIGTERM, end)
 
 
-class Handover:
+class JobMailbox:
     """The folder.
 
     Args:
@@ -132,7 +132,7 @@ class Handover:
         shutil.rmtree(self.folder / "jobs", ignore_errors=True)
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def give(self, order: JobOrder) -> None:
+    def give(self, order: JobMessage) -> None:
         """Hand a job to the ranks."""
         _write(self._job(order.number), asdict(order))
 
@@ -144,7 +144,7 @@ class Handover:
         """Tell ranks that there is no further job."""
         (self.folder / "stop").touch()
 
-    def next_job(self, number: int, *, orphaned: Callable[[], bool]) -> JobOrder | None:
+    def next_job(self, number: int, *, orphaned: Callable[[], bool]) -> JobMessage | None:
         """Wait for a job, on a rank.
 
         Returns:
@@ -154,8 +154,8 @@ class Handover:
         while not (self.folder / "stop").exists():
             content = _read(self._job(number))
             if content is not None:
-                return JobOrder(**content)
-            if time.monotonic() - checked > BEAT_INTERVAL_S:
+                return JobMessage(**content)
+            if time.monotonic() - checked > HEARTBEAT_INTERVAL_S:
                 checked = time.monotonic()
                 if orphaned():
                     return None
@@ -172,23 +172,23 @@ class Handover:
         contents = [_read(path) for path in found]
         return [RankOutcome(**content) for content in contents if content is not None]
 
-    def beat(self, rank: int, beat: Beat) -> None:
+    def beat(self, rank: int, beat: Heartbeat) -> None:
         """Leave a sign of life."""
         _write(self.folder / "beats" / f"{rank}.json", asdict(beat))
 
-    def beats(self, world_size: int) -> dict[int, Beat]:
+    def beats(self, world_size: int) -> dict[int, Heartbeat]:
         """The last sign of life of each rank that has left one."""
         found = {rank: _read(self.folder / "beats" / f"{rank}.json") for rank in range(world_size)}
-        return {rank: Beat(**content) for rank, content in found.items() if content is not None}
+        return {rank: Heartbeat(**content) for rank, content in found.items() if content is not None}
 
     def _job(self, number: int) -> Path:
         return self.folder / "jobs" / f"{number}.json"
 
 
-class Pulse:
+class HeartbeatWriter:
     """A rank's signs of life: at each change of what it does, and with steps at most twice a second."""
 
-    def __init__(self, handover: Handover, rank: int) -> None:
+    def __init__(self, handover: JobMailbox, rank: int) -> None:
         self._handover, self._rank = handover, rank
         self._identity = process_identity()
         self._count = 0
@@ -198,7 +198,7 @@ class Pulse:
         """Something new begins."""
         self._count += 1
         self._last = time.monotonic()
-        beat = Beat(identity=self._identity, job=job, step=step, count=self._count)
+        beat = Heartbeat(identity=self._identity, job=job, step=step, count=self._count)
         with contextlib.suppress(
             OSError
         ):  # a supervisor that is gone has removed the folder; the rank learns elsewhere
@@ -206,7 +206,7 @@ class Pulse:
 
     def step(self, job: int, step: int) -> None:
         """A step is over."""
-        if time.monotonic() - self._last > BEAT_INTERVAL_S:
+        if time.monotonic() - self._last > HEARTBEAT_INTERVAL_S:
             self.change(job=job, step=step)
 
 

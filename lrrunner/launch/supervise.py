@@ -14,13 +14,13 @@ from lrrunner.errors import ConfigError
 from lrrunner.launch.job import Job, OutputFiles, echo
 from lrrunner.launch.mailbox import sweep
 from lrrunner.launch.rank_command import DEEPSPEED_REFUSED
-from lrrunner.launch.worker_group import JobResult, JobState, RankSet
+from lrrunner.launch.worker_group import JobResult, JobState, WorkerGroup
 from lrrunner.results.writer import new_run_path
 from lrrunner.system.devices import visible_gpus
-from lrrunner.system.interrupt_counter import Interrupts
+from lrrunner.system.interrupt_counter import InterruptCounter
 from lrrunner.system.job_log import JobLog
-from lrrunner.system.terminal import say
-from lrrunner.tracking.supervised_run import RunKeeper
+from lrrunner.system.terminal import write_line
+from lrrunner.tracking.supervised_run import SupervisedRun
 
 POLL_S = 0.05
 SET_PREFIX = "lrrunner-set-"
@@ -51,13 +51,13 @@ def supervise(container: Mapping[str, Any], overrides: Sequence[str], options: S
     errors = [*machine_errors(job.container, gpus), *([] if resumes else _directory_errors(directory))]
     if errors:
         raise ConfigError(errors)
-    with JobLog(job.redactor), Interrupts() as interrupts:
-        keeper = RunKeeper()
+    with JobLog(job.redactor), InterruptCounter() as interrupts:
+        keeper = SupervisedRun()
         run_id = None
         output = OutputFiles(directory, job.redactor, echo=echo)
         sweep(Path(tempfile.gettempdir()).glob(f"{SET_PREFIX}*"))
         folder = Path(tempfile.mkdtemp(prefix=SET_PREFIX))
-        ranks = RankSet(job.plan(gpus=gpus), folder, environ=os.environ, sink=output.take)
+        ranks = WorkerGroup(job.plan(gpus=gpus), folder, environ=os.environ, sink=output.take)
         try:
             if not resumes:  # else rank 0 reopens the run that there is
                 run_id = keeper.open(job.container, directory, redactor=job.redactor)  # while the ranks load torch
@@ -98,7 +98,7 @@ def _directory_errors(directory: Path) -> list[str]:
     return []
 
 
-def _watched(ranks: RankSet, interrupts: Interrupts) -> JobResult:
+def _watched(ranks: WorkerGroup, interrupts: InterruptCounter) -> JobResult:
     """Until the job has ended; a first signal is passed on, a second one ends the ranks."""
     passed_on = 0
     while (result := ranks.poll()) is None:
@@ -118,8 +118,8 @@ def _watched(ranks: RankSet, interrupts: Interrupts) -> JobResult:
 def _say(result: JobResult, job: Job) -> None:
     """Once, what went wrong."""
     if result.code == 2 and result.cause:
-        say(job.redactor.text(result.cause), sys.stderr)
+        write_line(job.redactor.text(result.cause), sys.stderr)
     elif result.state == JobState.FAILED:
         logs = job.directory / "ranks"
         where = f"; see {logs}" if logs.is_dir() else ""
-        say(job.redactor.text(f"lrrunner: the sweep failed on {result.cause}{where}"), sys.stderr)
+        write_line(job.redactor.text(f"lrrunner: the sweep failed on {result.cause}{where}"), sys.stderr)

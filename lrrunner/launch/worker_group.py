@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from lrrunner.launch.mailbox import ANOTHER_RANK_IS_SILENT, SECOND_HAND, Beat, Handover, JobOrder, RankOutcome
+from lrrunner.launch.mailbox import ANOTHER_RANK_IS_SILENT, SECOND_HAND, Heartbeat, JobMailbox, JobMessage, RankOutcome
 from lrrunner.launch.rank_command import DEFAULT_SETTINGS, OUTPUT_VARIABLE, RankPlan, launch_argv, launch_environment
 from lrrunner.launch.rank_output import LineSink, RankOutput
 from lrrunner.system.process_identity import descendants, is_stopped, pid_of, process_identity
@@ -63,7 +63,7 @@ class JobResult:
     told: bool = True
 
 
-class RankSet:
+class WorkerGroup:
     """A set of ranks and the process that starts them.
 
     Args:
@@ -77,7 +77,7 @@ class RankSet:
         self.plan = plan
         self.world_size = plan.num_processes
         self._sink = sink
-        self._handover = Handover(folder)
+        self._handover = JobMailbox(folder)
         self._handover.create()
         settings_file = folder.resolve() / "accelerate.yaml"
         settings_file.write_text(DEFAULT_SETTINGS, encoding="utf-8")
@@ -85,9 +85,9 @@ class RankSet:
         self._output = RankOutput(max(1, self.world_size // num_machines), self._hear)
         self._stacks: dict[int, list[str]] | None = None
         self._launcher_lines: deque[str] = deque(maxlen=MAX_LAUNCHER_LINES)
-        self._order: JobOrder | None = None
+        self._order: JobMessage | None = None
         self._number = 0
-        self._beats: dict[int, Beat] = {}
+        self._beats: dict[int, Heartbeat] = {}
         self._failing_since: float | None = None
         self._suspect: str | None = None
         self._stopping_since: float | None = None
@@ -119,7 +119,7 @@ class RankSet:
         """The number of the next job, among those of this set."""
         return self._number
 
-    def give(self, order: JobOrder, *, timeout_s: float) -> None:
+    def give(self, order: JobMessage, *, timeout_s: float) -> None:
         """Hand a job over.
 
         Args:
@@ -205,7 +205,7 @@ class RankSet:
         if beats != self._beats:
             self._beats, self._last_sign = beats, now
             if self._order is not None and all(
-                beats.get(rank, Beat(identity="")).job >= self._order.number for rank in range(self.world_size)
+                beats.get(rank, Heartbeat(identity="")).job >= self._order.number for rank in range(self.world_size)
             ):
                 self._handover.withdraw(self._order.number)
         if failed or not self.is_alive:
@@ -268,7 +268,7 @@ class RankSet:
         others = {rank: beat for rank, beat in self._beats.items() if rank not in told}
         return self._hung(others, "no answer within run.timeout_s") if others else None
 
-    def _hung(self, suspects: Mapping[int, Beat], words: str) -> str:
+    def _hung(self, suspects: Mapping[int, Heartbeat], words: str) -> str:
         """Which rank keeps the others waiting, and where it stands; the stacks go to the ranks' output."""
         pids = {rank: pid_of(beat.identity) for rank, beat in suspects.items()}
         for rank, pid in sorted(pids.items()):

@@ -35,7 +35,7 @@ from lrrunner.launch.rank_command import launcher_says
 from lrrunner.library.restarted_loader import RestartedLoader, loader_errors, num_samples, to_device, untouched
 from lrrunner.library.result import RangeTest, in_python
 from lrrunner.reporting.progress_bar import progress_bar, show
-from lrrunner.sweep.auto_range import Passes, run_passes, sweep_ladder
+from lrrunner.sweep.auto_range import Passes, run_passes, sweep_plan
 from lrrunner.training import collectives, fsdp
 from lrrunner.training.collectives import Collective
 from lrrunner.training.engine import SweepResult, Trainable, run_sweep, set_optimizer_mode
@@ -263,7 +263,7 @@ def _passes(job: Config, trainable: Trainable, batches: RestartedLoader, collect
         with bar:
             return run_sweep(
                 trainable,
-                sweep_ladder(job.sweep, number, start_lr=start_lr, end_lr=end_lr),
+                sweep_plan(job.sweep, number, start_lr=start_lr, end_lr=end_lr),
                 batches,
                 collective=collective,
                 on_step=functools.partial(show, bar) if collective.rank == 0 else lambda step: None,

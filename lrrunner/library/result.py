@@ -18,15 +18,14 @@ import numpy.typing as npt
 import lrrunner
 from lrrunner.config.schema import Config, batch_summary
 from lrrunner.errors import ArgumentError, ConfigError
-from lrrunner.records import RangeTest as RecordedRangeTest
-from lrrunner.records import Step
+from lrrunner.records import RangeTestResult, Step
 from lrrunner.reporting import run_summary
 from lrrunner.results.reader import INTEGERS
 from lrrunner.results.resume_checks import code_versions
 from lrrunner.results.writer import RECORD_COLUMNS, RunDirectory
 from lrrunner.system.redaction import Redactor
 from lrrunner.tracking.metric_names import final_points, live_prefix, superseded
-from lrrunner.tracking.mlflow_run import MlflowRun, Point, tracking_of_script
+from lrrunner.tracking.mlflow_run import MetricPoint, MlflowRun, script_tracking
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -73,7 +72,7 @@ class Records(Mapping[str, npt.NDArray[Any]]):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
-class RangeTest(RecordedRangeTest):
+class RangeTest(RangeTestResult):
     """A range test on objects of the caller's own. Every rank holds the same one.
 
     Attributes:
@@ -142,7 +141,7 @@ class RangeTest(RecordedRangeTest):
         """
         if self.rank != 0:
             return None
-        script = tracking_of_script()
+        script = script_tracking()
         is_below = script.run_id is not None and uri in (None, script.uri)
         with tempfile.TemporaryDirectory() as folder:
             directory = self._write(Path(folder) / "run", shown="artifacts")
@@ -180,11 +179,11 @@ class RangeTest(RecordedRangeTest):
     def _redactor(self) -> Redactor:
         return Redactor.for_run(self._content, os.environ, [])
 
-    def _points(self) -> Iterator[Point]:
+    def _points(self) -> Iterator[MetricPoint]:
         is_superseded = superseded(self)
         for step in self.steps:
             if not is_superseded(prefix := live_prefix(step, self.job.sweep)):
-                yield Point(step, prefix)
+                yield MetricPoint(step, prefix)
         yield from final_points(self, self.job.sweep)
 
     def _write(self, path: Path, *, shown: str) -> RunDirectory:

@@ -3,28 +3,28 @@
 from __future__ import annotations
 
 from lrrunner.config.schema import Config, Monitor, SweepConfig, batch_summary
-from lrrunner.records import Confirmation, RangeTest, Stop, Suggestion, TrialOutcome
+from lrrunner.records import Confirmation, RangeTestResult, Stop, Suggestion, TrialOutcome
 
 
-def closing_lines(test: RangeTest, job: Config, *, directory: str, mlflow: str | None) -> list[str]:
+def closing_lines(test: RangeTestResult, job: Config, *, directory: str, mlflow: str | None) -> list[str]:
     """The last lines on standard output."""
     where = f"{directory}" if mlflow is None else f"{directory}   mlflow: {mlflow}"
     lines = [str(test.suggestion), f"run: {where}   ({batch_summary(job, world_size=test.world_size)})"]
     if test.suggestion.lr is not None:
         lines.insert(0, f"to train with it: optimizer.lr={test.suggestion.lr:.3g}")
-    return _more_in_words(test, job) + lines
+    return _describe_more(test, job) + lines
 
 
-def _more_in_words(test: RangeTest, job: Config) -> list[str]:
+def _describe_more(test: RangeTestResult, job: Config) -> list[str]:
     """What there is beside the suggestion."""
-    all_words = passes_in_words(test), monitor_in_words(job.sweep), trials_in_words(test), noise_in_words(test)
+    all_words = describe_passes(test), describe_monitor(job.sweep), describe_trials(test), describe_noise_scale(test)
     return [words for words in all_words if words]
 
 
-def monitor_in_words(sweep: SweepConfig) -> str:
+def describe_monitor(sweep: SweepConfig) -> str:
     """Which loss the curve is; empty where it is the training loss of every step.
 
-    >>> monitor_in_words(SweepConfig(monitor=Monitor.val, val_every=2))
+    >>> describe_monitor(SweepConfig(monitor=Monitor.val, val_every=2))
     'judged by the validation loss behind every 2nd step'
     """
     if sweep.monitor == Monitor.train:
@@ -33,7 +33,7 @@ def monitor_in_words(sweep: SweepConfig) -> str:
     return f"judged by the validation loss behind every {ordinal}step"
 
 
-def passes_in_words(test: RangeTest) -> str:
+def describe_passes(test: RangeTestResult) -> str:
     """Which ranges were swept and which one the suggestion is from; empty where there was one only."""
     if len(test.passes) < 2:
         return ""
@@ -42,7 +42,7 @@ def passes_in_words(test: RangeTest) -> str:
     return f"{len(test.passes)} passes: {ranges}; the suggestion is from pass {chosen}"
 
 
-def noise_in_words(test: RangeTest) -> str:
+def describe_noise_scale(test: RangeTestResult) -> str:
     """The critical batch size beside the one that was swept; empty where nobody asked."""
     noise = test.noise_scale
     if noise is None:
@@ -58,7 +58,7 @@ def noise_in_words(test: RangeTest) -> str:
     return f"{noise}   (global batch {batch}: {worth})"
 
 
-def trials_in_words(test: RangeTest) -> str:
+def describe_trials(test: RangeTestResult) -> str:
     """How the confirmation runs went, beside what the sweep alone says; empty where nothing was to be confirmed."""
     confirmation = test.confirmation
     if confirmation is None:
@@ -92,7 +92,7 @@ def _alone(sweep: Suggestion) -> str:
     return f"; the sweep alone: {sweep.lr:.1e}   [{sweep.interval[0]:.1e}, {sweep.interval[1]:.1e}]"
 
 
-def stop_in_words(stop: Stop) -> str:
+def describe_stop(stop: Stop) -> str:
     """Why the ladder ended, for a reader."""
     ranks = ", ".join(map(str, stop.ranks))
     words = {
@@ -112,7 +112,7 @@ def with_picture(note: str, *, run_id: str) -> str:
     return note.replace(PICTURE, f"![LR sweep](get-artifact?path=lr_sweep.png&run_uuid={run_id})")
 
 
-def note(test: RangeTest, job: Config, *, command: str, directory: str) -> str:
+def note(test: RangeTestResult, job: Config, *, command: str, directory: str) -> str:
     """Markdown for the MLflow run's description and for note.md."""
     suggestion = test.suggestion
     if suggestion.lr is None or suggestion.interval is None:
@@ -125,11 +125,11 @@ def note(test: RangeTest, job: Config, *, command: str, directory: str) -> str:
     others = "\n".join(
         f"| {name} | {'none' if lr is None else f'{lr:.2e}'} |" for name, lr in suggestion.candidates.items()
     )
-    more = "".join(f"{words[0].upper()}{words[1:]}.\n" for words in _more_in_words(test, job))
+    more = "".join(f"{words[0].upper()}{words[1:]}.\n" for words in _describe_more(test, job))
     return f"""{headline}
 
 {suggestion.reason[0].upper()}{suggestion.reason[1:]}.
-{more}The sweep ended at step {test.stop.step} of {job.sweep.num_steps}: {stop_in_words(test.stop)}.
+{more}The sweep ended at step {test.stop.step} of {job.sweep.num_steps}: {describe_stop(test.stop)}.
 
 {PICTURE}
 
@@ -147,7 +147,7 @@ Run directory: `{directory}`. To repeat it:
 """
 
 
-def _trial_table(test: RangeTest) -> str:
+def _trial_table(test: RangeTestResult) -> str:
     if not test.trials:
         return ""
     rows = "\n".join(

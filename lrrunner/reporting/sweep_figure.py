@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from lrrunner.config.schema import Config, batch_summary
 from lrrunner.core.curve import Curve, curve_from_steps, pooled
 from lrrunner.core.lr_schedules import FloatArray
-from lrrunner.records import RangeTest, Step, Stop, StopReason, Suggestion, Verdict
+from lrrunner.records import RangeTestResult, Step, Stop, StopReason, Suggestion, Verdict
 from lrrunner.reporting.figure_style import (
     BOTTOM_PX,
     CURVE,
@@ -45,7 +45,7 @@ from lrrunner.reporting.trial_panel import draw_trials
 SWEEP_PX, TRIALS_PX = 560, 300
 
 
-def job_figure(test: RangeTest, job: Config) -> Figure:
+def job_figure(test: RangeTestResult, job: Config) -> Figure:
     """The picture of a job's range test, under the names of its model and optimizer. See :func:`lr_sweep_figure`."""
     names = [str(part["_target_"]).rpartition(".")[2] for part in (job.model, job.optimizer)]
     return lr_sweep_figure(
@@ -57,7 +57,7 @@ def job_figure(test: RangeTest, job: Config) -> Figure:
 
 
 @matplotlib.style.context("default")  # a user's own style must not reach the picture
-def lr_sweep_figure(test: RangeTest, *, beta: float, title: str, subtitle: str = "") -> Figure:
+def lr_sweep_figure(test: RangeTestResult, *, beta: float, title: str, subtitle: str = "") -> Figure:
     """Loss against learning rate, 900 x 560 px: the curve, what it suggests, where it stopped.
 
     Confirmation runs have a panel of 300 px below.
@@ -180,7 +180,7 @@ def _draw_heading(figure: Figure, suggestion: Suggestion, *, title: str, subtitl
     return y + 10 if suggestion.lr is None else y + LINE_PX + 10
 
 
-def _draw_losses(axes: Axes, test: RangeTest, curve: Curve | None) -> None:
+def _draw_losses(axes: Axes, test: RangeTestResult, curve: Curve | None) -> None:
     """Other passes, raw losses, their range over repeats, and the smoothed curve."""
     final = test.curve_steps
     lr, low, high = repeat_range(final)
@@ -214,7 +214,7 @@ def _say_empty(axes: Axes) -> None:
     words.set(color=MUTED, size=NORMAL)
 
 
-def _candidates(test: RangeTest) -> tuple[dict[str, float | None], str]:
+def _candidates(test: RangeTestResult) -> tuple[dict[str, float | None], str]:
     """Every rule's LR on the sweep and the one that counts; where runs confirmed it, theirs does."""
     suggestion = test.suggestion
     if test.confirmation is None or test.confirmation.measured_steps is None:
@@ -256,7 +256,7 @@ def _draw_suggestion(panels: Sequence[Axes], suggestion: Suggestion) -> None:
 def _draw_stop(axes: Axes, stop: Stop, final: Sequence[Step]) -> None:
     """Where the ladder ended and why, upright on the far side of the line, below a curve that has diverged."""
     lr = min(final, key=lambda step: abs(step.step - stop.step)).lr
-    colour = MUTED if stop.reason == StopReason.END_OF_LADDER else STOPPED
+    colour = MUTED if stop.reason == StopReason.END_OF_SCHEDULE else STOPPED
     axes.axvline(lr, color=colour, lw=1.4, ls=(0, (2, 2)), zorder=3, gid="stop")
     words = axes.annotate(
         textwrap.shorten(str(stop), width=36, placeholder=" …"),  # many ranks may be to blame
@@ -271,7 +271,7 @@ def _draw_stop(axes: Axes, stop: Stop, final: Sequence[Step]) -> None:
     words.set(color=colour, size=NORMAL)
 
 
-def _lr_limits(test: RangeTest) -> tuple[float, float]:
+def _lr_limits(test: RangeTestResult) -> tuple[float, float]:
     """Every rung and every rule's LR, with room on the right for the words at the stop."""
     lrs = [step.lr for step in test.steps]
     lrs += [lr for lr in (test.suggestion.lr, *test.suggestion.candidates.values()) if lr is not None]

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from lrrunner.records import RangeTest, Trial, TrialOutcome
+from lrrunner.records import RangeTestResult, Trial, TrialOutcome
 from lrrunner.reporting.figure_style import (
     BOTTOM_PX,
     CURVE,
@@ -32,7 +32,7 @@ OUTLIER_FALLS = 10.0
 """A finished run this many times as far above the best as the middle one leaves the picture at the top."""
 
 
-def draw_trials(figure: Figure, test: RangeTest, *, top_px: int, bottom_px: int) -> None:
+def draw_trials(figure: Figure, test: RangeTestResult, *, top_px: int, bottom_px: int) -> None:
     """One curve a trial length; what diverged is marked at the top edge, the suggestion as in the sweep's panel.
 
     Args:
@@ -61,7 +61,7 @@ def draw_trials(figure: Figure, test: RangeTest, *, top_px: int, bottom_px: int)
     frame(figure, axes, lr_limits=limits, loss=_monitored(test), legend_px=bottom_px)
 
 
-def _monitored(test: RangeTest) -> str:
+def _monitored(test: RangeTestResult) -> str:
     return test.confirmation.monitored if test.confirmation is not None else "loss"
 
 

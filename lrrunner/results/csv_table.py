@@ -15,7 +15,7 @@ TIMES = ("elapsed_s", "timestamp_ms")
 """Columns in which two lives of a run may differ."""
 
 
-class Table:
+class CsvTable:
     """Rows of fixed columns.
 
     A resumed table has rows already, and is given them once more: a row that is there, times aside, stays as it is. The

@@ -12,8 +12,8 @@ from typing import Any
 
 import yaml
 
-from lrrunner.config.schema import Config, job_from
-from lrrunner.records import NoiseScale, RangeTest, Step, Stop, StopReason, Suggestion, Verdict
+from lrrunner.config.schema import Config, config_from
+from lrrunner.records import NoiseScale, RangeTestResult, Step, Stop, StopReason, Suggestion, Verdict
 
 INTEGERS = ("sweep_pass", "repeat", "step", "timestamp_ms")
 
@@ -41,13 +41,13 @@ class RunFiles:
     steps: tuple[Step, ...]
     trial_steps: dict[int, list[Step]]
     trials: list[Step]
-    test: RangeTest | None
+    test: RangeTestResult | None
     note: str
 
     @property
     def job(self) -> Config:
         """The typed job."""
-        return job_from(self.config)
+        return config_from(self.config)
 
     @property
     def best_loss(self) -> float | None:
@@ -101,7 +101,7 @@ def write_status(path: Path, **changes: Any) -> None:
     partial.replace(path / "status.json")
 
 
-def _range_test(content: dict[str, Any], steps: tuple[Step, ...]) -> RangeTest:
+def _range_test(content: dict[str, Any], steps: tuple[Step, ...]) -> RangeTestResult:
     interval = content["interval"]
     suggestion = Suggestion(
         lr=content["lr"],
@@ -118,7 +118,7 @@ def _range_test(content: dict[str, Any], steps: tuple[Step, ...]) -> RangeTest:
         ranks=tuple(content.get("stop_ranks", ())),
         sweep_pass=curve_pass or 0,
     )
-    return RangeTest(
+    return RangeTestResult(
         steps=steps,
         stops=(stop,),
         suggestion=suggestion,

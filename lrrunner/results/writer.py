@@ -17,8 +17,8 @@ from typing import Any, Self
 import yaml
 
 from lrrunner.errors import ConfigError
-from lrrunner.records import RangeTest, Step, Trial
-from lrrunner.results.csv_table import Table
+from lrrunner.records import RangeTestResult, Step, Trial
+from lrrunner.results.csv_table import CsvTable
 from lrrunner.results.reader import read_status
 from lrrunner.system.redaction import Redactor
 
@@ -90,7 +90,7 @@ class RunDirectory:
         self._resumed = resumed
         self._status: dict[str, Any] = read_status(self.path) if resumed else {}
         self._status_time = 0.0
-        self._tables: dict[str, Table] = {}
+        self._tables: dict[str, CsvTable] = {}
         try:
             (self.path / "ranks").mkdir(parents=True, exist_ok=True)
             if not resumed and (self.path / "status.json").exists():
@@ -160,7 +160,7 @@ class RunDirectory:
         for table in self._tables.values():
             table.forget()
 
-    def write_suggestion(self, test: RangeTest) -> None:
+    def write_suggestion(self, test: RangeTestResult) -> None:
         """suggestion.json."""
         suggestion, stop = test.suggestion, test.stop
         content = {
@@ -210,13 +210,13 @@ class RunDirectory:
             os.fsync(file.fileno())
         partial.replace(self.path / name)
 
-    def _table(self, name: str, columns: Sequence[str]) -> Table:
+    def _table(self, name: str, columns: Sequence[str]) -> CsvTable:
         if name not in self._tables:
-            self._tables[name] = Table(self.path / name, columns, resumed=self._resumed)
+            self._tables[name] = CsvTable(self.path / name, columns, resumed=self._resumed)
         return self._tables[name]
 
 
-def _pass_content(test: RangeTest, number: int) -> dict[str, Any]:
+def _pass_content(test: RangeTestResult, number: int) -> dict[str, Any]:
     ladder = test.passes[number]
     return {
         "start_lr": ladder.start_lr,
@@ -228,7 +228,7 @@ def _pass_content(test: RangeTest, number: int) -> dict[str, Any]:
     }
 
 
-def _confirmation_content(test: RangeTest) -> dict[str, Any] | None:
+def _confirmation_content(test: RangeTestResult) -> dict[str, Any] | None:
     """What was measured, beside what the sweep alone says; null where nothing was to be confirmed."""
     confirmation = test.confirmation
     if confirmation is None:

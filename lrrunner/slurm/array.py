@@ -19,7 +19,7 @@ from lrrunner.batch.summary_run import write_summary
 from lrrunner.batch.summary_table import terminal_table
 from lrrunner.cli import sync
 from lrrunner.cli.main import command_line
-from lrrunner.config.composition import compose_job, expanded_grid
+from lrrunner.config.composition import compose_job, expand_grid
 from lrrunner.errors import ConfigError
 from lrrunner.results.reader import read_run
 from lrrunner.system.redaction import Redactor
@@ -31,7 +31,7 @@ def main() -> NoReturn:
         kind, folder, *words = sys.argv[1:]
         if kind == "task":
             index, count, *words = words
-            sys.stdout.write("".join(f"{word}\0" for word in task_words(folder, int(index), int(count), words)))
+            sys.stdout.write("".join(f"{word}\0" for word in task_args(folder, int(index), int(count), words)))
             sys.exit(0)
         sys.exit(summary(Path(folder), words))
     except ConfigError as error:
@@ -39,7 +39,7 @@ def main() -> NoReturn:
         sys.exit(2)
 
 
-def task_words(folder: str, index: int, count: int, words: Sequence[str]) -> Iterator[str]:
+def task_args(folder: str, index: int, count: int, words: Sequence[str]) -> Iterator[str]:
     """What one task of an array runs: for each point its directory, the number of its words, and these.
 
     Args:
@@ -49,7 +49,7 @@ def task_words(folder: str, index: int, count: int, words: Sequence[str]) -> Ite
         words: Overrides with Hydra's sweeps in them, and Hydra's own flags.
     """
     line = command_line(words)
-    for number, point in list(enumerate(expanded_grid(line.overrides, config_dir=line.config_dir)))[index::count]:
+    for number, point in list(enumerate(expand_grid(line.overrides, config_dir=line.config_dir)))[index::count]:
         own = [*line.options, *point, "tracking.enabled=false"]
         yield from (f"{folder}/{number:03d}", str(len(own)), *own)
 
@@ -61,7 +61,7 @@ def summary(folder: Path, words: Sequence[str]) -> int:
         0 when every point has finished, else 1.
     """
     line = command_line(words)
-    points = expanded_grid(line.overrides, config_dir=line.config_dir)
+    points = expand_grid(line.overrides, config_dir=line.config_dir)
     containers = [compose_job(point, config_dir=line.config_dir, world_size=None) for point in points]
     folder.mkdir(parents=True, exist_ok=True)
     entries = [

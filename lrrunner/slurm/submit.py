@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from lrrunner.cli.main import command_line
-from lrrunner.config.composition import compose_job, expanded_grid
+from lrrunner.config.composition import compose_job, expand_grid
 from lrrunner.errors import ConfigError
 
 POLL_S = 1.0
@@ -46,7 +46,7 @@ def checked(kind: str, words: Sequence[str]) -> int:
     """
     line = command_line(words)
     overrides = [word for word in line.overrides if not word.startswith(("run.dir=", "run.resume="))]
-    points = [tuple(overrides)] if kind == "sweep" else expanded_grid(overrides, config_dir=line.config_dir)
+    points = [tuple(overrides)] if kind == "sweep" else expand_grid(overrides, config_dir=line.config_dir)
     for point in points:
         compose_job(point, config_dir=line.config_dir, config_name=line.config_name, world_size=None)
     return len(points)

@@ -22,12 +22,12 @@ from omegaconf import DictConfig
 import lrrunner
 from lrrunner.batch import run_batch
 from lrrunner.batch.state import update_state
-from lrrunner.config.composition import expanded_grid, override_key
+from lrrunner.config.composition import expand_grid, override_key
 from lrrunner.errors import ConfigError
 from lrrunner.results.reader import read_status
 from lrrunner.slurm import array
 from lrrunner.system.redaction import Redactor
-from lrrunner.system.terminal import say
+from lrrunner.system.terminal import write_line
 
 LAUNCHERS = ("submitit_slurm", "submitit_local")
 PLUGIN = "hydra_plugins.hydra_submitit_launcher"
@@ -35,12 +35,14 @@ PLUGIN = "hydra_plugins.hydra_submitit_launcher"
 logger = logging.getLogger(__name__)
 
 
-def is_asked_for(overrides: Sequence[str]) -> bool:
+def uses_submitit(overrides: Sequence[str]) -> bool:
     """Whether one of submitit's launchers is chosen."""
     return any(override_key(word) == "hydra.launcher" and word.partition("=")[2] in LAUNCHERS for word in overrides)
 
 
-def run_submitted(overrides: Sequence[str], options: Sequence[str], *, config_dir: str | None, config_name: str) -> int:
+def run_with_submitit(
+    overrides: Sequence[str], options: Sequence[str], *, config_dir: str | None, config_name: str
+) -> int:
     """Queue every point of a grid, wait for them, and sum them up.
 
     Args:
@@ -58,7 +60,7 @@ def run_submitted(overrides: Sequence[str], options: Sequence[str], *, config_di
     of_launcher = [word for word in overrides if override_key(word).partition(".")[0] == "hydra"]
     of_jobs = [word for word in overrides if word not in of_launcher]
     _check_launcher(of_launcher, config_dir=config_dir)
-    points = expanded_grid(of_jobs, config_dir=config_dir)
+    points = expand_grid(of_jobs, config_dir=config_dir)
     containers = run_batch.checked_points(points, config_dir=config_dir, config_name=config_name, gpus=())
     directory = run_batch.batch_directory(containers)
     commands = [[*options, *_of_a_job(point), "tracking.enabled=false"] for point in points]
@@ -66,9 +68,9 @@ def run_submitted(overrides: Sequence[str], options: Sequence[str], *, config_di
     sweep = [f"hydra.sweep.dir={_quoted(directory)}", "hydra.sweep.subdir=.", "hydra.job.name=lrrunner"]
     summary = [*options, *_of_a_job(of_jobs)]
     redactor = Redactor.for_run(containers, os.environ, overrides)
-    with run_batch.sole_batch(directory, "run.dir"):
+    with run_batch.exclusive_batch(directory, "run.dir"):
         update_state(directory, lrrunner=lrrunner.__version__, num_jobs=len(points), state="running")
-        say(f"{len(points)} jobs in {directory}")
+        write_line(f"{len(points)} jobs in {directory}")
         try:
             run_batch.let_hydra_run([*options, *of_jobs, *sweep, *of_launcher], job)
         except (Exception, KeyboardInterrupt, SystemExit) as error:
@@ -76,7 +78,9 @@ def run_submitted(overrides: Sequence[str], options: Sequence[str], *, config_di
             command = redactor.text(
                 shlex.join(["python", "-m", "lrrunner.slurm.array", "summary", str(directory), *summary])
             )
-            say(f"lrrunner: not all jobs came to an end; once they have, sum them up with: {command}", sys.stderr)
+            write_line(
+                f"lrrunner: not all jobs came to an end; once they have, sum them up with: {command}", sys.stderr
+            )
             return 1
         finally:
             run_batch.mask(directory / "multirun.yaml", redactor)
@@ -97,13 +101,13 @@ def run_point(commands: Sequence[Sequence[str]], directory: Path, cfg: DictConfi
         Exit code of its ``lrrunner``; a failure is the summary's to tell.
     """
     number = HydraConfig.get().job.num
-    word = run_word(directory / f"{number:03d}")
+    word = run_override(directory / f"{number:03d}")
     if word is None:
         return 0
     return subprocess.run([sys.executable, "-m", "lrrunner", *commands[number], word], check=False).returncode
 
 
-def run_word(run: Path) -> str | None:
+def run_override(run: Path) -> str | None:
     """``run.dir=...`` for a run that has not begun, ``run.resume=...`` for one that has, None for a finished one."""
     state = read_status(run).get("state")
     if state == "finished":
@@ -117,7 +121,7 @@ def _check_launcher(words: Sequence[str], *, config_dir: str | None) -> None:
         for word in words
         if override_key(word).split(".")[:2] != ["hydra", "launcher"]
     ]
-    if not errors and len(expanded_grid(words, config_dir=config_dir)) > 1:
+    if not errors and len(expand_grid(words, config_dir=config_dir)) > 1:
         errors.append(f"hydra.launcher must have one value for the whole batch, got {' '.join(words)}; give one")
     if importlib.util.find_spec("hydra_plugins") is None or importlib.util.find_spec(PLUGIN) is None:
         errors.append(

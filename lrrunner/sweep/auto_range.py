@@ -7,14 +7,14 @@ import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
-from lrrunner.config.schema import LadderMode, Monitor, SweepConfig
-from lrrunner.core.lr_schedules import LADDERS
+from lrrunner.config.schema import Monitor, SweepConfig, SweepMode
+from lrrunner.core.lr_schedules import SWEEP_SCHEDULES
 from lrrunner.core.range_extension import MAX_PASSES, Extension, curve_pass, extension
 from lrrunner.core.stop_rules import stop_rule
 from lrrunner.core.suggestion_rules import suggest
 from lrrunner.records import Step, Stop, StopReason, Suggestion, SweepPass
 from lrrunner.training.collectives import Collective
-from lrrunner.training.engine import Ladder, SweepResult
+from lrrunner.training.engine import SweepPlan, SweepResult
 
 Climb = Callable[[int, float, float], SweepResult]
 """(number of the pass, first LR, last LR) -> its records. Every rank must call this."""
@@ -84,11 +84,11 @@ def run_passes(
     return Passes(steps, stops, tuple(ladders), chosen)
 
 
-def sweep_ladder(sweep: SweepConfig, number: int, *, start_lr: float, end_lr: float) -> Ladder:
+def sweep_plan(sweep: SweepConfig, number: int, *, start_lr: float, end_lr: float) -> SweepPlan:
     """The ladder of one pass."""
     every = 1 if sweep.monitor == Monitor.train else sweep.val_every
-    return Ladder(
-        lrs=LADDERS[sweep.mode.value](start_lr=start_lr, end_lr=end_lr, num_steps=sweep.num_steps).tolist(),
+    return SweepPlan(
+        lrs=SWEEP_SCHEDULES[sweep.mode.value](start_lr=start_lr, end_lr=end_lr, num_steps=sweep.num_steps).tolist(),
         beta=sweep.smoothing,
         new_stop_rule=functools.partial(
             stop_rule, sweep.stop_rule.value, factor=sweep.diverge_factor, num_steps=-(-sweep.num_steps // every)
@@ -108,7 +108,7 @@ def _judged(
     suggestion = suggest(result.steps, result.stops, method=method, beta=sweep.smoothing)
     if not sweep.auto_range:
         return suggestion, None
-    linear = sweep.mode == LadderMode.linear
+    linear = sweep.mode == SweepMode.linear
     wider = extension(
         result.steps, result.stops, suggestion, start_lr=low, end_lr=high, linear=linear, beta=sweep.smoothing
     )

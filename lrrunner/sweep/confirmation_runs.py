@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from lrrunner.core.confirmation import PlannedTrial
-from lrrunner.core.lr_schedules import SCHEDULES
+from lrrunner.core.lr_schedules import TRAINING_SCHEDULES
 from lrrunner.core.stop_rules import trial_stop_rule
 from lrrunner.records import Step, Stop, StopReason, Trial, TrialOutcome
 from lrrunner.training.checkpoints import Checkpoints
 from lrrunner.training.collectives import Collective
-from lrrunner.training.engine import Batches, Ladder, Trainable, preserved, run_sweep
+from lrrunner.training.engine import Batches, SweepPlan, Trainable, preserved, run_sweep
 from lrrunner.training.evaluation import Evaluation
 
 DATA_ORDER = 1_000_000
@@ -50,7 +50,7 @@ class TrialSettings:
     """What all trials have in common.
 
     Attributes:
-        schedule: One of ``SCHEDULES``.
+        schedule: One of ``TRAINING_SCHEDULES``.
         beta: Memory of the causal EMA that serves the stop.
         seed: Fixes data order and random numbers.
         sync_every_step: As for the sweep.
@@ -186,11 +186,11 @@ def _run_trial(
             listener.on_trial_step(number, step)
 
     def on_end(stop: Stop) -> None:
-        if stop.reason == StopReason.END_OF_LADDER:
+        if stop.reason == StopReason.END_OF_SCHEDULE:
             measured.append(evaluate())
 
-    ladder = Ladder(
-        lrs=SCHEDULES[settings.schedule](planned.lr, num_steps=planned.num_steps).tolist(),
+    ladder = SweepPlan(
+        lrs=TRAINING_SCHEDULES[settings.schedule](planned.lr, num_steps=planned.num_steps).tolist(),
         beta=settings.beta,
         new_stop_rule=lambda: trial_stop_rule(num_steps=planned.num_steps),
         first_repeat=DATA_ORDER,
@@ -232,6 +232,6 @@ def _outcome(stop: Stop, loss: float) -> tuple[TrialOutcome, float]:
     """How a trial ended and the loss that counts for it."""
     if stop.reason == StopReason.INTERRUPTED:
         return TrialOutcome.INTERRUPTED, math.nan
-    if stop.reason != StopReason.END_OF_LADDER or not math.isfinite(loss):
+    if stop.reason != StopReason.END_OF_SCHEDULE or not math.isfinite(loss):
         return TrialOutcome.DIVERGED, math.inf
     return TrialOutcome.FINISHED, loss

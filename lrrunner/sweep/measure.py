@@ -11,7 +11,7 @@ from lrrunner.core.batch_plan import EVALUATION, evaluation_batches
 from lrrunner.core.confirmation import PlannedTrial, next_trial
 from lrrunner.core.curve import curve_from_steps
 from lrrunner.records import Step, Trial
-from lrrunner.sweep.auto_range import Passes, run_passes, sweep_ladder
+from lrrunner.sweep.auto_range import Passes, run_passes, sweep_plan
 from lrrunner.sweep.confirmation_runs import Plan, Trials, TrialSettings, evaluate_initial, num_evaluated, run_trials
 from lrrunner.training import collectives
 from lrrunner.training.checkpoints import Checkpoints
@@ -20,7 +20,7 @@ from lrrunner.training.engine import SweepResult, Trainable, run_sweep
 from lrrunner.training.evaluation import Evaluation, evaluate, undisturbed
 from lrrunner.training.gradient_probe import GradientProbe
 from lrrunner.training.snapshot import seed_rngs
-from lrrunner.worker.build import Parts, batch_plan, batches_from, evaluation_loader
+from lrrunner.worker.build import Components, batch_plan, batches_from, evaluation_loader
 from lrrunner.worker.run_reporter import Reporter
 
 FIRST_EVALUATION_TIMEOUT_S = 3600.0
@@ -42,7 +42,7 @@ class Measured(NamedTuple):
 
 def measure(
     job: Config,
-    parts: Parts,
+    parts: Components,
     trainable: Trainable,
     *,
     collective: Collective,
@@ -75,7 +75,7 @@ def measure(
     probe = GradientProbe(trainable.parameters) if job.sweep.noise_scale else None
 
     def climb(number: int, start_lr: float, end_lr: float) -> SweepResult:
-        ladder = sweep_ladder(job.sweep, number, start_lr=start_lr, end_lr=end_lr)
+        ladder = sweep_plan(job.sweep, number, start_lr=start_lr, end_lr=end_lr)
         if reporter is not None:
             reporter.begin_pass(number)
             for step in checkpoints.known_steps(ladder.prefix) if checkpoints is not None else ():
@@ -165,7 +165,7 @@ def _trial_settings(job: Config) -> TrialSettings:
     )
 
 
-def _monitor(job: Config, parts: Parts, trainable: Trainable, collective: Collective) -> Callable[[], Evaluation]:
+def _monitor(job: Config, parts: Components, trainable: Trainable, collective: Collective) -> Callable[[], Evaluation]:
     """Evaluates always the same few whole batches, read once; leaves no trace. Every rank must call what this returns.
 
     A wish to stop waits for its end, so that the records of a resumed sweep are those of an undisturbed one.
@@ -194,7 +194,7 @@ def _monitor(job: Config, parts: Parts, trainable: Trainable, collective: Collec
 
 
 def _evaluator(
-    job: Config, parts: Parts, trainable: Trainable, collective: Collective, stop_requested: Callable[[], bool]
+    job: Config, parts: Components, trainable: Trainable, collective: Collective, stop_requested: Callable[[], bool]
 ) -> Callable[[], Evaluation]:
     """Evaluates always the same samples, with the same random numbers. Every rank must call what this returns."""
     dataset: Any = parts.dataset if parts.validation is None else parts.validation

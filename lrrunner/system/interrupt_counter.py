@@ -7,7 +7,7 @@ from types import FrameType, TracebackType
 from typing import Self
 
 
-class Interrupts:
+class InterruptCounter:
     """Counts SIGINT, SIGTERM, SIGUSR2 and SIGHUP (a closed terminal, as SIGTERM) instead of ending the process."""
 
     def __init__(self) -> None:

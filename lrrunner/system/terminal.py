@@ -8,7 +8,7 @@ import sys
 from typing import TextIO
 
 
-def say(text: str, stream: TextIO | None = None, *, end: str = "\n") -> None:
+def write_line(text: str, stream: TextIO | None = None, *, end: str = "\n") -> None:
     """Print at once; a stream whose reader has gone (``| head -2``, a closed terminal) must not end the work."""
     stream = sys.stdout if stream is None else stream
     try:

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 
 from lrrunner.config.schema import SweepConfig
 from lrrunner.core.curve import pooled_steps
-from lrrunner.records import RangeTest, Step
-from lrrunner.tracking.mlflow_run import Point
+from lrrunner.records import RangeTestResult, Step
+from lrrunner.tracking.mlflow_run import MetricPoint
 
 
 def live_prefix(step: Step, sweep: SweepConfig) -> str:
@@ -16,16 +16,16 @@ def live_prefix(step: Step, sweep: SweepConfig) -> str:
     return of_pass + (f"repeat_{step.repeat}/" if sweep.repeats > 1 else "")
 
 
-def final_points(test: RangeTest, sweep: SweepConfig) -> Iterator[Point]:
+def final_points(test: RangeTestResult, sweep: SweepConfig) -> Iterator[MetricPoint]:
     """The curve under its plain names, and its repeats under theirs."""
     if sweep.auto_range:
         for step in test.curve_steps:
-            yield Point(step, f"repeat_{step.repeat}/" if sweep.repeats > 1 else "")
+            yield MetricPoint(step, f"repeat_{step.repeat}/" if sweep.repeats > 1 else "")
     if sweep.repeats > 1:
         for step in pooled_steps(test.curve_steps, beta=sweep.smoothing):
-            yield Point(step)
+            yield MetricPoint(step)
 
 
-def superseded(test: RangeTest) -> Callable[[str], bool]:
+def superseded(test: RangeTestResult) -> Callable[[str], bool]:
     """Which prefixes of live steps the final points make superfluous."""
     return lambda prefix: prefix.startswith(f"pass_{test.curve_pass}/")

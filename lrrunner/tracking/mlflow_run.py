@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from filelock import FileLock
 
 from lrrunner.errors import ConfigError
-from lrrunner.records import RangeTest, Step
+from lrrunner.records import RangeTestResult, Step
 from lrrunner.results.writer import close_abandoned
 from lrrunner.system.process_identity import is_alive, process_identity
 from lrrunner.system.redaction import Redactor
@@ -99,7 +99,7 @@ def anchored_uri(uri: str) -> str:
     return f"{SQLITE}{Path(uri[len(SQLITE) :]).resolve()}" if uri.startswith(SQLITE) else uri
 
 
-class Point(NamedTuple):
+class MetricPoint(NamedTuple):
     """A step on its way to MLflow: which of its figures, and what goes before their names."""
 
     step: Step
@@ -115,7 +115,7 @@ class ScriptTracking(NamedTuple):
     run_id: str | None
 
 
-def tracking_of_script() -> ScriptTracking:
+def script_tracking() -> ScriptTracking:
     """What MLflow's fluent API would use in this process."""
     import mlflow
 
@@ -150,7 +150,7 @@ class MlflowRun:
         self.error: str | None = None
         self.refused = False
         self._redactor = redactor
-        self._queue: queue.SimpleQueue[Point] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[MetricPoint] = queue.SimpleQueue()
         self._sent_prefixes: set[str] = set()
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._send_until_closed, name="mlflow", daemon=True)
@@ -238,14 +238,14 @@ class MlflowRun:
             prefix: Goes before the names of its metrics.
             names: Which of its figures.
         """
-        self._queue.put(Point(step, prefix, names))
+        self._queue.put(MetricPoint(step, prefix, names))
 
     def finish(
         self,
         *,
         status: str,
-        test: RangeTest | None = None,
-        final: Sequence[Point] = (),
+        test: RangeTestResult | None = None,
+        final: Sequence[MetricPoint] = (),
         superseded: Callable[[str], bool] = lambda prefix: False,
         note: str,
         files: Iterable[Path],
@@ -401,7 +401,7 @@ class MlflowRun:
             if point.prefix in self._sent_prefixes or not superseded(point.prefix):
                 self._queue.put(point)
 
-    def _send_result(self, test: RangeTest) -> None:
+    def _send_result(self, test: RangeTestResult) -> None:
         """Suggested LR and verdict."""
         for key, value in _result_metrics(test).items():
             # with the time of the last step, so that sending it twice changes nothing
@@ -444,7 +444,7 @@ class MlflowRun:
         logger.info("MLflow: %s", self.error)
 
 
-def _metrics(point: Point) -> Iterator[Metric]:
+def _metrics(point: MetricPoint) -> Iterator[Metric]:
     """A step's finite figures; a skipped or non-finite step is no point of a curve."""
     from mlflow.entities import Metric
 
@@ -457,7 +457,7 @@ def _metrics(point: Point) -> Iterator[Metric]:
             yield Metric(f"{prefix}{name}", value, step.timestamp_ms, step.step)
 
 
-def _result_metrics(test: RangeTest) -> dict[str, float]:
+def _result_metrics(test: RangeTestResult) -> dict[str, float]:
     metrics: dict[str, float | None] = {}
     suggestion, noise = test.suggestion, test.noise_scale
     if suggestion.lr is not None and suggestion.interval is not None:
@@ -472,7 +472,7 @@ def _result_metrics(test: RangeTest) -> dict[str, float]:
     return {key: value for key, value in metrics.items() if value is not None}
 
 
-def _result_tags(test: RangeTest) -> dict[str, str]:
+def _result_tags(test: RangeTestResult) -> dict[str, str]:
     tags = {"lrrunner.verdict": str(test.suggestion.verdict), "lrrunner.stop_reason": str(test.stop.reason)}
     non_finite = [step.step for step in test.curve_steps if not step.is_finite]
     if non_finite:
@@ -559,7 +559,7 @@ def _chunks(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
         yield items[start : start + size]
 
 
-def _taken(source: queue.SimpleQueue[Point], limit: int) -> Iterator[Point]:
+def _taken(source: queue.SimpleQueue[MetricPoint], limit: int) -> Iterator[MetricPoint]:
     for _ in range(limit):
         try:
             yield source.get_nowait()

@@ -13,12 +13,12 @@ from lrrunner.launch.worker_group import JobResult, JobState
 from lrrunner.results.reader import read_run, read_status, write_status
 from lrrunner.system.redaction import Redactor
 from lrrunner.tracking.mlflow_run import MlflowRun, configure_mlflow
-from lrrunner.tracking.upload_run import STATUS_IN_MLFLOW, catch_up
+from lrrunner.tracking.upload_run import STATUS_IN_MLFLOW, upload_run
 
 logger = logging.getLogger(__name__)
 
 
-class RunKeeper:
+class SupervisedRun:
     """Makes and ends MLflow runs on behalf of ranks.
 
     A store that does not answer is asked once; what it misses stays in the run directories.
@@ -89,7 +89,7 @@ class RunKeeper:
         try:
             ended = run.status(run_id) != "RUNNING"
             if not (result.told and ended) and (files := read_run(directory)).config:
-                catch_up(run, files, run_id=run_id)
+                upload_run(run, files, run_id=run_id)
             elif not ended:
                 run.run_id = run_id
                 run.finish_empty(STATUS_IN_MLFLOW[result.state], note=f"**{result.state.capitalize()}**: {cause}")

@@ -12,7 +12,7 @@ from lrrunner.tracking.mlflow_run import TRIAL_METRICS, MlflowRun
 STATUS_IN_MLFLOW = {"finished": "FINISHED", "failed": "FAILED", "killed": "KILLED"}
 
 
-def catch_up(run: MlflowRun, files: RunFiles, *, run_id: str) -> None:
+def upload_run(run: MlflowRun, files: RunFiles, *, run_id: str) -> None:
     """Send params, records, result, description, picture and files of a run that is over, and its final status.
 
     Args:

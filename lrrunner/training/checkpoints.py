@@ -38,7 +38,7 @@ class Climbed(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class UnderWay:
+class UnfinishedRepeat:
     """A ladder in the middle of which the state was saved, as one rank needs it.
 
     Attributes:
@@ -113,14 +113,14 @@ class Checkpoints:
         """A ladder has ended; the next save holds it."""
         self._finished[key] = Climbed(tuple(steps), stop)
 
-    def under_way(self, key: str) -> UnderWay | None:
+    def unfinished(self, key: str) -> UnfinishedRepeat | None:
         """The ladder in the middle of which the state was saved, once."""
         if key != self._key:
             return None
         saved, self._key = self._saved, None
         own = saved["ranks"][self._collective.rank]
         self._saved = {}
-        return UnderWay(steps=tuple(_steps(saved["steps"])), world=saved["world"], **own)
+        return UnfinishedRepeat(steps=tuple(_steps(saved["steps"])), world=saved["world"], **own)
 
     def due(self) -> bool:
         """Whether this rank wants a save behind the current step."""

@@ -22,7 +22,7 @@ from lrrunner.core.noise_scale import gradient_variance
 from lrrunner.core.smoothing import Ema
 from lrrunner.core.stop_rules import StopRule
 from lrrunner.records import Step, Stop, StopReason
-from lrrunner.training.checkpoints import Checkpoints, UnderWay
+from lrrunner.training.checkpoints import Checkpoints, UnfinishedRepeat
 from lrrunner.training.collectives import Collective
 from lrrunner.training.fsdp import is_sharded, local_part
 from lrrunner.training.gradient_probe import GradientProbe
@@ -109,7 +109,7 @@ class Trainable:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ladder:
+class SweepPlan:
     """What one sweep does, apart from what it trains. The schedule of a short training is a ladder, too.
 
     Attributes:
@@ -155,7 +155,7 @@ class SweepResult(NamedTuple):
 
 def run_sweep(
     trainable: Trainable,
-    ladder: Ladder,
+    ladder: SweepPlan,
     batches: Batches,
     *,
     collective: Collective,
@@ -207,12 +207,12 @@ def run_sweep(
             if repeat > ladder.first_repeat:
                 snapshot.restore()
             trainable.train()
-            climb = _Climb(
+            climb = _SweepRun(
                 trainable, ladder, collective, repeat, started, record, stop_requested, checkpoints, evaluate, probe
             )
-            under_way = None if checkpoints is None else checkpoints.under_way(ladder.key(repeat))
-            steps += () if under_way is None else under_way.steps
-            stops.append(climb.run(batches) if under_way is None else climb.resume(batches, under_way))
+            unfinished = None if checkpoints is None else checkpoints.unfinished(ladder.key(repeat))
+            steps += () if unfinished is None else unfinished.steps
+            stops.append(climb.run(batches) if unfinished is None else climb.resume(batches, unfinished))
             on_end(stops[-1])
             if stops[-1].reason == StopReason.INTERRUPTED:
                 break
@@ -269,13 +269,13 @@ class _InFlight(NamedTuple):
         return self.payload.tolist() if isinstance(self.payload, torch.Tensor) else self.payload
 
 
-class _Climb:
+class _SweepRun:
     """One ladder, once."""
 
     def __init__(
         self,
         trainable: Trainable,
-        ladder: Ladder,
+        ladder: SweepPlan,
         collective: Collective,
         repeat: int,
         started: float,
@@ -316,7 +316,7 @@ class _Climb:
         self._seed()
         return self._run(batches(self._repeat), first_rung=0)
 
-    def resume(self, batches: Batches, under_way: UnderWay) -> Stop:
+    def resume(self, batches: Batches, unfinished: UnfinishedRepeat) -> Stop:
         """Go on where a checkpoint was taken, as if nothing had happened.
 
         What follows from the records (average, stop rule, rung, position in the data) is rebuilt from them. One forward
@@ -327,15 +327,15 @@ class _Climb:
         if self._collective.world_size > 1:
             self._backward(batches(self._repeat))
             self._trainable.optimizer.zero_grad(set_to_none=True)
-        self._started = min(self._started, time.perf_counter() - under_way.steps[-1].elapsed_s)
-        for step in under_way.steps:
+        self._started = min(self._started, time.perf_counter() - unfinished.steps[-1].elapsed_s)
+        for step in unfinished.steps:
             self._replay(step)
         if self._has_diverged:  # at the very step behind which it was told to stop
-            return self._stop(StopReason.DIVERGED, under_way.steps[-1].step)
+            return self._stop(StopReason.DIVERGED, unfinished.steps[-1].step)
         self._seed()  # loader workers draw their own seed from this rank's generator
         stream = batches(self._repeat, len(self._steps))
         snapshot = Snapshot(self._trainable.model, self._trainable.optimizer, self._trainable.scaler)
-        self._reference_items = under_way.restore(snapshot, self._device)
+        self._reference_items = unfinished.restore(snapshot, self._device)
         return self._run(stream, first_rung=sum(not step.skipped for step in self._steps))
 
     def _seed(self) -> None:
@@ -370,7 +370,7 @@ class _Climb:
                 return stop
             rung += not issued.skipped
         stop = self._settle(unread) if unread is not None else None
-        return stop or self._stop(StopReason.END_OF_LADDER, len(self._ladder.lrs) - 1)
+        return stop or self._stop(StopReason.END_OF_SCHEDULE, len(self._ladder.lrs) - 1)
 
     def _save(self, unread: _InFlight | None, stop: Stop | None) -> Stop | None:
         """Save what the model has come to; every rank is here, behind the same step.

@@ -77,7 +77,7 @@ def is_sharded_over(model: nn.Module, world_size: int) -> bool:
     )
 
 
-def put_to_rest(model: nn.Module) -> None:
+def reshard(model: nn.Module) -> None:
     """Give up gathered parameters and half a pass, which an exception in forward or backward leaves behind."""
     modules = [module for module in model.modules() if isinstance(module, FSDPModule)]
     if modules:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from lrrunner.training.fsdp import Layout, is_sharded, local_part, put_to_rest
+from lrrunner.training.fsdp import Layout, is_sharded, local_part, reshard
 
 
 class _SavedTensor(NamedTuple):
@@ -128,7 +128,7 @@ class Snapshot:
     @torch.no_grad()
     def restore(self) -> None:
         """Put everything back, bit for bit."""
-        put_to_rest(self._model)
+        reshard(self._model)
         for parameter, values, gradient in zip(
             self._model.parameters(), self._parameters, self._gradients, strict=True
         ):

@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Parts:
+class Components:
     """What a job is made of, before it is wrapped for the world; a model that is sharded is so already.
 
     ``validation`` is there where it is needed, ``weights_checksum`` where ranks must have begun with the same weights.
@@ -46,7 +46,7 @@ class Parts:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Regime:
+class ExecutionSettings:
     """How steps are computed, once launcher and configuration agree.
 
     Attributes:
@@ -81,7 +81,9 @@ class PlannedBatches:
         )
 
 
-def regime(job: Config, *, device: torch.device, errors: list[str], world_size: int = 1) -> Regime:
+def execution_settings(
+    job: Config, *, device: torch.device, errors: list[str], world_size: int = 1
+) -> ExecutionSettings:
     """Precision, compiler and sharding: null inherits what the launcher was told, a contradiction is an error."""
     told = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     asked = job.train.mixed_precision.value if job.train.mixed_precision else None
@@ -97,7 +99,7 @@ def regime(job: Config, *, device: torch.device, errors: list[str], world_size: 
         errors.append("train.mixed_precision must not be fp16 on a CPU, got fp16; use bf16 or fp32")
     if job.train.sync_batchnorm and device.type == "cpu":
         errors.append("train.sync_batchnorm must be false on a CPU (torch has none there), got true; set it to false")
-    return Regime(
+    return ExecutionSettings(
         mixed_precision=precision,
         dynamo_backend=_dynamo_backend(job, errors),
         fsdp=_fsdp(job, world_size, errors),
@@ -105,7 +107,9 @@ def regime(job: Config, *, device: torch.device, errors: list[str], world_size: 
     )
 
 
-def build(job: Config, *, device: torch.device, errors: list[str], chosen: Regime | None = None) -> Parts | None:
+def build(
+    job: Config, *, device: torch.device, errors: list[str], chosen: ExecutionSettings | None = None
+) -> Components | None:
     """Instantiate every part under the common seed; None after an error.
 
     Args:
@@ -116,9 +120,9 @@ def build(job: Config, *, device: torch.device, errors: list[str], chosen: Regim
     """
     before = len(errors)
     seed_rngs(job.sweep.seed)
-    model = _made("model", job.model, errors)
-    dataset = _made("data.train", job.data.train, errors)
-    collate_fn = _made("data.collate_fn", job.data.collate_fn, errors)
+    model = _instantiate("model", job.model, errors)
+    dataset = _instantiate("data.train", job.data.train, errors)
+    collate_fn = _instantiate("data.collate_fn", job.data.collate_fn, errors)
     objective = _objective(job, errors)
     validation = _validation(job, errors) if job.data.val is not None else None
     optimizer = checksum = None
@@ -138,7 +142,7 @@ def build(job: Config, *, device: torch.device, errors: list[str], chosen: Regim
     num_samples = _num_samples(dataset, job, errors) if dataset is not None else 0
     if len(errors) > before or model is None or optimizer is None or objective is None or dataset is None:
         return None
-    return Parts(
+    return Components(
         model=model,
         optimizer=optimizer,
         objective=objective,
@@ -161,7 +165,7 @@ def batch_plan(job: Config, *, num_samples: int, world_size: int) -> BatchPlan:
 
 
 def batches_from(
-    first_step: int, parts: Parts, job: Config, plan: BatchPlan, *, repeat: int, rank: int
+    first_step: int, parts: Components, job: Config, plan: BatchPlan, *, repeat: int, rank: int
 ) -> Iterator[Any]:
     """This rank's endless micro-batches from an optimizer step on, as if those before it had been read.
 
@@ -174,21 +178,21 @@ def batches_from(
 
 
 def planned_loader(
-    parts: Parts, job: Config, plan: BatchPlan, *, repeat: int, rank: int, first_step: int = 0
+    parts: Components, job: Config, plan: BatchPlan, *, repeat: int, rank: int, first_step: int = 0
 ) -> DataLoader[Any]:
     """A plain DataLoader over this rank's endless micro-batches."""
     sampler: Any = PlannedBatches(plan, seed=job.sweep.seed, repeat=repeat, rank=rank, first_step=first_step)
     return _loader(parts.dataset, sampler, parts, job, persistent_workers=job.data.dataloader.persistent_workers)
 
 
-def evaluation_loader(parts: Parts, job: Config, batches: Sequence[list[int]]) -> DataLoader[Any]:
+def evaluation_loader(parts: Components, job: Config, batches: Sequence[list[int]]) -> DataLoader[Any]:
     """A plain DataLoader over given batches of the validation set, or of the training set where there is none."""
     dataset = parts.dataset if parts.validation is None else parts.validation
     return _loader(dataset, batches, parts, job, persistent_workers=False)
 
 
 def _loader(
-    dataset: Dataset[Any], batch_sampler: Any, parts: Parts, job: Config, *, persistent_workers: bool
+    dataset: Dataset[Any], batch_sampler: Any, parts: Components, job: Config, *, persistent_workers: bool
 ) -> DataLoader[Any]:
     loader = job.data.dataloader
     return DataLoader(
@@ -253,7 +257,7 @@ def _dynamo_backend(job: Config, errors: list[str]) -> str:
     return "inductor" if job.train.compile and told == "no" else told
 
 
-def _made(name: str, part: Mapping[str, Any] | None, errors: list[str], *arguments: Any) -> Any:
+def _instantiate(name: str, part: Mapping[str, Any] | None, errors: list[str], *arguments: Any) -> Any:
     """Instantiate one part; a message instead of an exception."""
     if part is None or not _target(name, part, errors, *arguments):
         return None
@@ -308,9 +312,9 @@ def _refused_arguments(target: Callable[..., Any], part: Mapping[str, Any], *arg
 
 
 def _objective(job: Config, errors: list[str]) -> Objective | None:
-    if job.loss is not None and _made("loss", job.loss, errors) is None:
+    if job.loss is not None and _instantiate("loss", job.loss, errors) is None:
         return None  # the objective holds the loss; one message is enough
-    objective: Objective | None = _made("objective", job.objective, errors)
+    objective: Objective | None = _instantiate("objective", job.objective, errors)
     return objective
 
 
@@ -330,10 +334,10 @@ def _is_model(model: Any, errors: list[str]) -> bool:
 def _optimizer(job: Config, model: nn.Module, errors: list[str]) -> torch.optim.Optimizer | None:
     parameters: Any = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if job.optimizer_groups is not None:
-        parameters = _made("optimizer_groups", job.optimizer_groups, errors, model)
+        parameters = _instantiate("optimizer_groups", job.optimizer_groups, errors, model)
         if parameters is None:
             return None
-    optimizer = _made("optimizer", {**job.optimizer, "_partial_": False, "_args_": [parameters]}, errors)
+    optimizer = _instantiate("optimizer", {**job.optimizer, "_partial_": False, "_args_": [parameters]}, errors)
     if optimizer is None:
         return None
     if not isinstance(optimizer, torch.optim.Optimizer):
@@ -352,7 +356,7 @@ def _validation(job: Config, errors: list[str]) -> Dataset[Any] | None:
     if not job.confirm.enabled and job.sweep.monitor == Monitor.train:
         _target("data.val", job.data.val, errors)
         return None
-    dataset: Dataset[Any] | None = _made("data.val", job.data.val, errors)
+    dataset: Dataset[Any] | None = _instantiate("data.val", job.data.val, errors)
     num_samples = 0 if dataset is None else _length("data.val", dataset, errors)
     if job.sweep.monitor == Monitor.val and 0 < num_samples < job.data.global_batch_size:
         errors.append(

@@ -22,7 +22,7 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
-from lrrunner.config.schema import Config, job_from
+from lrrunner.config.schema import Config, config_from
 from lrrunner.errors import ConfigError
 from lrrunner.launch.mailbox import ANOTHER_RANK_IS_GONE, ANOTHER_RANK_IS_SILENT
 from lrrunner.launch.rank_command import DEEPSPEED_REFUSED, launch_command, launcher_says
@@ -37,7 +37,7 @@ from lrrunner.training.checkpoints import Checkpoints
 from lrrunner.training.collectives import Collective
 from lrrunner.training.engine import Trainable
 from lrrunner.training.learning_rate import LearningRate, remark
-from lrrunner.worker.build import Parts, Regime, build, regime
+from lrrunner.worker.build import Components, ExecutionSettings, build, execution_settings
 from lrrunner.worker.run_reporter import CHECKPOINT_FOLDER, Reporter
 
 BUILD_TIMEOUT = timedelta(hours=1)
@@ -119,20 +119,20 @@ def work(container: Mapping[str, Any], overrides: Sequence[str], options: Sequen
     Returns:
         Exit code of this process.
     """
-    world = joined_world()
+    world = join_world()
     parent = os.getppid()
     code = run_job(
         world,
         Work(container=container, overrides=overrides, options=options),
         orphaned=lambda: world.collective.world_size > 1 and os.getppid() != parent,
         on_mistake=lambda message: print(message, file=sys.stderr),
-        on_failure=lambda cause: leave(EXIT_FAILED),
+        on_failure=lambda cause: exit_now(EXIT_FAILED),
     )
-    end_world()
+    leave_world()
     return code
 
 
-def joined_world() -> World:
+def join_world() -> World:
     """Join the world that the launcher describes; a process that finds itself in another one ends."""
     if launcher_says("ACCELERATE_USE_DEEPSPEED"):
         _refuse(DEEPSPEED_REFUSED.format("accelerate launch --use_deepspeed"))
@@ -159,7 +159,7 @@ def run_job(
     job's first reduction would pair with this job's leftovers, so the rank must end: ``on_failure`` does not return.
 
     Args:
-        world: The world, from :func:`joined_world`.
+        world: The world, from :func:`join_world`.
         work: The job.
         orphaned: Whether nobody waits for this rank any more, asked twice a second.
         on_mistake: Given the message on rank 0 when the configuration turns out to be wrong.
@@ -186,7 +186,7 @@ def run_job(
                     on_mistake(redactor.text(str(error)))
                 code = EXIT_CONFIG
             except BaseException as error:  # noqa: BLE001 - the last stop of whatever a user's code or a dead peer raises
-                cause = redactor.text(f"rank {world.collective.rank}: {_in_one_line(error)}")
+                cause = redactor.text(f"rank {world.collective.rank}: {_one_line(error)}")
                 try:
                     cause = _report_failure(error, cause, session)
                 finally:
@@ -197,7 +197,7 @@ def run_job(
 
 def _run(session: Session, stop_signal: StopSignal) -> int:
     """Stage B, the sweep and the report. Holds every reference to the model, so that its return frees them."""
-    job = job_from(session.config)
+    job = config_from(session.config)
     try:
         chosen, parts = _stage_b(session, job)
     except ConfigError:
@@ -223,12 +223,12 @@ def _run(session: Session, stop_signal: StopSignal) -> int:
     return stop_signal.exit_code if measured.interrupted else EXIT_OK
 
 
-def _stage_b(session: Session, job: Config) -> tuple[Regime, Parts]:
+def _stage_b(session: Session, job: Config) -> tuple[ExecutionSettings, Components]:
     """Build everything; all ranks go on, or all raise the errors of all."""
     errors: list[str] = []
     device = PartialState().device
     collective = session.collective
-    chosen = regime(job, device=device, errors=errors, world_size=collective.world_size)
+    chosen = execution_settings(job, device=device, errors=errors, world_size=collective.world_size)
     parts = build(job, device=device, errors=errors, chosen=chosen)
     session.config["train"] |= {
         "mixed_precision": chosen.mixed_precision,
@@ -252,7 +252,7 @@ def _stage_b(session: Session, job: Config) -> tuple[Regime, Parts]:
     return chosen, parts
 
 
-def _differing_weights(collective: Collective, parts: Parts | None) -> list[str]:
+def _differing_weights(collective: Collective, parts: Components | None) -> list[str]:
     """Ranks that would shard different models, which nothing later would show. Every rank must call this."""
     checksums = collective.gather(parts and parts.weights_checksum)
     bad = [str(rank) for rank, checksum in enumerate(checksums) if checksum != checksums[0]]
@@ -290,7 +290,12 @@ def _reporter(session: Session, job: Config) -> Reporter:
 
 
 def _sweep(
-    session: Session, job: Config, parts: Parts, chosen: Regime, stop_signal: StopSignal, saved: Checkpoints
+    session: Session,
+    job: Config,
+    parts: Components,
+    chosen: ExecutionSettings,
+    stop_signal: StopSignal,
+    saved: Checkpoints,
 ) -> Measured:
     """Wrap the parts for the world, climb the ladder and what follows it."""
     accelerator = _accelerator(job, chosen, session.world.on_cpu)
@@ -309,7 +314,7 @@ def _sweep(
         accelerator.free_memory()
 
 
-def _accelerator(job: Config, chosen: Regime, on_cpu: bool) -> Accelerator:
+def _accelerator(job: Config, chosen: ExecutionSettings, on_cpu: bool) -> Accelerator:
     with _without_fsdp_switch():
         return Accelerator(
             cpu=on_cpu,
@@ -336,7 +341,7 @@ def _without_fsdp_switch() -> Iterator[None]:
 
 
 def _trainable(
-    job: Config, parts: Parts, chosen: Regime, accelerator: Accelerator, collective: Collective
+    job: Config, parts: Components, chosen: ExecutionSettings, accelerator: Accelerator, collective: Collective
 ) -> Trainable:
     model = accelerator.prepare_model(parts.model, evaluation_mode=chosen.fsdp)  # which leaves out DDP alone
     wrapper = FSDPModule if chosen.fsdp else DistributedDataParallel if collective.world_size > 1 else nn.Module
@@ -375,7 +380,7 @@ def _report_failure(error: BaseException, own_cause: str, session: Session) -> s
     return first_cause
 
 
-def _in_one_line(error: BaseException) -> str:
+def _one_line(error: BaseException) -> str:
     text = " ".join(str(error).split())[:MAX_CAUSE_LENGTH]
     if isinstance(error, RuntimeError) and any(mark in text for mark in LOST_CONNECTION):
         return f"{ANOTHER_RANK_IS_GONE}, its connection was lost ({text})"
@@ -384,7 +389,7 @@ def _in_one_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {text}"
 
 
-def leave(code: int) -> NoReturn:
+def exit_now(code: int) -> NoReturn:
     """End a failed rank at once: frames of the traceback still hold DDP, whose end after its world's may abort."""
     logging.shutdown()
     sys.stdout.flush()
@@ -401,7 +406,7 @@ def release_memory() -> None:
         torch.cuda.empty_cache()
 
 
-def end_world() -> None:
+def leave_world() -> None:
     """Free what still refers to DDP, then destroy the process group: the other order aborts up to half of gloo runs."""
     gc.collect()
     if dist.is_available() and dist.is_initialized():
@@ -417,7 +422,7 @@ def _refuse(message: str) -> NoReturn:
     """End every rank; rank 0 says why."""
     if os.environ.get("RANK", "0") == "0":
         print(ConfigError([message]), file=sys.stderr)
-    leave(EXIT_CONFIG)
+    exit_now(EXIT_CONFIG)
 
 
 def _world_message(claimed: int, found: int) -> str:

@@ -17,7 +17,7 @@ from lrrunner.core.confirmation import PlannedTrial, confirmed, not_confirmed
 from lrrunner.core.noise_scale import noise_scale
 from lrrunner.core.range_extension import Extension
 from lrrunner.errors import ConfigError
-from lrrunner.records import Confirmation, NoiseScale, RangeTest, Step, Suggestion, Trial, TrialOutcome
+from lrrunner.records import Confirmation, NoiseScale, RangeTestResult, Step, Suggestion, Trial, TrialOutcome
 from lrrunner.reporting import run_summary
 from lrrunner.reporting.progress_bar import progress_bar, show
 from lrrunner.results.reader import shown_path
@@ -284,7 +284,7 @@ class Reporter:
             self._mlflow.reopen(run_id)
         return run_id
 
-    def _finish_mlflow(self, test: RangeTest, picture: Path, note: str, *, status: str) -> None:
+    def _finish_mlflow(self, test: RangeTestResult, picture: Path, note: str, *, status: str) -> None:
         assert self._mlflow is not None
         directory = self.directory
         self._mlflow.finish(
@@ -300,11 +300,11 @@ class Reporter:
         if self._mlflow.error:
             logger.warning("MLflow is missing something (%s); the run directory has it all", self._mlflow.error)
 
-    def _range_test(self, passes: Passes, trials: Trials) -> RangeTest:
+    def _range_test(self, passes: Passes, trials: Trials) -> RangeTestResult:
         suggestion, confirmation = self._confirmed(passes.suggestion, trials)
         if self._remark:
             suggestion = dataclasses.replace(suggestion, reason=f"{suggestion.reason}; {self._remark}")
-        return RangeTest(
+        return RangeTestResult(
             steps=tuple(self._recorded),
             stops=passes.stops,
             suggestion=suggestion,
@@ -352,7 +352,7 @@ class Reporter:
         )
         return found.suggestion, confirmation
 
-    def _draw(self, test: RangeTest) -> Path:
+    def _draw(self, test: RangeTestResult) -> Path:
         from lrrunner.reporting.sweep_figure import job_figure, save_png
 
         path = self.directory.path / "lr_sweep.png"

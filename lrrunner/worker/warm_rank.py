@@ -11,7 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from lrrunner.launch.accelerate_agent import die_with_parent, is_supervised, keep_to_cores
-from lrrunner.launch.mailbox import IDLE, Handover, JobOrder, Pulse, RankOutcome, forget_when_orphaned
+from lrrunner.launch.mailbox import (
+    IDLE,
+    HeartbeatWriter,
+    JobMailbox,
+    JobMessage,
+    RankOutcome,
+    remove_folder_when_orphaned,
+)
 from lrrunner.launch.rank_command import OUTPUT_VARIABLE, SET_VARIABLE
 
 if TYPE_CHECKING:
@@ -20,25 +27,25 @@ if TYPE_CHECKING:
 
 def main() -> NoReturn:
     """Take jobs until told to stop; a job that fails in the middle ends the process, and its world with it."""
-    _speak_into_pipes()
+    _redirect_output_to_pipes()
     _show_stack_when_asked()
     parent = os.getppid()
-    handover, rank = Handover(Path(os.environ[SET_VARIABLE])), int(os.environ.get("RANK", "0"))
+    handover, rank = JobMailbox(Path(os.environ[SET_VARIABLE])), int(os.environ.get("RANK", "0"))
 
     def orphaned() -> bool:
         return os.getppid() != parent or not is_supervised()
 
-    forget_when_orphaned(handover.folder, orphaned)
+    remove_folder_when_orphaned(handover.folder, orphaned)
     if "RANK" not in os.environ:  # no launcher between the supervisor and this rank
         die_with_parent()
         keep_to_cores()
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))  # so that a _target_ in the user's own directory is found
-    pulse = Pulse(handover, rank)
+    pulse = HeartbeatWriter(handover, rank)
     pulse.change(job=IDLE)
-    from lrrunner.worker.run_job import EXIT_FAILED, EXIT_OK, end_world, joined_world, leave, run_job
+    from lrrunner.worker.run_job import EXIT_FAILED, EXIT_OK, exit_now, join_world, leave_world, run_job
 
-    world = joined_world()
+    world = join_world()
     number = 0
     while (order := handover.next_job(number, orphaned=orphaned)) is not None:
         pulse.change(job=number)
@@ -49,7 +56,7 @@ def main() -> NoReturn:
                 handover.report(job, RankOutcome(rank=rank, code=EXIT_FAILED, cause=cause))
             if orphaned():
                 handover.remove()
-            leave(EXIT_FAILED)
+            exit_now(EXIT_FAILED)
 
         code = run_job(
             world,
@@ -64,11 +71,11 @@ def main() -> NoReturn:
         number += 1
     if orphaned():
         handover.remove()
-    end_world()
-    leave(EXIT_OK)  # at once: taking torch apart takes seconds that the supervisor would wait
+    leave_world()
+    exit_now(EXIT_OK)  # at once: taking torch apart takes seconds that the supervisor would wait
 
 
-def _work(order: JobOrder, pulse: Pulse) -> Work:
+def _work(order: JobMessage, pulse: HeartbeatWriter) -> Work:
     from lrrunner.worker.run_job import Work
 
     return Work(
@@ -82,7 +89,7 @@ def _work(order: JobOrder, pulse: Pulse) -> Work:
     )
 
 
-def _speak_into_pipes() -> None:
+def _redirect_output_to_pipes() -> None:
     """Standard output and error go to the supervisor, which masks secrets and knows where they belong."""
     folder = os.environ.get(OUTPUT_VARIABLE)
     local_rank = os.environ.get("LOCAL_RANK", "0")

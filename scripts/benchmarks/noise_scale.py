@@ -26,7 +26,7 @@ from torch.nn.parallel import DistributedDataParallel
 from lrrunner.core.stop_rules import stop_rule
 from lrrunner.tasks.models import Mlp
 from lrrunner.training.collectives import collective_for_world
-from lrrunner.training.engine import Ladder, Trainable, run_sweep
+from lrrunner.training.engine import SweepPlan, Trainable, run_sweep
 from lrrunner.training.gradient_probe import GradientProbe
 
 WORLD_SIZE = 2
@@ -85,7 +85,9 @@ def measured_pairs(
 
 def seconds_a_step(trainable: Trainable, batch: Any, steps: int, *, probed: bool) -> float:
     """The median over the steps of one sweep, of the time that this rank's threads had a processor."""
-    ladder = Ladder(lrs=[1e-9] * steps, beta=0.9, new_stop_rule=lambda: stop_rule("range", factor=1e9, num_steps=steps))
+    ladder = SweepPlan(
+        lrs=[1e-9] * steps, beta=0.9, new_stop_rule=lambda: stop_rule("range", factor=1e9, num_steps=steps)
+    )
     times: list[float] = []
     run_sweep(
         trainable,

@@ -13,7 +13,7 @@ from regret_peers import PEER_LADDERS
 
 from lrrunner.core.confirmation import confirmed, next_trial
 from lrrunner.core.curve import curve_from_steps
-from lrrunner.core.lr_schedules import SCHEDULES, exponential_lr
+from lrrunner.core.lr_schedules import TRAINING_SCHEDULES, exponential_lr
 from lrrunner.core.range_extension import MAX_PASSES, curve_pass, extension
 from lrrunner.core.smoothing import Ema
 from lrrunner.core.stop_rules import stop_rule
@@ -146,7 +146,7 @@ def measure(data_root: Path | None, work: tuple[str, Kept]) -> tuple[str, Kept]:
     for seed in OTHER_SEEDS:
         for num_steps, times in BUDGETS:
             sweep = range_test(known, num_steps, seed)
-            for schedule in SCHEDULES:
+            for schedule in TRAINING_SCHEDULES:
                 confirmed_suggestion(known, sweep, schedule, times * num_steps, seed)
     return name, kept
 
@@ -162,7 +162,7 @@ def oracle(job: Any) -> Kept:
         "start": rounded(start),
         "losses": {
             schedule: [[trained(job, lr, schedule, seed, job.num_steps) for seed in ORACLE_SEEDS] for lr in grid]
-            for schedule in SCHEDULES
+            for schedule in TRAINING_SCHEDULES
         },
     }
 
@@ -175,7 +175,7 @@ def trained(job: Any, lr: float, schedule: str, seed: int, num_steps: int) -> fl
     model = job.model()
     optimizer = job.optimizer(model.parameters(), lr)
     batches = batches_of(job, seed)
-    for step_lr in SCHEDULES[schedule](lr, num_steps=num_steps).tolist():
+    for step_lr in TRAINING_SCHEDULES[schedule](lr, num_steps=num_steps).tolist():
         for group in optimizer.param_groups:
             group["lr"] = step_lr
         inputs, targets = next(batches)
@@ -208,7 +208,7 @@ def swept(job: Any, sweep: Sweep) -> dict[str, list[float]]:
     import torch
 
     from lrrunner.training.collectives import SerialCollective
-    from lrrunner.training.engine import Ladder, Trainable, run_sweep
+    from lrrunner.training.engine import SweepPlan, Trainable, run_sweep
 
     class Never:
         def update(self, raw_loss: float, smoothed_loss: float, *, noisy_loss: float | None = None) -> bool:
@@ -223,7 +223,7 @@ def swept(job: Any, sweep: Sweep) -> dict[str, list[float]]:
             objective=lambda model, batch: job.loss(model(batch[0]), batch[1]),
             micro_batch_size=job.batch_size,
         ),
-        Ladder(lrs=sweep.lrs.tolist(), beta=BETA, new_stop_rule=Never, seed=sweep.seed),
+        SweepPlan(lrs=sweep.lrs.tolist(), beta=BETA, new_stop_rule=Never, seed=sweep.seed),
         lambda repeat: batches_of(job, sweep.seed),
         collective=SerialCollective(),
     ).steps
@@ -249,4 +249,4 @@ def _stopped(known: Known, sweep: Sweep) -> tuple[list[Step], Stop]:
         steps.append(Step(step=i, lr=lr, loss=loss, smoothed_loss=average.update(loss), grad_norm=norm))
         if rule.update(loss, average.value):
             return steps, Stop(reason=StopReason.DIVERGED, step=i)
-    return steps, Stop(reason=StopReason.END_OF_LADDER, step=len(steps) - 1)
+    return steps, Stop(reason=StopReason.END_OF_SCHEDULE, step=len(steps) - 1)

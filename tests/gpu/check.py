@@ -19,7 +19,7 @@ class Check(NamedTuple):
     details: str
 
 
-class Table:
+class CsvTable:
     """Collects outcomes while pytest runs."""
 
     def __init__(self) -> None:
@@ -52,7 +52,7 @@ def main() -> int:
     if not torch.cuda.is_available():
         print(f"this machine has a GPU, but torch {torch.__version__} cannot use it", file=sys.stderr)
         return 1
-    table = Table()
+    table = CsvTable()
     code = pytest.main(["-q", "-m", "gpu", "-p", "no:cacheprovider", "tests/gpu", *sys.argv[1:]], plugins=[table])
     devices = ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
     print(f"\n{devices}; torch {torch.__version__}, CUDA {torch.version.cuda}\n")

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.gpu.check import Table
+from tests.gpu.check import CsvTable
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -37,7 +37,7 @@ def report(name: str, when: Any, outcome: Any, reason: Any = None) -> pytest.Tes
 
 def test_the_table_has_a_row_for_each_test() -> None:
     """Passed, failed where it was set up, or skipped with a reason: none is missing, none stands there twice."""
-    table = Table()
+    table = CsvTable()
     for part in (
         report("t.py::test_the_host[cuda]", "setup", "passed"),
         report("t.py::test_the_host[cuda]", "call", "passed"),

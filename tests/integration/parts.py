@@ -1,4 +1,4 @@
-"""Parts that tests name by ``_target_``, as a user would: copied into the directory that a run starts from."""
+"""Components that tests name by ``_target_``, as a user would: copied into the directory that a run starts from."""
 
 import os
 import signal

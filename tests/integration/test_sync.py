@@ -10,7 +10,7 @@ from typing import Any
 
 from mlflow import MlflowClient
 
-from lrrunner.batch.state import only_one, update_state
+from lrrunner.batch.state import batch_lock, update_state
 from tests.integration.launching import NO_TRACKING, environment, launch, start
 from tests.integration.test_bad_endings import wait_for_rows
 
@@ -152,7 +152,7 @@ def test_a_batch_is_brought_from_anywhere_and_after_a_crash(tmp_path: Path) -> N
     after = everything(tmp_path)
     assert (after["run"]["status"], len(after)) == ("KILLED", 3)
     assert after["run"]["id"] != before["run"]["id"]
-    with only_one(tmp_path / "run"):
+    with batch_lock(tmp_path / "run"):
         busy = sync(tmp_path / "elsewhere", "../run")
     assert busy.returncode == 1
     assert "run still works; wait for its end" in busy.stderr

@@ -16,7 +16,7 @@ from lrrunner.core.batch_plan import BatchPlan, micro_batches
 from lrrunner.core.lr_schedules import exponential_lr
 from lrrunner.core.stop_rules import stop_rule
 from lrrunner.training.collectives import collective_for_world
-from lrrunner.training.engine import Ladder, SweepResult, Trainable, run_sweep
+from lrrunner.training.engine import SweepPlan, SweepResult, Trainable, run_sweep
 
 NUM_SAMPLES = 192
 
@@ -67,14 +67,14 @@ def trainable(
     )
 
 
-def ladder(*, num_steps: int = 60, start_lr: float = 1e-6, end_lr: float = 10.0, **changes: Any) -> Ladder:
+def ladder(*, num_steps: int = 60, start_lr: float = 1e-6, end_lr: float = 10.0, **changes: Any) -> SweepPlan:
     """An exponential ladder under the default stop rule."""
     settings = {
         "lrs": exponential_lr(start_lr=start_lr, end_lr=end_lr, num_steps=num_steps).tolist(),
         "beta": 0.9,
         "new_stop_rule": lambda: stop_rule("range", factor=2.0, num_steps=num_steps),
     }
-    return Ladder(**(settings | changes))
+    return SweepPlan(**(settings | changes))
 
 
 def planned_batches(

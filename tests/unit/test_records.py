@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 
-from lrrunner.records import RangeTest, Stop, StopReason, Suggestion, Verdict
+from lrrunner.records import RangeTestResult, Stop, StopReason, Suggestion, Verdict
 
 NONE = Suggestion(lr=None, method="auto", verdict=Verdict.FLAT, reason="raise sweep.end_lr")
 
 
-def range_test(*stops: Stop) -> RangeTest:
-    return RangeTest(steps=(), stops=stops, suggestion=NONE, world_size=1, global_batch_size=8)
+def range_test(*stops: Stop) -> RangeTestResult:
+    return RangeTestResult(steps=(), stops=stops, suggestion=NONE, world_size=1, global_batch_size=8)
 
 
 def test_an_interruption_speaks_for_all_repeats() -> None:
@@ -23,7 +23,7 @@ def test_an_interruption_speaks_for_all_repeats() -> None:
 
 def test_otherwise_the_earliest_stop_does() -> None:
     """The curve of all repeats ends where the first of them did."""
-    late, early = Stop(reason=StopReason.END_OF_LADDER, step=99), Stop(reason=StopReason.DIVERGED, step=80, repeat=1)
+    late, early = Stop(reason=StopReason.END_OF_SCHEDULE, step=99), Stop(reason=StopReason.DIVERGED, step=80, repeat=1)
     assert range_test(late, early).stop is early
 
 
@@ -36,7 +36,7 @@ def test_the_closing_line_has_the_contracts_form() -> None:
 
 def test_the_stop_is_that_of_the_pass_that_was_believed() -> None:
     """An earlier pass that ended its ladder says nothing about the curve; a signal speaks for everything."""
-    first = Stop(reason=StopReason.END_OF_LADDER, step=99)
+    first = Stop(reason=StopReason.END_OF_SCHEDULE, step=99)
     second = Stop(reason=StopReason.DIVERGED, step=80, sweep_pass=1)
     signal = Stop(reason=StopReason.INTERRUPTED, step=3, sweep_pass=1)
     assert range_test(first, second).stop is second

@@ -79,7 +79,7 @@ def run_jobs(folder: str, port: int, jobs: Mapping[str, tuple[str, ...]], enviro
 
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), **environ}
     os.chdir(folder)
-    world = run_job.joined_world()
+    world = run_job.join_world()
     models, original = [], run_job._trainable
 
     def noting(*arguments: Any) -> Any:
@@ -106,7 +106,7 @@ def run_jobs(folder: str, port: int, jobs: Mapping[str, tuple[str, ...]], enviro
             on_failure=fail,
         )
         found[name] = {"code": code, "model": models[-1], "forwards": Blocks.forwards}
-    run_job.end_world()
+    run_job.leave_world()
     return found
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from lrrunner.batch.figures import overlay_figure, scaling_figure
-from lrrunner.batch.summary_table import Point
+from lrrunner.batch.summary_table import SweptPoint
 from lrrunner.core.curve import curve_from_steps
 from lrrunner.core.power_law import power_law
 from lrrunner.reporting.sweep_figure import save_png
@@ -17,8 +17,10 @@ from tests.unit.core.curves import fall_and_blow_up, ladder, records
 VALUES = (16.0, 64.0, 256.0, 1024.0)
 
 
-def points(group: str, scale: float) -> list[Point]:
-    return [Point(value=x, lr=scale * x**0.5, interval=(scale * x**0.5 / 2, scale * x), group=group) for x in VALUES]
+def points(group: str, scale: float) -> list[SweptPoint]:
+    return [
+        SweptPoint(value=x, lr=scale * x**0.5, interval=(scale * x**0.5 / 2, scale * x), group=group) for x in VALUES
+    ]
 
 
 def test_every_curve_and_every_suggestion_is_drawn(tmp_path: Path) -> None:

@@ -15,14 +15,14 @@ from lrrunner.batch.run_batch import (
     _report,
     _run_with_our_launcher,
     batch_directory,
+    exclusive_batch,
     register_launcher,
     run_grid,
-    sole_batch,
 )
-from lrrunner.batch.scheduler import Batch, BatchJob, Slot, new_slots, outcome_in_words, set_key
-from lrrunner.batch.state import job_key, only_one, unique_keys, update_state
-from lrrunner.batch.summary_run import connected, open_page
-from lrrunner.config.composition import as_typed, compose_job, expanded_grid
+from lrrunner.batch.scheduler import Batch, BatchJob, Slot, describe_outcome, new_slots, set_key
+from lrrunner.batch.state import batch_lock, job_key, unique_keys, update_state
+from lrrunner.batch.summary_run import connected, start_summary_run
+from lrrunner.config.composition import compose_job, expand_grid, unescaped_override
 from lrrunner.errors import ConfigError
 from lrrunner.launch.job import Job
 from lrrunner.launch.supervise import machine_errors
@@ -142,32 +142,32 @@ def test_gpus_are_those_that_the_user_shows() -> None:
 
 def test_grids_are_expanded_as_hydra_does(tmp_path: Path) -> None:
     """Lists, ranges, globs (also over the user's own directory), and values that are lists."""
-    assert expanded_grid(["model=mlp,cnn", "sweep.seed=range(2)", "x=1"]) == [
+    assert expand_grid(["model=mlp,cnn", "sweep.seed=range(2)", "x=1"]) == [
         ("model=mlp", "sweep.seed=0", "x=1"), ("model=mlp", "sweep.seed=1", "x=1"),
         ("model=cnn", "sweep.seed=0", "x=1"), ("model=cnn", "sweep.seed=1", "x=1"),
     ]  # fmt: skip
-    assert expanded_grid(["optimizer=glob(ada*)"]) == [
+    assert expand_grid(["optimizer=glob(ada*)"]) == [
         ("optimizer=adagrad",), ("optimizer=adam",), ("optimizer=adamw",),
     ]  # fmt: skip
-    assert expanded_grid(["model.hidden_sizes=[32],[64,64]"]) == [
+    assert expand_grid(["model.hidden_sizes=[32],[64,64]"]) == [
         ("model.hidden_sizes=[32]",), ("model.hidden_sizes=[64,64]",),
     ]  # fmt: skip
     (tmp_path / "experiment").mkdir()
     (tmp_path / "experiment" / "mine_a.yaml").touch()
     (tmp_path / "experiment" / "mine_b.yaml").touch()
-    points = expanded_grid(["experiment=glob(mine_*)"], config_dir=str(tmp_path))
+    points = expand_grid(["experiment=glob(mine_*)"], config_dir=str(tmp_path))
     assert points == [("experiment=mine_a",), ("experiment=mine_b",)]
 
 
 def test_what_cannot_be_expanded_is_told() -> None:
     """All of it at once."""
     with pytest.raises(ConfigError) as caught:
-        expanded_grid(["model", "a=b=c[", "sweep.seed=1,2"])
+        expand_grid(["model", "a=b=c[", "sweep.seed=1,2"])
     assert [error.partition(" is not an override")[0] for error in caught.value.errors] == ["'model'", "'a=b=c['"]
     with pytest.raises(ConfigError, match="the grid must have a point, got none from optimizer="):
-        expanded_grid(["optimizer=glob(nothing*)"])
+        expand_grid(["optimizer=glob(nothing*)"])
     with pytest.raises(ConfigError, match="the grid cannot be expanded"):
-        expanded_grid(["optimizer.lr=interval(0,1)"])
+        expand_grid(["optimizer.lr=interval(0,1)"])
 
 
 def test_what_is_ours_in_a_batch_is_refused() -> None:
@@ -208,19 +208,19 @@ def test_a_requeued_job_goes_on(tmp_path: Path) -> None:
     run = tmp_path / "o'brien ${x}" / "000"
     run.mkdir(parents=True)
     quoted = str(run).replace("'", "\\'").replace("${", "\\${")
-    assert submitit_launcher.run_word(run) == f"run.dir='{quoted}'"
-    word = submitit_launcher.run_word(run)
+    assert submitit_launcher.run_override(run) == f"run.dir='{quoted}'"
+    word = submitit_launcher.run_override(run)
     assert word is not None
     assert compose_job([word])["run"]["dir"] == str(run)
     (run / "status.json").write_text('{"state": "running"}')
-    assert submitit_launcher.run_word(run) == f"run.resume='{quoted}'"
+    assert submitit_launcher.run_override(run) == f"run.resume='{quoted}'"
     (run / "status.json").write_text('{"state": "finished"}')
-    assert submitit_launcher.run_word(run) is None
+    assert submitit_launcher.run_override(run) is None
 
 
 def test_a_batch_in_a_directory_that_is_in_use_names_the_way_on(tmp_path: Path) -> None:
     """Two commands with one run.dir: the second is told which key to change, and what to do later."""
-    with only_one(tmp_path), pytest.raises(ConfigError) as caught, sole_batch(tmp_path, "run.dir"):
+    with batch_lock(tmp_path), pytest.raises(ConfigError) as caught, exclusive_batch(tmp_path, "run.dir"):
         pass
     assert caught.value.errors == (
         f"run.dir must name a directory where no batch is running, got {tmp_path}; wait for its end, "
@@ -262,7 +262,7 @@ def test_the_launcher_is_where_hydra_looks_for_it() -> None:
 def test_each_job_ends_with_a_line(changes: dict[str, object], words: str) -> None:
     """What a person watches."""
     settings: dict[str, object] = {"job": 0, "overrides": (), "state": "finished", "seconds": 1.5}
-    assert outcome_in_words(Entry(**(settings | changes))) == words  # type: ignore[arg-type]
+    assert describe_outcome(Entry(**(settings | changes))) == words  # type: ignore[arg-type]
 
 
 def test_a_batch_removes_nothing_that_is_not_its_own(tmp_path: Path) -> None:
@@ -303,11 +303,13 @@ def test_an_empty_directory_and_one_of_a_batch(tmp_path: Path) -> None:
 )
 def test_a_point_shows_its_overrides_as_they_were_typed(word: str) -> None:
     """The sweeper's backslashes make commands unreadable, and hide passwords from whoever looks for them."""
-    ((point,),) = expanded_grid([word])
-    assert as_typed(point) == word
+    ((point,),) = expand_grid([word])
+    assert unescaped_override(point) == word
 
 
-@pytest.mark.parametrize("broken", ["lrrunner.batch.run_batch.write_summary", "lrrunner.batch.run_batch.close_page"])
+@pytest.mark.parametrize(
+    "broken", ["lrrunner.batch.run_batch.write_summary", "lrrunner.batch.run_batch.finish_summary_run"]
+)
 def test_a_page_ends_whatever_its_summary_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str) -> None:
     """A picture that cannot be drawn once left the batch RUNNING."""
     for name in ("REQUEST_TIMEOUT", "REQUEST_MAX_RETRIES", "REQUEST_BACKOFF_FACTOR"):
@@ -315,7 +317,7 @@ def test_a_page_ends_whatever_its_summary_does(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setenv("MLFLOW_LOGGING_LEVEL", "WARNING")
     monkeypatch.chdir(tmp_path)
     tracking = compose_job([], world_size=None)["tracking"]
-    page = open_page(tmp_path, tracking, command="lrrunner -m", redactor=Redactor())
+    page = start_summary_run(tmp_path, tracking, command="lrrunner -m", redactor=Redactor())
     run = connected(tracking, Redactor())
     assert page is not None
     assert run is not None

@@ -11,7 +11,7 @@ import yaml
 
 from lrrunner.cli.main import command_line, run
 from lrrunner.config.composition import compose_job
-from lrrunner.config.schema import batch_summary, budget_steps, job_from
+from lrrunner.config.schema import batch_summary, budget_steps, config_from
 from lrrunner.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -93,8 +93,8 @@ MISTAKES = {
 
 def test_confirmation_runs_cost_five_sweeps_unless_told_otherwise() -> None:
     """The default budget follows the sweep."""
-    assert budget_steps(job_from(compose_job(["sweep.num_steps=30"]))) == 150
-    assert budget_steps(job_from(compose_job(["confirm.budget_steps=40"]))) == 40
+    assert budget_steps(config_from(compose_job(["sweep.num_steps=30"]))) == 150
+    assert budget_steps(config_from(compose_job(["confirm.budget_steps=40"]))) == 40
 
 
 def errors_of(*overrides: str, world_size: int = 2) -> tuple[str, ...]:
@@ -258,9 +258,9 @@ def test_a_secret_in_a_mistyped_override_is_not_repeated(capsys: pytest.CaptureF
 
 def test_the_batch_is_told_in_one_sentence() -> None:
     """An LR means nothing without it."""
-    job = job_from(compose_job(["train.accumulation_steps=2"], world_size=4))
+    job = config_from(compose_job(["train.accumulation_steps=2"], world_size=4))
     assert batch_summary(job, world_size=4) == "4 ranks, global batch 64 = 4 ranks x 8 x 2 accumulation steps"
-    one = job_from(compose_job([]))
+    one = config_from(compose_job([]))
     assert batch_summary(one, world_size=1) == "1 rank, global batch 64 = 1 rank x 64 x 1 accumulation step"
 
 
@@ -316,4 +316,4 @@ def test_a_resolved_value_is_not_resolved_again(name: str) -> None:
     """A directory may be called like an interpolation."""
     container = compose_job([])
     container["run"]["dir"] = name
-    assert job_from(container).run.dir == name
+    assert config_from(container).run.dir == name

@@ -83,7 +83,7 @@ def records(
 
 def ended(step: int = 99) -> list[Stop]:
     """The ladder came to its end."""
-    return [Stop(reason=StopReason.END_OF_LADDER, step=step)]
+    return [Stop(reason=StopReason.END_OF_SCHEDULE, step=step)]
 
 
 def diverged(step: int = 99) -> list[Stop]:

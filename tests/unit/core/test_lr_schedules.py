@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lrrunner.core.lr_schedules import LADDERS, FloatArray, exponential_lr, linear_lr
+from lrrunner.core.lr_schedules import SWEEP_SCHEDULES, FloatArray, exponential_lr, linear_lr
 from tests.unit.core.curves import PROPERTY
 
-Ladder = Callable[..., FloatArray]
+SweepPlan = Callable[..., FloatArray]
 both_ladders = pytest.mark.parametrize("ladder", [exponential_lr, linear_lr])
 
 starts = st.floats(min_value=1e-12, max_value=1e3)
@@ -41,7 +41,7 @@ def test_two_rungs_are_the_two_ends() -> None:
 @PROPERTY
 @given(start=starts, growth=growths, num_steps=lengths)
 def test_ends_are_met_to_the_last_bit_with_exactly_n_rungs(
-    ladder: Ladder, start: float, growth: float, num_steps: int
+    ladder: SweepPlan, start: float, growth: float, num_steps: int
 ) -> None:
     """Catalogue rows 20 and 22: fastai never reaches end_lr, ignite overshoots it; what is asked must be used."""
     lrs = ladder(start_lr=start, end_lr=start * growth, num_steps=num_steps)
@@ -53,7 +53,7 @@ def test_ends_are_met_to_the_last_bit_with_exactly_n_rungs(
 @both_ladders
 @PROPERTY
 @given(start=starts, growth=growths, num_steps=lengths)
-def test_ladder_increases_strictly(ladder: Ladder, start: float, growth: float, num_steps: int) -> None:
+def test_ladder_increases_strictly(ladder: SweepPlan, start: float, growth: float, num_steps: int) -> None:
     """A curve is a function of the LR only if no two rungs share one, forced ends included."""
     lrs = ladder(start_lr=start, end_lr=start * growth, num_steps=num_steps)
     assert (np.diff(lrs) > 0).all()
@@ -78,7 +78,7 @@ def test_linear_rungs_keep_one_distance(start: float, growth: float, num_steps: 
 
 
 @both_ladders
-def test_extreme_bounds_neither_overflow_nor_warn(ladder: Ladder) -> None:
+def test_extreme_bounds_neither_overflow_nor_warn(ladder: SweepPlan) -> None:
     """(end / start) itself overflows here, so the ladder must not be built from that quotient."""
     lrs = ladder(start_lr=1e-300, end_lr=1e300, num_steps=7)
     assert np.isfinite(lrs).all()
@@ -87,7 +87,7 @@ def test_extreme_bounds_neither_overflow_nor_warn(ladder: Ladder) -> None:
 
 @both_ladders
 @pytest.mark.parametrize("start", [0.0, -1e-3, math.nan, math.inf, -math.inf])
-def test_start_must_be_finite_and_positive(ladder: Ladder, start: float) -> None:
+def test_start_must_be_finite_and_positive(ladder: SweepPlan, start: float) -> None:
     """Catalogue row 32: start 0 divides by zero, and NaN passes every naive comparison."""
     with pytest.raises(ValueError, match=r"start_lr must be finite and above 0, got .*; try 1e-7"):
         ladder(start_lr=start, end_lr=1.0, num_steps=10)
@@ -95,7 +95,7 @@ def test_start_must_be_finite_and_positive(ladder: Ladder, start: float) -> None
 
 @both_ladders
 @pytest.mark.parametrize("end", [math.nan, math.inf])
-def test_end_must_be_finite(ladder: Ladder, end: float) -> None:
+def test_end_must_be_finite(ladder: SweepPlan, end: float) -> None:
     """Catalogue row 32: an infinite end makes every rung infinite."""
     with pytest.raises(ValueError, match=r"end_lr must be finite, got .*; try 10"):
         ladder(start_lr=1e-3, end_lr=end, num_steps=10)
@@ -103,7 +103,7 @@ def test_end_must_be_finite(ladder: Ladder, end: float) -> None:
 
 @both_ladders
 @pytest.mark.parametrize("end", [0.1, 0.05, 0.0, -1.0])
-def test_end_must_exceed_start(ladder: Ladder, end: float) -> None:
+def test_end_must_exceed_start(ladder: SweepPlan, end: float) -> None:
     """Catalogue row 32: end < start swept silently downwards in torch-lr-finder; the message names both bounds."""
     with pytest.raises(ValueError, match=rf"end_lr must exceed start_lr=0\.1, got {end}; raise end_lr"):
         ladder(start_lr=0.1, end_lr=end, num_steps=10)
@@ -111,7 +111,7 @@ def test_end_must_exceed_start(ladder: Ladder, end: float) -> None:
 
 @both_ladders
 @pytest.mark.parametrize("num_steps", [1, 0, -5])
-def test_fewer_than_two_rungs_are_refused(ladder: Ladder, num_steps: int) -> None:
+def test_fewer_than_two_rungs_are_refused(ladder: SweepPlan, num_steps: int) -> None:
     """Catalogue row 32: one rung has no ratio; the formula would divide by zero."""
     with pytest.raises(ValueError, match=rf"num_steps must be at least 2, got {num_steps}; try 100"):
         ladder(start_lr=0.1, end_lr=1.0, num_steps=num_steps)
@@ -119,6 +119,6 @@ def test_fewer_than_two_rungs_are_refused(ladder: Ladder, num_steps: int) -> Non
 
 def test_modes_of_the_configuration_name_the_two_ladders() -> None:
     """sweep.mode is looked up here: a renamed key would break every user's file."""
-    assert set(LADDERS) == {"exponential", "linear"}
-    assert LADDERS["exponential"](start_lr=1.0, end_lr=4.0, num_steps=3).tolist() == [1.0, 2.0, 4.0]
-    assert LADDERS["linear"](start_lr=1.0, end_lr=4.0, num_steps=3).tolist() == [1.0, 2.5, 4.0]
+    assert set(SWEEP_SCHEDULES) == {"exponential", "linear"}
+    assert SWEEP_SCHEDULES["exponential"](start_lr=1.0, end_lr=4.0, num_steps=3).tolist() == [1.0, 2.0, 4.0]
+    assert SWEEP_SCHEDULES["linear"](start_lr=1.0, end_lr=4.0, num_steps=3).tolist() == [1.0, 2.5, 4.0]

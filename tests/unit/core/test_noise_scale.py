@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from lrrunner.core.noise_scale import gradient_variance, noise_scale, ratio_of_means, stable_steps
-from lrrunner.records import NoiseScale, RangeTest, Step, Stop, StopReason, Suggestion, Verdict
-from lrrunner.reporting.run_summary import noise_in_words
+from lrrunner.records import NoiseScale, RangeTestResult, Step, Stop, StopReason, Suggestion, Verdict
+from lrrunner.reporting.run_summary import describe_noise_scale
 from tests.unit.core.curves import cosine_valley, ladder, records
 
 SUGGESTION = Suggestion(lr=3e-3, method="auto", verdict=Verdict.OK, reason="", interval=(1e-3, 1e-2))
@@ -124,8 +124,8 @@ def test_too_little_says_why() -> None:
     ],
 )
 def test_in_words(noise: NoiseScale | None, words: str) -> None:
-    stop = Stop(reason=StopReason.END_OF_LADDER, step=99)
-    test = RangeTest(
+    stop = Stop(reason=StopReason.END_OF_SCHEDULE, step=99)
+    test = RangeTestResult(
         steps=(), stops=(stop,), suggestion=SUGGESTION, world_size=2, global_batch_size=64, noise_scale=noise
     )
-    assert noise_in_words(test) == words
+    assert describe_noise_scale(test) == words

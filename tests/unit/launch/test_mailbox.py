@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from lrrunner.launch.mailbox import Beat, Handover, JobOrder, Pulse, RankOutcome, sweep
+from lrrunner.launch.mailbox import Heartbeat, HeartbeatWriter, JobMailbox, JobMessage, RankOutcome, sweep
 from lrrunner.system.process_identity import process_identity
 
 
-def folder(tmp_path: Path) -> Handover:
-    handover = Handover(tmp_path / "set")
+def folder(tmp_path: Path) -> JobMailbox:
+    handover = JobMailbox(tmp_path / "set")
     handover.create()
     return handover
 
@@ -22,7 +22,7 @@ def folder(tmp_path: Path) -> Handover:
 def test_a_job_arrives_as_it_was_given(tmp_path: Path) -> None:
     """And nobody but its owner may read it: it holds the secrets of the configuration."""
     handover = folder(tmp_path)
-    order = JobOrder(
+    order = JobMessage(
         number=3, container={"model": {"token": "abc"}}, overrides=["a=1"], options=["-cd", "x"], run_id="r"
     )
     handover.give(order)
@@ -62,10 +62,10 @@ def test_outcomes_come_in_the_order_of_the_reports(tmp_path: Path) -> None:
 def test_a_pulse_shows_what_a_rank_does(tmp_path: Path) -> None:
     """Steps cost a file at most twice a second."""
     handover = folder(tmp_path)
-    pulse = Pulse(handover, 1)
+    pulse = HeartbeatWriter(handover, 1)
     pulse.change(job=2)
     pulse.step(2, 0)
-    assert handover.beats(2) == {1: Beat(identity=process_identity(), job=2, step=-1, count=1)}
+    assert handover.beats(2) == {1: Heartbeat(identity=process_identity(), job=2, step=-1, count=1)}
 
 
 def test_half_a_file_is_no_file(tmp_path: Path) -> None:
@@ -78,7 +78,7 @@ def test_half_a_file_is_no_file(tmp_path: Path) -> None:
 def test_folders_of_dead_supervisors_are_swept(tmp_path: Path) -> None:
     """A job that no rank has read holds secrets; the folder of a living supervisor, or of another machine, stays."""
     for name in ("mine", "dead", "elsewhere"):
-        Handover(tmp_path / name).create()
+        JobMailbox(tmp_path / name).create()
     dead = process_identity().split(":")
     dead[2] = "1"
     for name, host in (("dead", socket.gethostname()), ("elsewhere", "another")):

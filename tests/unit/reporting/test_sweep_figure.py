@@ -25,7 +25,7 @@ from matplotlib.text import Text
 from lrrunner.core.suggestion_rules import suggest
 from lrrunner.records import (
     Confirmation,
-    RangeTest,
+    RangeTestResult,
     Step,
     Stop,
     StopReason,
@@ -51,7 +51,7 @@ NOTHING = Suggestion(
     reason="the loss does not respond to the learning rate; raise sweep.end_lr",
     candidates={"auto": None, "steepest": None},
 )
-END = Stop(reason=StopReason.END_OF_LADDER, step=99)
+END = Stop(reason=StopReason.END_OF_SCHEDULE, step=99)
 
 
 def u_curve(lr: float) -> float:
@@ -80,7 +80,9 @@ def picture(
     title: str = "MLP, AdamW",
 ) -> Figure:
     """The figure of a sweep with a suggestion at 1.2e-3, unless told otherwise."""
-    test = RangeTest(steps=tuple(steps), stops=tuple(stops), suggestion=suggestion, world_size=2, global_batch_size=64)
+    test = RangeTestResult(
+        steps=tuple(steps), stops=tuple(stops), suggestion=suggestion, world_size=2, global_batch_size=64
+    )
     return lr_sweep_figure(test, beta=0.9, title=title, subtitle="global batch 64, 2 ranks, 100 steps")
 
 
@@ -297,7 +299,7 @@ def test_the_pass_that_was_believed_is_the_curve() -> None:
     """An extension that went wrong is background, like the passes before it, and its stop is not the curve's."""
     steps = records(u_curve) + records(lambda lr: 7.0, sweep_pass=1)[:30]
     stops = (END, Stop(reason=StopReason.INTERRUPTED, step=29, sweep_pass=1))
-    test = RangeTest(
+    test = RangeTestResult(
         steps=tuple(steps), stops=stops, suggestion=SUGGESTION, world_size=2, global_batch_size=64, curve_pass=0
     )
     figure = lr_sweep_figure(test, beta=0.9, title="t")
@@ -328,7 +330,7 @@ def confirmed_picture(*trials: Trial, measured_steps: int | None = 100) -> Figur
         sweep=SUGGESTION,
         measured_steps=measured_steps,
     )
-    test = RangeTest(
+    test = RangeTestResult(
         steps=tuple(records(u_curve)), stops=(END,), suggestion=found, world_size=2, global_batch_size=64,
         trials=trials, confirmation=compared,
     )  # fmt: skip
@@ -500,7 +502,7 @@ from pathlib import Path
 from lrrunner.reporting.sweep_figure import lr_sweep_figure, save_png
 from lrrunner.records import (
     Confirmation,
-    RangeTest,
+    RangeTestResult,
     Step,
     Stop,
     StopReason,
@@ -509,9 +511,9 @@ from lrrunner.records import (
     TrialOutcome,
     Verdict,
 )
-test = RangeTest(
+test = RangeTestResult(
     steps=tuple(Step(step=i, lr=10.0 ** (i - 7), loss=2.0 - i / 10) for i in range(8)),
-    stops=(Stop(reason=StopReason.END_OF_LADDER, step=7),),
+    stops=(Stop(reason=StopReason.END_OF_SCHEDULE, step=7),),
     suggestion=Suggestion(lr=None, method="auto", verdict=Verdict.FLAT, reason="flat"),
     world_size=1,
     global_batch_size=8,

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lrrunner.results.csv_table import Table
+from lrrunner.results.csv_table import CsvTable
 
 COLUMNS = ("step", "loss", "elapsed_s")
 
 
 def table(path: Path, *rows: tuple[int, float, float], resumed: bool = True) -> list[dict[str, str] | None]:
-    made = Table(path, COLUMNS, resumed=resumed)
+    made = CsvTable(path, COLUMNS, resumed=resumed)
     known = [made.write(row) for row in rows]
     made.close()
     return known
@@ -35,7 +35,7 @@ def test_rows_not_written_again_stay_until_they_are_forgotten(tmp_path: Path) ->
     table(path, (0, 0.5, 1.0), (1, 0.25, 2.0), resumed=False)
     table(path, (0, 0.5, 11.0))
     assert path.read_text().splitlines()[1:] == ["0,0.5,1.0", "1,0.25,2.0"]
-    again = Table(path, COLUMNS, resumed=True)
+    again = CsvTable(path, COLUMNS, resumed=True)
     again.write((0, 0.5, 0.0))
     again.forget()
     again.close()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from lrrunner.records import NoiseScale, RangeTest, Step, Stop, StopReason, Suggestion, Verdict
+from lrrunner.records import NoiseScale, RangeTestResult, Step, Stop, StopReason, Suggestion, Verdict
 from lrrunner.results.reader import read_run, write_status
 from lrrunner.results.writer import RunDirectory
 from lrrunner.system.redaction import Redactor
@@ -15,7 +15,7 @@ STEPS = tuple(
          elapsed_s=0.25 * i, timestamp_ms=1000 + i, skipped=i == 1, gradient_variance=0.1 + 0.2 * i)
     for i in range(3)
 )  # fmt: skip
-TEST = RangeTest(
+TEST = RangeTestResult(
     steps=STEPS,
     stops=(Stop(reason=StopReason.NON_FINITE, step=2, ranks=(1,)),),
     suggestion=Suggestion(

@@ -11,7 +11,7 @@ import pytest
 from lrrunner.errors import ConfigError
 from lrrunner.records import (
     Confirmation,
-    RangeTest,
+    RangeTestResult,
     Step,
     Stop,
     StopReason,
@@ -74,10 +74,10 @@ def test_no_suggestion_is_null_not_a_number(tmp_path: Path) -> None:
     none = Suggestion(
         lr=None, method="auto", verdict=Verdict.FLAT, reason="raise sweep.end_lr", candidates={"auto": None}
     )
-    stop = Stop(reason=StopReason.END_OF_LADDER, step=99)
+    stop = Stop(reason=StopReason.END_OF_SCHEDULE, step=99)
     with RunDirectory(tmp_path, Redactor()) as directory:
         directory.write_suggestion(
-            RangeTest(steps=(), stops=(stop,), suggestion=none, world_size=2, global_batch_size=64)
+            RangeTestResult(steps=(), stops=(stop,), suggestion=none, world_size=2, global_batch_size=64)
         )
     content = json.loads((tmp_path / "suggestion.json").read_text())
     assert content["lr"] is None
@@ -116,9 +116,9 @@ def test_the_suggestion_keeps_what_the_sweep_said_and_what_was_only_extrapolated
     """A reader must be able to tell a measurement from a guess."""
     sweep = Suggestion(lr=1e-3, method="auto", verdict=Verdict.OK, reason="", interval=(5e-4, 2e-3))
     found = Suggestion(lr=2e-3, method="auto", verdict=Verdict.OK, reason="", interval=(1e-3, 4e-3))
-    test = RangeTest(
+    test = RangeTestResult(
         steps=(),
-        stops=(Stop(reason=StopReason.END_OF_LADDER, step=9), Stop(reason=StopReason.DIVERGED, step=8, sweep_pass=1)),
+        stops=(Stop(reason=StopReason.END_OF_SCHEDULE, step=9), Stop(reason=StopReason.DIVERGED, step=8, sweep_pass=1)),
         suggestion=found,
         world_size=2,
         global_batch_size=64,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from lrrunner.errors import ConfigError
-from lrrunner.slurm.array import task_words
+from lrrunner.slurm.array import task_args
 from lrrunner.slurm.submit import checked
 
 
@@ -13,7 +13,7 @@ def test_tasks_share_the_points_and_each_has_a_directory() -> None:
     """Every point once, in words that no shell takes apart."""
     words = ["optimizer=sgd,adamw", "sweep.seed=1,2", '+tracking.tags.odd="a b; $(touch x)"']
     odd = '+tracking.tags.odd="a b; $(touch x)"'
-    first, second = (list(task_words("runs/a", index, 3, words)) for index in (0, 1))
+    first, second = (list(task_args("runs/a", index, 3, words)) for index in (0, 1))
     last = "tracking.enabled=false"
     assert first == [
         *("runs/a/000", "4", "optimizer=sgd", "sweep.seed=1", odd, last),

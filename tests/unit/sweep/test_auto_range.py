@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from lrrunner.config.schema import LadderMode, SweepConfig
+from lrrunner.config.schema import SweepConfig, SweepMode
 from lrrunner.core.lr_schedules import exponential_lr
 from lrrunner.core.range_extension import Extension
 from lrrunner.records import Step, Stop, StopReason, Verdict
@@ -27,7 +27,7 @@ def climb_of(loss: Callable[[float], float], *, interrupted_pass: int | None = N
 
     def climb(number: int, start_lr: float, end_lr: float) -> SweepResult:
         steps = []
-        reason = StopReason.END_OF_LADDER
+        reason = StopReason.END_OF_SCHEDULE
         for i, lr in enumerate(exponential_lr(start_lr=start_lr, end_lr=end_lr, num_steps=100).tolist()):
             steps.append(Step(sweep_pass=number, step=i, lr=lr, loss=loss(lr)))
             if loss(lr) > 10:
@@ -123,5 +123,5 @@ def test_an_interrupted_pass_ends_the_sweep_and_leaves_the_earlier_one() -> None
 
 def test_a_linear_ladder_is_extended_as_one() -> None:
     """The mode reaches the decision."""
-    _, told = passes(climb_of(lambda lr: 2.3), end_lr=1e-3, mode=LadderMode.linear)
+    _, told = passes(climb_of(lambda lr: 2.3), end_lr=1e-3, mode=SweepMode.linear)
     assert told[0].end_lr == pytest.approx(1e-2)  # a decade, not four

@@ -45,7 +45,7 @@ def test_recorded_lr_is_the_one_the_step_used_and_the_ladder_is_exact() -> None:
     result = sweep(part, start_lr=1e-4, end_lr=1e-2, num_steps=5)
     assert [step.lr for step in result.steps] == exponential_lr(start_lr=1e-4, end_lr=1e-2, num_steps=5).tolist()
     assert part.optimizer.used == [[step.lr] for step in result.steps]
-    assert result.stops[0].reason == StopReason.END_OF_LADDER
+    assert result.stops[0].reason == StopReason.END_OF_SCHEDULE
     assert result.stops[0].step == 4
 
 
@@ -143,7 +143,7 @@ def test_a_sweep_in_mid_training_starts_from_its_own_counters() -> None:
     first = sweep(part, num_steps=20)
     second = sweep(part, num_steps=20)
     for result in (first, second):
-        assert result.stops[0].reason == StopReason.END_OF_LADDER
+        assert result.stops[0].reason == StopReason.END_OF_SCHEDULE
         assert {step.smoothed_loss for step in result.steps} == {1.0}
 
 
@@ -288,7 +288,7 @@ def test_a_micro_batch_without_items_counts_nothing() -> None:
             collective=SerialCollective(),
             on_step=lambda step, part=part: ends.append([p.detach().clone() for p in part.model.parameters()]),
         )
-        assert result.stops[0].reason == StopReason.END_OF_LADDER
+        assert result.stops[0].reason == StopReason.END_OF_SCHEDULE
         assert result.steps[0].num_items == 8
     for alone, with_masked in zip(*ends, strict=True):
         torch.testing.assert_close(with_masked, alone, rtol=1e-12, atol=1e-14)
@@ -388,7 +388,7 @@ def test_non_finite_loss_at_the_first_step_stops_there() -> None:
 def test_negative_losses_do_not_stop_the_sweep() -> None:
     """Row 5: four finders stop at step 1 or 2, since 4 x best is below best."""
     result = sweep(trainable(objective=lambda m, b: squared_error(m, b) - 100.0), end_lr=1e-2)
-    assert result.stops[0].reason == StopReason.END_OF_LADDER
+    assert result.stops[0].reason == StopReason.END_OF_SCHEDULE
     assert len(result.steps) == 60
 
 
