@@ -5,12 +5,12 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from lrrunner.version import __version__
+
 if TYPE_CHECKING:
     from lrrunner.library.range_test import range_test
     from lrrunner.library.result import RangeTest
     from lrrunner.records import StopReason, Suggestion, Verdict
-
-__version__ = "0.1.0"
 
 __all__ = ["RangeTest", "StopReason", "Suggestion", "Verdict", "__version__", "range_test"]
 

@@ -28,7 +28,6 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
-import lrrunner
 from lrrunner.batch import ledger
 from lrrunner.batch.scheduler import Batch, BatchJob, Slot, new_slots
 from lrrunner.batch.state import (
@@ -54,6 +53,7 @@ from lrrunner.system.interrupt_counter import InterruptCounter
 from lrrunner.system.job_log import JobLog, wake_loggers
 from lrrunner.system.redaction import Redactor
 from lrrunner.system.terminal import write_line
+from lrrunner.version import __version__
 
 PLUGIN_MODULE = "hydra_plugins.lrrunner_launcher"
 WHOLE_BATCH = ("run.dir", "run.resume", "launch.concurrent")
@@ -126,7 +126,7 @@ def run_grid(overrides: Sequence[str], options: Sequence[str], *, config_dir: st
         write_line(f"{len(points)} jobs in {directory}")
         state = update_state(
             directory,
-            lrrunner=lrrunner.__version__,
+            lrrunner=__version__,
             salt=read_state(directory).get("salt") or secrets.token_hex(SALT_BYTES),
             num_jobs=len(points),
             state="running",

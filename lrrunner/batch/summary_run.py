@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-import lrrunner
 from lrrunner.batch import summary_table
 from lrrunner.batch.ledger import FILE_NAME, Entry
 from lrrunner.batch.state import read_state, update_state
@@ -19,6 +18,7 @@ from lrrunner.core.power_law import power_law
 from lrrunner.results.reader import read_run
 from lrrunner.system.redaction import Redactor
 from lrrunner.tracking.mlflow_run import MlflowRun, anchored_uri, configure_mlflow
+from lrrunner.version import __version__
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +74,7 @@ def _opened(run: MlflowRun, directory: Path, run_id: str | None) -> str:
         run.reopen(run_id)
         return run_id
     tags = {
-        "lrrunner.version": lrrunner.__version__,
+        "lrrunner.version": __version__,
         "lrrunner.batch": "true",
         "lrrunner.run_dir": str(directory.resolve()),
     }

@@ -7,13 +7,13 @@ import shlex
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
 import hydra
 from omegaconf import DictConfig
 
+from lrrunner.config.command_line import CommandLine, parse_command_line
 from lrrunner.config.composition import compose_job
 from lrrunner.config.schema import register_schema
 from lrrunner.errors import ConfigError
@@ -27,72 +27,6 @@ EXIT_CONFIG = 2
 RANK_0_FIRST_S = 5.0
 """How long another rank leaves the message about a wrong configuration to rank 0, whose end ends them all."""
 
-OPTIONS_WITH_VALUE = ("--config-dir", "-cd", "--config-name", "-cn")
-MULTIRUN = ("--multirun", "-m")
-PLAIN_RUN = ("--run", "-r")
-UNSUPPORTED = ("--config-path", "-cp", "--package", "-p", "--experimental-rerun")
-
-
-@dataclass(frozen=True, kw_only=True)
-class CommandLine:
-    """Arguments sorted into Hydra's flags and overrides.
-
-    Attributes:
-        overrides: Everything that is no flag.
-        config_dir: Value of ``--config-dir``.
-        config_name: Value of ``--config-name``.
-        multirun: Whether a grid was asked for.
-        hydra_flags: Flags that Hydra answers itself (help, info, the configuration, completion).
-        unsupported: Flags of Hydra that have no meaning here.
-    """
-
-    overrides: tuple[str, ...]
-    config_dir: str | None
-    config_name: str
-    multirun: bool
-    hydra_flags: tuple[str, ...]
-    unsupported: tuple[str, ...] = ()
-
-    @property
-    def options(self) -> list[str]:
-        """The flags that a repeated run needs."""
-        directory = [] if self.config_dir is None else ["--config-dir", self.config_dir]
-        return directory + ([] if self.config_name == "config" else ["--config-name", self.config_name])
-
-
-def command_line(arguments: Sequence[str]) -> CommandLine:
-    """Sort arguments.
-
-    >>> command_line(["-cd", "my_conf", "model=cnn"]).overrides
-    ('model=cnn',)
-    """
-    overrides: list[str] = []
-    values: dict[str, str] = {}
-    multirun, flags, unsupported = False, [], []
-    words = iter(arguments)
-    for word in words:
-        name, sign, value = word.partition("=")
-        if word in PLAIN_RUN:
-            continue
-        if name in OPTIONS_WITH_VALUE:
-            values[name] = value if sign else next(words, "")
-        elif word in MULTIRUN:
-            multirun = True
-        elif name in UNSUPPORTED:
-            unsupported.append(name)
-        elif word.startswith("-"):
-            flags.append(word)
-        else:
-            overrides.append(word)
-    return CommandLine(
-        overrides=tuple(overrides),
-        config_dir=values.get("--config-dir", values.get("-cd")),
-        config_name=values.get("--config-name", values.get("-cn", "config")),
-        multirun=multirun,
-        hydra_flags=tuple(flags),
-        unsupported=tuple(unsupported),
-    )
-
 
 def main() -> NoReturn:
     """Console script ``lrrunner``, and ``python -m lrrunner``."""
@@ -105,7 +39,7 @@ def run(arguments: Sequence[str]) -> int:
     Returns:
         Exit code: 0 the sweep ran to its end, 1 it failed, 2 the configuration is wrong, 143 ended by SIGTERM.
     """
-    words = command_line(arguments)
+    words = parse_command_line(arguments)
     rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     if words.hydra_flags and not words.unsupported:
         if rank == 0:

@@ -11,7 +11,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
-import lrrunner
 from lrrunner.batch import ledger
 from lrrunner.batch.state import STATE_FILE, batch_lock, read_state, update_state
 from lrrunner.batch.summary_run import finish_summary_run, start_summary_run, status_of, write_summary
@@ -21,6 +20,7 @@ from lrrunner.system.process_identity import is_alive
 from lrrunner.system.redaction import MASK, Redactor
 from lrrunner.tracking.mlflow_run import MlflowRun, configure_mlflow
 from lrrunner.tracking.upload_run import upload_run
+from lrrunner.version import __version__
 
 TIMEOUT_S = 10.0
 
@@ -125,7 +125,7 @@ def _run_brought(files: RunFiles, uri: str | None, *, tags: Mapping[str, str]) -
     run_id = _known_id(files)
     if run_id is None or not run.exists(run_id):
         where = {"lrrunner.run_dir": str(files.path.resolve())}
-        own = {"lrrunner.version": files.status.get("version", lrrunner.__version__), **where}
+        own = {"lrrunner.version": files.status.get("version", __version__), **where}
         if files.test is not None:
             own["lrrunner.world_size"] = str(files.test.world_size)
         users = {key: str(value) for key, value in (tracking["tags"] or {}).items()}

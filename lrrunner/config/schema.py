@@ -20,10 +20,10 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from lrrunner.config.command_line import launch_command
 from lrrunner.core.batch_plan import nearest_global_batch_sizes
 from lrrunner.core.suggestion_rules import RULES
 from lrrunner.errors import ConfigError
-from lrrunner.launch.rank_command import launch_command
 
 MAX_TIMEOUT_S = 1e6
 """Eleven days: what torch and MLflow still take as a number of seconds."""
@@ -272,6 +272,21 @@ def _as_literals(node: Any) -> Any:
     if isinstance(node, str):
         return re.sub(r"(\\*)\$\{", lambda found: rf"{found[1] * 2}\${{", node)
     return node
+
+
+def flattened(node: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Nested configuration as dotted keys.
+
+    >>> flattened({"sweep": {"num_steps": 100}, "tags": []})
+    {'sweep.num_steps': '100', 'tags': '[]'}
+    """
+    flat: dict[str, str] = {}
+    for key, value in node.items():
+        if isinstance(value, Mapping) and value:
+            flat |= flattened(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = str(value)
+    return flat
 
 
 def check(container: Mapping[str, Any], *, world_size: int | None) -> None:

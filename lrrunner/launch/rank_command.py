@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 RANK_PROGRAM = "lrrunner.worker.warm_rank"
@@ -138,20 +137,3 @@ def launch_environment(
         settings[CORES_VARIABLE] = ",".join(map(str, plan.cores))
     threads = max(1, (len(plan.cores) or num_cores) // num_local)
     return {"OMP_NUM_THREADS": str(threads)} | dict(environ) | settings
-
-
-def launch_command(words: Sequence[str], *, num_processes: int, on_cpu: bool) -> str:
-    """The command line that runs a sweep on ``num_processes`` ranks.
-
-    On a CPU, ``accelerate launch`` starts several ranks only with ``--multi_gpu`` and ACCELERATE_USE_CPU together.
-
-    >>> launch_command(["model=cnn"], num_processes=2, on_cpu=True)
-    'ACCELERATE_USE_CPU=1 accelerate launch --multi_gpu --num_processes 2 -m lrrunner model=cnn'
-    >>> launch_command(["model=cnn"], num_processes=1, on_cpu=True)
-    'lrrunner model=cnn'
-    """
-    command = shlex.join(["lrrunner", *words])
-    if num_processes == 1:
-        return command
-    switch = "ACCELERATE_USE_CPU=1 " if on_cpu else ""
-    return f"{switch}accelerate launch --multi_gpu --num_processes {num_processes} -m {command}"

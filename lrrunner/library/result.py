@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-import lrrunner
 from lrrunner.config.schema import Config, batch_summary
 from lrrunner.errors import ArgumentError, ConfigError
 from lrrunner.records import RangeTestResult, Step
@@ -26,6 +25,7 @@ from lrrunner.results.writer import RECORD_COLUMNS, RunDirectory
 from lrrunner.system.redaction import Redactor
 from lrrunner.tracking.metric_names import final_points, live_prefix, superseded
 from lrrunner.tracking.mlflow_run import MetricPoint, MlflowRun, script_tracking
+from lrrunner.version import __version__
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -151,7 +151,7 @@ class RangeTest(RangeTestResult):
                     experiment=experiment or script.experiment or self.job.tracking.experiment,
                     redactor=self._redactor,
                 )
-            own = {"lrrunner.world_size": str(self.world_size), "lrrunner.version": lrrunner.__version__}
+            own = {"lrrunner.world_size": str(self.world_size), "lrrunner.version": __version__}
             own |= {"mlflow.parentRunId": str(script.run_id)} if is_below else {}
             run.start(run_name=run_name or "lr range test", params=self._content, tags=own | dict(tags or {}))
             run.finish(

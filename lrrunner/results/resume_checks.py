@@ -8,10 +8,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import lrrunner
+from lrrunner.config.schema import flattened
 from lrrunner.results.reader import read_config, read_status
 from lrrunner.system.process_identity import is_alive
-from lrrunner.tracking.mlflow_run import flattened
+from lrrunner.version import __version__
 
 FREE_KEYS = ("run", "launch", "tracking.timeout_s")
 """What a resumed run may have otherwise: it does not change what is measured, nor where it is looked up."""
@@ -21,7 +21,7 @@ MAX_SHOWN = 5
 
 def code_versions() -> dict[str, str]:
     """The code whose arithmetic a run rests on."""
-    return {"version": lrrunner.__version__, "torch_version": version("torch")}
+    return {"version": __version__, "torch_version": version("torch")}
 
 
 def directory_errors(run: Mapping[str, Any]) -> list[str]:

@@ -18,7 +18,7 @@ from lrrunner.batch.state import update_state
 from lrrunner.batch.summary_run import write_summary
 from lrrunner.batch.summary_table import terminal_table
 from lrrunner.cli import sync
-from lrrunner.cli.main import command_line
+from lrrunner.config.command_line import parse_command_line
 from lrrunner.config.composition import compose_job, expand_grid
 from lrrunner.errors import ConfigError
 from lrrunner.results.reader import read_run
@@ -48,7 +48,7 @@ def task_args(folder: str, index: int, count: int, words: Sequence[str]) -> Iter
         count: Number of tasks; task i takes the points i, i + count, ...
         words: Overrides with Hydra's sweeps in them, and Hydra's own flags.
     """
-    line = command_line(words)
+    line = parse_command_line(words)
     for number, point in list(enumerate(expand_grid(line.overrides, config_dir=line.config_dir)))[index::count]:
         own = [*line.options, *point, "tracking.enabled=false"]
         yield from (f"{folder}/{number:03d}", str(len(own)), *own)
@@ -60,7 +60,7 @@ def summary(folder: Path, words: Sequence[str]) -> int:
     Returns:
         0 when every point has finished, else 1.
     """
-    line = command_line(words)
+    line = parse_command_line(words)
     points = expand_grid(line.overrides, config_dir=line.config_dir)
     containers = [compose_job(point, config_dir=line.config_dir, world_size=None) for point in points]
     folder.mkdir(parents=True, exist_ok=True)

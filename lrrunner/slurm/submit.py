@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from lrrunner.cli.main import command_line
+from lrrunner.config.command_line import parse_command_line
 from lrrunner.config.composition import compose_job, expand_grid
 from lrrunner.errors import ConfigError
 
@@ -44,7 +44,7 @@ def checked(kind: str, words: Sequence[str]) -> int:
     Raises:
         ConfigError: what is wrong with them; how many ranks will share a global batch, only the job will know.
     """
-    line = command_line(words)
+    line = parse_command_line(words)
     overrides = [word for word in line.overrides if not word.startswith(("run.dir=", "run.resume="))]
     points = [tuple(overrides)] if kind == "sweep" else expand_grid(overrides, config_dir=line.config_dir)
     for point in points:

@@ -19,7 +19,6 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-import lrrunner
 from lrrunner.batch import run_batch
 from lrrunner.batch.state import update_state
 from lrrunner.config.composition import expand_grid, override_key
@@ -28,6 +27,7 @@ from lrrunner.results.reader import read_status
 from lrrunner.slurm import array
 from lrrunner.system.redaction import Redactor
 from lrrunner.system.terminal import write_line
+from lrrunner.version import __version__
 
 LAUNCHERS = ("submitit_slurm", "submitit_local")
 PLUGIN = "hydra_plugins.hydra_submitit_launcher"
@@ -69,7 +69,7 @@ def run_with_submitit(
     summary = [*options, *_of_a_job(of_jobs)]
     redactor = Redactor.for_run(containers, os.environ, overrides)
     with run_batch.exclusive_batch(directory, "run.dir"):
-        update_state(directory, lrrunner=lrrunner.__version__, num_jobs=len(points), state="running")
+        update_state(directory, lrrunner=__version__, num_jobs=len(points), state="running")
         write_line(f"{len(points)} jobs in {directory}")
         try:
             run_batch.let_hydra_run([*options, *of_jobs, *sweep, *of_launcher], job)

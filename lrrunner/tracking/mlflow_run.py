@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from filelock import FileLock
 
+from lrrunner.config.schema import flattened
 from lrrunner.errors import ConfigError
 from lrrunner.records import RangeTestResult, Step
 from lrrunner.results.writer import close_abandoned
@@ -61,21 +62,6 @@ def configure_mlflow(timeout_s: float) -> None:
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "1")
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
-
-
-def flattened(node: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Nested configuration as dotted keys.
-
-    >>> flattened({"sweep": {"num_steps": 100}, "tags": []})
-    {'sweep.num_steps': '100', 'tags': '[]'}
-    """
-    flat: dict[str, str] = {}
-    for key, value in node.items():
-        if isinstance(value, Mapping) and value:
-            flat |= flattened(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = str(value)
-    return flat
 
 
 def absolute_uri(uri: str) -> str:

@@ -8,12 +8,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import lrrunner
 from lrrunner.launch.worker_group import JobResult, JobState
 from lrrunner.results.reader import read_run, read_status, write_status
 from lrrunner.system.redaction import Redactor
 from lrrunner.tracking.mlflow_run import MlflowRun, configure_mlflow
 from lrrunner.tracking.upload_run import STATUS_IN_MLFLOW, upload_run
+from lrrunner.version import __version__
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ class SupervisedRun:
         run = self._connected(tracking, redactor)
         if run is None:
             return None
-        own_tags = {"lrrunner.version": lrrunner.__version__, "lrrunner.run_dir": str(directory.resolve())}
+        own_tags = {"lrrunner.version": __version__, "lrrunner.run_dir": str(directory.resolve())}
         all_tags = own_tags | {key: str(value) for key, value in tracking["tags"].items()} | dict(tags or {})
         try:
             return run.create(run_name=tracking["run_name"] or directory.name, tags=all_tags)

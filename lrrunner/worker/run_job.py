@@ -22,10 +22,11 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
+from lrrunner.config.command_line import launch_command
 from lrrunner.config.schema import Config, config_from
 from lrrunner.errors import ConfigError
 from lrrunner.launch.mailbox import ANOTHER_RANK_IS_GONE, ANOTHER_RANK_IS_SILENT
-from lrrunner.launch.rank_command import DEEPSPEED_REFUSED, launch_command, launcher_says
+from lrrunner.launch.rank_command import DEEPSPEED_REFUSED, launcher_says
 from lrrunner.library.restarted_loader import to_device
 from lrrunner.results.reader import shown_path
 from lrrunner.sweep.measure import Measured, measure

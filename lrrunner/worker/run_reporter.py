@@ -11,7 +11,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import lrrunner
 from lrrunner.config.schema import Config, Monitor, batch_summary, budget_steps
 from lrrunner.core.confirmation import PlannedTrial, confirmed, not_confirmed
 from lrrunner.core.noise_scale import noise_scale
@@ -30,6 +29,7 @@ from lrrunner.system.redaction import Redactor
 from lrrunner.tracking.metric_names import final_points, live_prefix, superseded
 from lrrunner.tracking.mlflow_run import TRIAL_METRICS, MlflowRun, anchored_uri, configure_mlflow
 from lrrunner.training import checkpoints
+from lrrunner.version import __version__
 
 CHECKPOINT_FOLDER = "checkpoints"
 
@@ -257,7 +257,7 @@ class Reporter:
             return
         tags = {
             "lrrunner.world_size": str(self._world_size),
-            "lrrunner.version": lrrunner.__version__,
+            "lrrunner.version": __version__,
             "lrrunner.run_dir": str(self.directory.path),
         }
         tracking = self._job.tracking

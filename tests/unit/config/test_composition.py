@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lrrunner.cli.main import command_line, run
+from lrrunner.cli.main import run
+from lrrunner.config.command_line import parse_command_line
 from lrrunner.config.composition import compose_job
 from lrrunner.config.schema import batch_summary, budget_steps, config_from
 from lrrunner.errors import ConfigError
@@ -305,7 +306,7 @@ def test_hydras_own_flags_work(tmp_path: Path, flag: str) -> None:
 
 def test_a_plain_run_is_no_flag() -> None:
     """`--run` asks Hydra for what happens anyway; it must not be answered by doing nothing."""
-    words = command_line(["--run", "-r", "model=cnn", "--config-name=mine"])
+    words = parse_command_line(["--run", "-r", "model=cnn", "--config-name=mine"])
     assert words.hydra_flags == ()
     assert words.overrides == ("model=cnn",)
     assert words.options == ["--config-name", "mine"]
