@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from lrrunner.results.run_state import RunState
+
 FILE_NAME = "ledger.jsonl"
 
 
@@ -20,7 +22,7 @@ class Entry:
         job: Its number in the grid, from 0.
         overrides: As typed, secrets masked, without those of the whole batch.
         key: What the job computes, see :func:`lrrunner.batch.state.job_key`.
-        state: finished, failed or killed.
+        state: Finished, failed or killed.
         run_id: Its run in MLflow.
         run_dir: Its run directory, relative to the batch directory.
         lr: Suggested LR; None without a suggestion.
@@ -33,7 +35,7 @@ class Entry:
 
     job: int
     overrides: tuple[str, ...]
-    state: str
+    state: RunState
     run_id: str | None = None
     run_dir: str | None = None
     lr: float | None = None
@@ -77,6 +79,7 @@ def _entry(line: str) -> Entry | None:
     try:
         content: dict[str, Any] = json.loads(line)
         known = {item.name: content[item.name] for item in fields(Entry) if item.name in content}
+        known["state"] = RunState(known["state"])
         known["overrides"] = tuple(known["overrides"])
         if known.get("interval") is not None:
             low, high = known["interval"]

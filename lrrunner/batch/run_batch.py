@@ -40,7 +40,7 @@ from lrrunner.batch.state import (
     unique_keys,
     update_state,
 )
-from lrrunner.batch.summary_run import connected, finish_summary_run, start_summary_run, status_of, write_summary
+from lrrunner.batch.summary_run import batch_state, connected, finish_summary_run, start_summary_run, write_summary
 from lrrunner.batch.summary_table import terminal_table
 from lrrunner.config.composition import compose_job, expand_grid, override_key, unescaped_override
 from lrrunner.config.schema import register_schema
@@ -48,6 +48,8 @@ from lrrunner.errors import ConfigError
 from lrrunner.launch.job import Job
 from lrrunner.launch.supervise import machine_errors
 from lrrunner.results.reader import shown_path
+from lrrunner.results.run_state import RunState
+from lrrunner.system import exit_codes
 from lrrunner.system.devices import usable_cores, visible_gpus
 from lrrunner.system.interrupt_counter import InterruptCounter
 from lrrunner.system.job_log import JobLog, wake_loggers
@@ -129,7 +131,7 @@ def run_grid(overrides: Sequence[str], options: Sequence[str], *, config_dir: st
             lrrunner=__version__,
             salt=read_state(directory).get("salt") or secrets.token_hex(SALT_BYTES),
             num_jobs=len(points),
-            state="running",
+            state=RunState.RUNNING,
         )
         batch.warm_up(jobs_of(points, 0))
         command = redactor.text(shlex.join(["lrrunner", "-m", *options, *overrides]))
@@ -156,9 +158,9 @@ def run_grid(overrides: Sequence[str], options: Sequence[str], *, config_dir: st
             batch.dismiss()
             mask(directory / "multirun.yaml", redactor)
             entries = _entries(directory, jobs)
-            status = status_of(entries, num_jobs=len(points), interrupted=bool(interrupts.count))
-            update_state(directory, state=status.lower())
-            where = _report(directory, entries, tracking, redactor, status)
+            ended = batch_state(entries, num_jobs=len(points), interrupted=bool(interrupts.count))
+            update_state(directory, state=ended)
+            where = _report(directory, entries, tracking, redactor, ended)
         write_line(f"batch: {shown_path(directory)}{where}")
         for failure in failures:
             logger.info("the batch failed", exc_info=failure)
@@ -166,7 +168,7 @@ def run_grid(overrides: Sequence[str], options: Sequence[str], *, config_dir: st
             write_line(redactor.text(f"lrrunner: the batch failed: {type(failure).__name__}: {words}"), sys.stderr)
     if interrupts.count:
         return interrupts.exit_code
-    return 0 if not failures and status == "FINISHED" else 1
+    return exit_codes.OK if not failures and ended == RunState.FINISHED else exit_codes.FAILED
 
 
 def _refuse_ours(overrides: Sequence[str]) -> None:
@@ -191,7 +193,7 @@ def _slots(containers: Sequence[dict[str, Any]]) -> list[Slot]:
 
 
 def _report(
-    directory: Path, entries: Sequence[ledger.Entry], tracking: Mapping[str, Any], redactor: Redactor, status: str
+    directory: Path, entries: Sequence[ledger.Entry], tracking: Mapping[str, Any], redactor: Redactor, ended: RunState
 ) -> str:
     """CsvTable, pictures and page.
 
@@ -212,12 +214,10 @@ def _report(
         return ""
     run.run_id = run_id
     try:
-        finish_summary_run(
-            directory, entries, pictures, run=run, run_id=run_id, status=status, command=state["command"]
-        )
+        finish_summary_run(directory, entries, pictures, run=run, run_id=run_id, state=ended, command=state["command"])
     except Exception as error:  # noqa: BLE001 - as above
         logger.warning("the batch's page failed (%s: %s)", type(error).__name__, redactor.text(str(error)))
-        run.set_status(status)
+        run.set_status(ended.mlflow_status)
     return f"   mlflow: {run.location()}"
 
 

@@ -18,8 +18,10 @@ from lrrunner.batch.ledger import Entry
 from lrrunner.batch.state import read_state, update_state
 from lrrunner.errors import ConfigError
 from lrrunner.launch.job import Job, OutputFiles
-from lrrunner.launch.worker_group import JobResult, JobState, WorkerGroup
+from lrrunner.launch.worker_group import WorkerGroup
 from lrrunner.results.reader import read_run, read_status, write_status
+from lrrunner.results.run_state import ENDED_WITHOUT_REPORT, JobResult, RunState, state_in
+from lrrunner.system import exit_codes
 from lrrunner.system.interrupt_counter import InterruptCounter
 from lrrunner.system.terminal import write_line
 from lrrunner.tracking.supervised_run import SupervisedRun
@@ -145,14 +147,14 @@ class Batch:
 
     def _unfinished(self, jobs: Sequence[BatchJob]) -> list[BatchJob]:
         """Jobs to run; one whose run ended just before its line could be written gets its line now."""
-        finished = {entry.key for entry in ledger.read(self.directory) if entry.state == "finished"}
+        finished = {entry.key for entry in ledger.read(self.directory) if entry.state == RunState.FINISHED}
         attempts: dict[str, str] = read_state(self.directory).get("attempts", {})
         by_key = {job.key: job for job in jobs if job.key not in finished}
         for name, key in attempts.items():
             directory = self.directory / name
-            if key in by_key and read_status(directory).get("state") == "finished":
+            if key in by_key and state_in(read_status(directory)) == RunState.FINISHED:
                 run, item = read_run(directory), by_key.pop(key)
-                result = JobResult(state=JobState.FINISHED, code=0)
+                result = JobResult(state=RunState.FINISHED, exit_code=exit_codes.OK)
                 seconds = run.steps[-1].elapsed_s if run.steps else 0.0
                 there = replace(item, job=_in_directory(item.job, directory))
                 entry = self._entry(there, result, run_id=run.status.get("mlflow_run_id"), seconds=seconds)
@@ -183,7 +185,7 @@ class Batch:
         try:
             run_id = self.keeper.open(job.container, job.directory, redactor=job.redactor, tags=tags)
         except ConfigError as error:
-            result = JobResult(state=JobState.FAILED, code=2, cause="; ".join(error.errors))
+            result = JobResult(state=RunState.FAILED, exit_code=exit_codes.CONFIG_ERROR, cause="; ".join(error.errors))
             self._record(item, result, run_id=None, seconds=0.0)
             return
         output = OutputFiles(job.directory, job.redactor)
@@ -222,12 +224,12 @@ class Batch:
     def _entry(self, item: BatchJob, result: JobResult, *, run_id: str | None, seconds: float) -> Entry:
         directory, cause = item.job.directory, result.cause
         run = read_run(directory)
-        suggestion = run.test.suggestion if run.test and result.state == JobState.FINISHED else None
+        suggestion = run.test.suggestion if run.test and result.state == RunState.FINISHED else None
         return Entry(
             job=item.number,
             overrides=item.overrides,
             key=item.key,
-            state=str(result.state),
+            state=result.state,
             run_id=run_id,
             run_dir=os.path.relpath(directory, self.directory) if run.status else None,
             lr=suggestion.lr if suggestion else None,
@@ -254,7 +256,7 @@ def set_key(job: Job) -> SetKey:
 
 def describe_outcome(entry: Entry) -> str:
     """How a job ended, in one line."""
-    if entry.state != "finished":
+    if entry.state != RunState.FINISHED:
         return f"{entry.state}: {entry.cause}"
     if entry.lr is None or entry.interval is None:
         return f"lr none   {entry.verdict}   {entry.seconds:.1f} s"
@@ -276,8 +278,8 @@ def _in_free_directory(job: Job) -> Job:
     """The job, in a directory that holds no run: an earlier attempt's stays as it is, closed."""
     directory, attempt = job.directory, 1
     while directory.exists() and any(directory.iterdir()):
-        if read_status(directory).get("state") == "running":
-            write_status(directory, state="killed", cause="its process ended without a word")
+        if state_in(read_status(directory)) == RunState.RUNNING:
+            write_status(directory, state=RunState.KILLED, cause=ENDED_WITHOUT_REPORT)
         attempt += 1
         directory = job.directory.with_name(f"{job.directory.name}-{attempt}")
     return _in_directory(job, directory)

@@ -16,6 +16,7 @@ from lrrunner.batch.state import read_state, update_state
 from lrrunner.core.curve import curve_from_steps
 from lrrunner.core.power_law import power_law
 from lrrunner.results.reader import read_run
+from lrrunner.results.run_state import ENDED, RunState
 from lrrunner.system.redaction import Redactor
 from lrrunner.tracking.mlflow_run import MlflowRun, anchored_uri, configure_mlflow
 from lrrunner.version import __version__
@@ -97,7 +98,7 @@ def write_summary(directory: Path, entries: Sequence[Entry]) -> list[Path]:
 
     curves = []
     for entry, label in zip(entries, summary_table.labels(entries), strict=True):
-        if entry.run_dir is None or entry.state != "finished":
+        if entry.run_dir is None or entry.state != RunState.FINISHED:
             continue
         run = read_run(directory / entry.run_dir)
         curve = curve_from_steps(run.test.curve_steps if run.test else run.steps, beta=run.job.sweep.smoothing)
@@ -131,18 +132,18 @@ def finish_summary_run(
     *,
     run: MlflowRun,
     run_id: str,
-    status: str,
+    state: RunState,
     command: str,
 ) -> None:
     """Bring the page up to date: table, pictures, files, counts and status. Sending twice changes nothing."""
-    counts = {state: sum(entry.state == state for entry in entries) for state in ("finished", "failed", "killed")}
+    counts = {state: sum(entry.state == state for entry in entries) for state in ENDED}
     words = ", ".join(f"{count} {state}" for state, count in counts.items() if count) or "no job yet"
     shown = "\n\n".join(f"![{path.stem}](get-artifact?path={path.name}&run_uuid={run_id})" for path in pictures)
     table = summary_table.markdown_table(entries)
     note = f"**{len(entries)} jobs: {words}**\n\n{table}\n\n{shown}\n\n```\n{command}\n```\n"
     run.publish(
         run_id,
-        status=status,
+        status=state.mlflow_status,
         note=note,
         table={
             "columns": list(summary_table.TABLE_COLUMNS),
@@ -155,11 +156,12 @@ def finish_summary_run(
     )
 
 
-def status_of(entries: Sequence[Entry], *, num_jobs: int, interrupted: bool) -> str:
-    """The batch's status in MLflow."""
+def batch_state(entries: Sequence[Entry], *, num_jobs: int, interrupted: bool) -> RunState:
+    """How a batch that is over ended."""
     if interrupted:
-        return "KILLED"
-    return "FINISHED" if len(entries) == num_jobs and all(entry.state == "finished" for entry in entries) else "FAILED"
+        return RunState.KILLED
+    all_finished = len(entries) == num_jobs and all(entry.state == RunState.FINISHED for entry in entries)
+    return RunState.FINISHED if all_finished else RunState.FAILED
 
 
 def _replace(path: Path, text: str) -> None:

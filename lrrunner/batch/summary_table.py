@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lrrunner.batch.ledger import Entry
+from lrrunner.results.run_state import RunState
 
 CSV_COLUMNS = (
     *("job", "overrides", "state", "lr", "lr_low", "lr_high", "verdict", "best_loss", "seconds"),
@@ -68,7 +69,7 @@ def rows(entries: Sequence[Entry]) -> list[tuple[str, ...]]:
     for entry, label in zip(entries, labels(entries), strict=True):
         interval = "" if entry.interval is None else f"[{entry.interval[0]:.1e}, {entry.interval[1]:.1e}]"
         verdict = entry.verdict or f"{entry.state}: {_cut(entry.cause or '')}"
-        lr = "" if entry.state != "finished" else "none" if entry.lr is None else f"{entry.lr:.1e}"
+        lr = "" if entry.state != RunState.FINISHED else "none" if entry.lr is None else f"{entry.lr:.1e}"
         loss = "" if entry.best_loss is None else f"{entry.best_loss:.4g}"
         table.append((label, lr, interval, verdict, loss, f"{entry.seconds:.1f}"))
     return table

@@ -19,10 +19,9 @@ from lrrunner.config.schema import register_schema
 from lrrunner.errors import ConfigError
 from lrrunner.launch.rank_command import INHERITED_FROM_A_LAUNCHER
 from lrrunner.results.resume_checks import directory_errors
+from lrrunner.system import exit_codes
 from lrrunner.system.redaction import Redactor
 from lrrunner.system.terminal import write_line
-
-EXIT_CONFIG = 2
 
 RANK_0_FIRST_S = 5.0
 """How long another rank leaves the message about a wrong configuration to rank 0, whose end ends them all."""
@@ -44,7 +43,7 @@ def run(arguments: Sequence[str]) -> int:
     if words.hydra_flags and not words.unsupported:
         if rank == 0:
             _let_hydra_answer()
-        return 0
+        return exit_codes.OK
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))  # so that a _target_ in the user's own directory is found
     launched = any(name in os.environ for name in ("RANK", *INHERITED_FROM_A_LAUNCHER))
@@ -60,7 +59,7 @@ def run(arguments: Sequence[str]) -> int:
             return supervise(container, words.overrides, words.options)
     except ConfigError as error:
         _show(error, words, rank)
-        return EXIT_CONFIG
+        return exit_codes.CONFIG_ERROR
     from lrrunner.worker.run_job import work
 
     return work(container, words.overrides, words.options)

@@ -13,9 +13,11 @@ from typing import Any, NoReturn
 
 from lrrunner.batch import ledger
 from lrrunner.batch.state import STATE_FILE, batch_lock, read_state, update_state
-from lrrunner.batch.summary_run import finish_summary_run, start_summary_run, status_of, write_summary
+from lrrunner.batch.summary_run import batch_state, finish_summary_run, start_summary_run, write_summary
 from lrrunner.errors import ConfigError
 from lrrunner.results.reader import RunFiles, read_run, write_status
+from lrrunner.results.run_state import ENDED_WITHOUT_REPORT, RunState, state_in
+from lrrunner.system import exit_codes
 from lrrunner.system.process_identity import is_alive
 from lrrunner.system.redaction import MASK, Redactor
 from lrrunner.tracking.mlflow_run import MlflowRun, configure_mlflow
@@ -40,20 +42,20 @@ def run(arguments: Sequence[str]) -> int:
     parser.add_argument("directories", nargs="+", type=Path, metavar="directory", help="a run or batch directory")
     parser.add_argument("--uri", help="tracking URI, instead of the one that the run was given")
     words = parser.parse_args(arguments)
-    code = 0
+    code = exit_codes.OK
     for directory in words.directories:
         try:
             for line in brought(directory, uri=words.uri):
                 print(line, flush=True)
         except ConfigError as error:
             print(error, file=sys.stderr)
-            code = max(code, 2)
+            code = max(code, exit_codes.CONFIG_ERROR)
         except ConnectionError as error:
             print(f"lrrunner-sync: {directory}: MLflow does not answer ({error}); try again later", file=sys.stderr)
-            code = max(code, 1)
+            code = max(code, exit_codes.FAILED)
         except BlockingIOError as error:
             print(f"lrrunner-sync: {error}", file=sys.stderr)
-            code = max(code, 1)
+            code = max(code, exit_codes.FAILED)
     return code
 
 
@@ -87,9 +89,9 @@ def _batch_brought(directory: Path, uri: str | None) -> list[str]:
     redactor = Redactor.for_run(first.config, os.environ)
     state = read_state(directory)
     page = MlflowRun(uri=tracking["uri"], experiment=tracking["experiment"], redactor=redactor)
-    ended = state.get("state", "running")
-    if ended == "running":  # nobody holds its lock
-        ended = "killed"
+    ended = state_in(state) or RunState.RUNNING
+    if ended == RunState.RUNNING:  # nobody holds its lock
+        ended = RunState.KILLED
         update_state(directory, state=ended)
     page_id = state.get("mlflow_run_id")
     if page_id is None or not page.exists(page_id):
@@ -105,7 +107,7 @@ def _batch_brought(directory: Path, uri: str | None) -> list[str]:
         write_summary(directory, entries),
         run=page,
         run_id=page_id,
-        status=status_of(entries, num_jobs=state.get("num_jobs", len(entries)), interrupted=ended == "killed"),
+        state=batch_state(entries, num_jobs=state.get("num_jobs", len(entries)), interrupted=ended == RunState.KILLED),
         command=state.get("command", ""),
     )
     _check_sent(page)
@@ -148,12 +150,12 @@ def _check_sent(run: MlflowRun) -> None:
 
 def _closed(files: RunFiles) -> RunFiles:
     """A run that is over; one whose process has gone without a word is closed here."""
-    if files.status.get("state") != "running":
+    if state_in(files.status) != RunState.RUNNING:
         return files
     identity = files.status.get("process")
     if identity is None or files.status.get("host") != socket.gethostname() or is_alive(identity):
         raise BlockingIOError(f"{files.path} still works, or works on another machine; wait for its end")
-    write_status(files.path, state="killed", cause="its process ended without a word")
+    write_status(files.path, state=RunState.KILLED, cause=ENDED_WITHOUT_REPORT)
     return read_run(files.path)
 
 

@@ -7,6 +7,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,10 @@ from lrrunner.errors import ConfigError
 from lrrunner.launch.job import Job, OutputFiles, echo
 from lrrunner.launch.mailbox import sweep
 from lrrunner.launch.rank_command import DEEPSPEED_REFUSED
-from lrrunner.launch.worker_group import JobResult, JobState, WorkerGroup
+from lrrunner.launch.worker_group import WorkerGroup
+from lrrunner.results.run_state import JobResult, RunState
 from lrrunner.results.writer import new_run_path
+from lrrunner.system import exit_codes
 from lrrunner.system.devices import visible_gpus
 from lrrunner.system.interrupt_counter import InterruptCounter
 from lrrunner.system.job_log import JobLog
@@ -66,12 +69,14 @@ def supervise(container: Mapping[str, Any], overrides: Sequence[str], options: S
         finally:
             ranks.close()
             output.flush()
-        if result.code == 2 and run_id is not None:
+        if result.exit_code == exit_codes.CONFIG_ERROR and run_id is not None:
             keeper.discard(job.container, run_id, redactor=job.redactor)
-        elif result.code != 2 or not resumes:  # a run that could not be resumed is what it was
+        elif (
+            result.exit_code != exit_codes.CONFIG_ERROR or not resumes
+        ):  # a run that could not be resumed is what it was
             keeper.close(job.container, directory, result, run_id=run_id, redactor=job.redactor)
     _say(result, job)
-    return result.code
+    return result.exit_code
 
 
 def machine_errors(container: Mapping[str, Any], gpus: tuple[str, ...]) -> list[str]:
@@ -107,19 +112,21 @@ def _watched(ranks: WorkerGroup, interrupts: InterruptCounter) -> JobResult:
             assert interrupts.signal is not None
             if passed_on > 1:
                 ranks.kill()
-                return JobResult(state=JobState.KILLED, code=interrupts.exit_code, cause="stopped at once", told=False)
+                return JobResult(
+                    state=RunState.KILLED, exit_code=interrupts.exit_code, cause="stopped at once", is_reported=False
+                )
             ranks.interrupt(interrupts.signal)
         time.sleep(POLL_S)
-    if result.state == JobState.KILLED and interrupts.count:
-        return JobResult(state=JobState.KILLED, code=interrupts.exit_code, cause=result.cause, told=result.told)
+    if result.state == RunState.KILLED and interrupts.count:
+        return replace(result, exit_code=interrupts.exit_code)
     return result
 
 
 def _say(result: JobResult, job: Job) -> None:
     """Once, what went wrong."""
-    if result.code == 2 and result.cause:
+    if result.exit_code == exit_codes.CONFIG_ERROR and result.cause:
         write_line(job.redactor.text(result.cause), sys.stderr)
-    elif result.state == JobState.FAILED:
+    elif result.state == RunState.FAILED:
         logs = job.directory / "ranks"
         where = f"; see {logs}" if logs.is_dir() else ""
         write_line(job.redactor.text(f"lrrunner: the sweep failed on {result.cause}{where}"), sys.stderr)

@@ -14,13 +14,13 @@ import tempfile
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 
 from lrrunner.launch.mailbox import ANOTHER_RANK_IS_SILENT, SECOND_HAND, Heartbeat, JobMailbox, JobMessage, RankOutcome
 from lrrunner.launch.rank_command import DEFAULT_SETTINGS, OUTPUT_VARIABLE, RankPlan, launch_argv, launch_environment
 from lrrunner.launch.rank_output import LineSink, RankOutput
+from lrrunner.results.run_state import JobResult, RunState
+from lrrunner.system import exit_codes
 from lrrunner.system.process_identity import descendants, is_stopped, pid_of, process_identity
 
 LAST_WORDS_S = 15.0
@@ -36,31 +36,6 @@ WAITING = ("in _engine_run_backward", "distributed_c10d.py")
 
 _ROOT_CAUSE = re.compile(r"Root Cause.*?rank\s*:\s*(\d+).*?exitcode\s*:\s*(-?\d+)", re.DOTALL)
 _FRAME = re.compile(r'File "([^"]+)", line (\d+) in (\S+)')
-
-
-class JobState(StrEnum):
-    """How a job ended."""
-
-    FINISHED = "finished"
-    FAILED = "failed"
-    KILLED = "killed"
-
-
-@dataclass(frozen=True, kw_only=True)
-class JobResult:
-    """How a job ended, as far as its ranks are concerned.
-
-    Attributes:
-        state: In one word.
-        code: Exit code of a process that ran only this job.
-        cause: The rank that failed first and why; None after a finished job.
-        told: Whether rank 0 has itself recorded the end.
-    """
-
-    state: JobState
-    code: int
-    cause: str | None = None
-    told: bool = True
 
 
 class WorkerGroup:
@@ -198,7 +173,7 @@ class WorkerGroup:
     def _result(self, outcomes: list[RankOutcome]) -> JobResult | None:
         now = time.monotonic()
         by_rank = {outcome.rank: outcome for outcome in outcomes}
-        failed = any(outcome.code == 1 for outcome in outcomes)
+        failed = any(outcome.code == exit_codes.FAILED for outcome in outcomes)
         if not failed and len(by_rank) == self.world_size:
             return _told(by_rank[0])
         beats = self._handover.beats(self.world_size)
@@ -216,26 +191,31 @@ class WorkerGroup:
         elif self._stopping_since is not None:
             if not beats or now - self._stopping_since > STOP_WITHIN_S:
                 self.kill()
-                return JobResult(state=JobState.KILLED, code=143, cause="stopped before it could save", told=False)
+                return _stopped_early()
         elif now - self._last_sign > self._timeout_s:
             cause = self._hung(self._beats, f"no step for {self._timeout_s:g} s")
             self.kill()
-            return JobResult(state=JobState.FAILED, code=1, cause=cause, told=False)
+            return JobResult(state=RunState.FAILED, exit_code=exit_codes.FAILED, cause=cause, is_reported=False)
         return None
 
     def _failure(self, outcomes: list[RankOutcome]) -> JobResult:
         """The set has ended, or will not: who was the first?"""
         self.kill()
         by_rank = {outcome.rank: outcome for outcome in outcomes}
-        if 0 in by_rank and by_rank[0].code != 1:  # the job itself was over
+        if 0 in by_rank and by_rank[0].code != exit_codes.FAILED:  # the job itself was over
             return _told(by_rank[0])
         if self._stopping_since is not None:
-            return JobResult(state=JobState.KILLED, code=143, cause="stopped before it could save", told=False)
-        causes = [outcome.cause for outcome in outcomes if outcome.cause and outcome.code == 1]
+            return _stopped_early()
+        causes = [outcome.cause for outcome in outcomes if outcome.cause and outcome.code == exit_codes.FAILED]
         own = [cause for cause in causes if not any(words in cause for words in SECOND_HAND)]
         cause = own[0] if own else self._suspect or self._silent_death()
         cause = cause or (causes[0] if causes else self._never_came_up())
-        return JobResult(state=JobState.FAILED, code=1, cause=cause, told=bool(own) and 0 in by_rank)
+        return JobResult(
+            state=RunState.FAILED,
+            exit_code=exit_codes.FAILED,
+            cause=cause,
+            is_reported=bool(own) and 0 in by_rank,
+        )
 
     def _silent_death(self) -> str | None:
         """The rank that ended first, without a word, as the launcher saw it."""
@@ -301,11 +281,17 @@ class WorkerGroup:
 
 def _told(outcome: RankOutcome) -> JobResult:
     """What rank 0 says of a job that left its set whole."""
-    if outcome.code == 0:
-        return JobResult(state=JobState.FINISHED, code=0)
-    if outcome.code == 2:
-        return JobResult(state=JobState.FAILED, code=2, cause=outcome.cause)
-    return JobResult(state=JobState.KILLED, code=outcome.code, cause="interrupted")
+    if outcome.code == exit_codes.OK:
+        return JobResult(state=RunState.FINISHED, exit_code=outcome.code)
+    if outcome.code == exit_codes.CONFIG_ERROR:
+        return JobResult(state=RunState.FAILED, exit_code=outcome.code, cause=outcome.cause)
+    return JobResult(state=RunState.KILLED, exit_code=outcome.code, cause="interrupted")
+
+
+def _stopped_early() -> JobResult:
+    return JobResult(
+        state=RunState.KILLED, exit_code=exit_codes.TERMINATED, cause="stopped before it could save", is_reported=False
+    )
 
 
 def _place(stack: str) -> str:

@@ -21,6 +21,7 @@ from lrrunner.records import RangeTestResult, Step
 from lrrunner.reporting import run_summary
 from lrrunner.results.reader import INTEGERS
 from lrrunner.results.resume_checks import code_versions
+from lrrunner.results.run_state import RunState
 from lrrunner.results.writer import RECORD_COLUMNS, RunDirectory
 from lrrunner.system.redaction import Redactor
 from lrrunner.tracking.metric_names import final_points, live_prefix, superseded
@@ -155,7 +156,7 @@ class RangeTest(RangeTestResult):
             own |= {"mlflow.parentRunId": str(script.run_id)} if is_below else {}
             run.start(run_name=run_name or "lr range test", params=self._content, tags=own | dict(tags or {}))
             run.finish(
-                status="FINISHED",
+                status=RunState.FINISHED.mlflow_status,
                 test=self,
                 final=list(self._points()),
                 note=run_summary.with_picture(
@@ -200,7 +201,7 @@ class RangeTest(RangeTestResult):
             save_png(self.plot(), directory.path / "lr_sweep.png")
             directory.write_note(run_summary.note(self, self.job, command=self.call, directory=shown))
             directory.update_status(
-                state="finished",
+                state=RunState.FINISHED,
                 mlflow_run_id=None,
                 last_step=self.steps[-1].step,
                 cause=None,

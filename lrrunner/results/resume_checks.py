@@ -10,6 +10,7 @@ from typing import Any
 
 from lrrunner.config.schema import flattened
 from lrrunner.results.reader import read_config, read_status
+from lrrunner.results.run_state import RunState, state_in
 from lrrunner.system.process_identity import is_alive
 from lrrunner.version import __version__
 
@@ -36,12 +37,13 @@ def directory_errors(run: Mapping[str, Any]) -> list[str]:
     if (path / "ledger.jsonl").exists() or (path / "multirun.yaml").exists():
         return [f"run.resume must go with the grid of a batch, got the batch {path}; repeat its command, with -m"]
     status = read_status(path)
+    state = state_in(status)
     if not read_config(path):
         return [f"run.resume must name a run directory, got {path}; leave it out to begin a new run"]
-    if status.get("state") == "finished":
+    if state == RunState.FINISHED:
         return [f"run.resume must name a run that has not finished, got {path}; see its suggestion.json"]
     identity = status.get("process")
-    works_here = status.get("state") == "running" and status.get("host") == socket.gethostname()
+    works_here = state == RunState.RUNNING and status.get("host") == socket.gethostname()
     if works_here and identity is not None and is_alive(identity):
         return [f"run.resume must name a run that nobody works on, got {path}; wait for its end, or end it"]
     return []

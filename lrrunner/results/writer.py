@@ -20,6 +20,7 @@ from lrrunner.errors import ConfigError
 from lrrunner.records import RangeTestResult, Step, Trial
 from lrrunner.results.csv_table import CsvTable
 from lrrunner.results.reader import read_status
+from lrrunner.results.run_state import ENDED_WITHOUT_REPORT, RunState, state_in
 from lrrunner.system.redaction import Redactor
 
 RECORD_COLUMNS = (
@@ -62,8 +63,8 @@ def close_abandoned(path: Path) -> None:
     file = path / "status.json"
     with contextlib.suppress(OSError, ValueError):
         status = json.loads(file.read_text(encoding="utf-8"))
-        if status["state"] == "running":
-            status |= {"state": "killed", "cause": "its process ended without a word"}
+        if state_in(status) == RunState.RUNNING:
+            status |= {"state": RunState.KILLED, "cause": ENDED_WITHOUT_REPORT}
             file.write_text(json.dumps(status, indent=2) + "\n", encoding="utf-8")
 
 

@@ -22,6 +22,8 @@ from lrrunner.config.command_line import parse_command_line
 from lrrunner.config.composition import compose_job, expand_grid
 from lrrunner.errors import ConfigError
 from lrrunner.results.reader import read_run
+from lrrunner.results.run_state import RunState, state_in
+from lrrunner.system import exit_codes
 from lrrunner.system.redaction import Redactor
 
 
@@ -32,11 +34,11 @@ def main() -> NoReturn:
         if kind == "task":
             index, count, *words = words
             sys.stdout.write("".join(f"{word}\0" for word in task_args(folder, int(index), int(count), words)))
-            sys.exit(0)
+            sys.exit(exit_codes.OK)
         sys.exit(summary(Path(folder), words))
     except ConfigError as error:
         print(error, file=sys.stderr)
-        sys.exit(2)
+        sys.exit(exit_codes.CONFIG_ERROR)
 
 
 def task_args(folder: str, index: int, count: int, words: Sequence[str]) -> Iterator[str]:
@@ -72,28 +74,28 @@ def summary(folder: Path, words: Sequence[str]) -> int:
     for entry in entries:
         if known.get(entry.key) != entry:
             ledger.append(folder, entry)
-    finished = all(entry.state == "finished" for entry in entries)
-    update_state(folder, num_jobs=len(entries), state="finished" if finished else "failed")
+    finished = all(entry.state == RunState.FINISHED for entry in entries)
+    update_state(folder, num_jobs=len(entries), state=RunState.FINISHED if finished else RunState.FAILED)
     write_summary(folder, entries)
     print(terminal_table(entries), flush=True)
     if containers[0]["tracking"]["enabled"]:
         code = sync.run([str(folder)])
         if code:
             print(f"to bring it to MLflow later: {shlex.join(['lrrunner-sync', str(folder)])}", file=sys.stderr)
-    return int(not finished)
+    return exit_codes.OK if finished else exit_codes.FAILED
 
 
 def _entry(folder: Path, number: int, overrides: tuple[str, ...]) -> Entry:
     """How one point ended, as its run directory tells."""
     name = f"{number:03d}"
     run = read_run(folder / name)
-    state = run.status.get("state", "failed")
-    suggestion = run.test.suggestion if run.test and state == "finished" else None
+    state = state_in(run.status) or RunState.FAILED
+    suggestion = run.test.suggestion if run.test and state == RunState.FINISHED else None
     return Entry(
         job=number,
         key=name,
         overrides=overrides,
-        state="killed" if state == "running" else state,
+        state=RunState.KILLED if state == RunState.RUNNING else state,
         run_id=run.status.get("mlflow_run_id"),
         run_dir=name if run.status else None,
         lr=suggestion.lr if suggestion else None,

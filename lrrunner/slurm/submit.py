@@ -13,6 +13,7 @@ from typing import NoReturn
 from lrrunner.config.command_line import parse_command_line
 from lrrunner.config.composition import compose_job, expand_grid
 from lrrunner.errors import ConfigError
+from lrrunner.system import exit_codes
 
 POLL_S = 1.0
 ENDED = re.compile(r"COMPLETED|FAILED|CANCELLED|TIMEOUT|NODE_FAIL|OUT_OF_MEMORY|BOOT_FAIL|DEADLINE")
@@ -27,7 +28,7 @@ def main() -> NoReturn:
         print(checked(kind, words))
     except ConfigError as error:
         print(error, file=sys.stderr)
-        sys.exit(2)
+        sys.exit(exit_codes.CONFIG_ERROR)
     sys.exit(0)
 
 
@@ -70,7 +71,7 @@ def follow(job: str) -> int:
             sys.stdout.flush()
         if state is None or ENDED.fullmatch(state):
             print(f"job {job}: {state or 'unknown'}", flush=True)
-            return code if state != "CANCELLED" or code else 143
+            return code if state != "CANCELLED" or code else exit_codes.TERMINATED
         time.sleep(POLL_S)
 
 
@@ -80,7 +81,7 @@ def _job(job: str) -> tuple[str | None, int, Path | None]:
     fields = dict(re.findall(r"(?:^| )([A-Za-z]+)=(\S*)", shown))
     code, _, number = fields.get("ExitCode", "1:0").partition(":")
     output = fields.get("StdOut")
-    exit_code = int(code) or (128 + int(number) if int(number or 0) else 0)
+    exit_code = int(code) or (exit_codes.signal_exit_code(int(number)) if int(number or 0) else 0)
     return fields.get("JobState"), exit_code, Path(output) if output else None
 
 

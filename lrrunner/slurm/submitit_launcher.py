@@ -24,7 +24,9 @@ from lrrunner.batch.state import update_state
 from lrrunner.config.composition import expand_grid, override_key
 from lrrunner.errors import ConfigError
 from lrrunner.results.reader import read_status
+from lrrunner.results.run_state import RunState, state_in
 from lrrunner.slurm import array
+from lrrunner.system import exit_codes
 from lrrunner.system.redaction import Redactor
 from lrrunner.system.terminal import write_line
 from lrrunner.version import __version__
@@ -69,7 +71,7 @@ def run_with_submitit(
     summary = [*options, *_of_a_job(of_jobs)]
     redactor = Redactor.for_run(containers, os.environ, overrides)
     with run_batch.exclusive_batch(directory, "run.dir"):
-        update_state(directory, lrrunner=__version__, num_jobs=len(points), state="running")
+        update_state(directory, lrrunner=__version__, num_jobs=len(points), state=RunState.RUNNING)
         write_line(f"{len(points)} jobs in {directory}")
         try:
             run_batch.let_hydra_run([*options, *of_jobs, *sweep, *of_launcher], job)
@@ -81,7 +83,7 @@ def run_with_submitit(
             write_line(
                 f"lrrunner: not all jobs came to an end; once they have, sum them up with: {command}", sys.stderr
             )
-            return 1
+            return exit_codes.FAILED
         finally:
             run_batch.mask(directory / "multirun.yaml", redactor)
         for path in directory.glob(".submitit/**/*.pkl"):  # they hold the overrides, secrets among them
@@ -103,14 +105,14 @@ def run_point(commands: Sequence[Sequence[str]], directory: Path, cfg: DictConfi
     number = HydraConfig.get().job.num
     word = run_override(directory / f"{number:03d}")
     if word is None:
-        return 0
+        return exit_codes.OK
     return subprocess.run([sys.executable, "-m", "lrrunner", *commands[number], word], check=False).returncode
 
 
 def run_override(run: Path) -> str | None:
     """``run.dir=...`` for a run that has not begun, ``run.resume=...`` for one that has, None for a finished one."""
-    state = read_status(run).get("state")
-    if state == "finished":
+    state = state_in(read_status(run))
+    if state == RunState.FINISHED:
         return None
     return f"run.dir={_quoted(run)}" if state is None else f"run.resume={_quoted(run)}"
 

@@ -6,6 +6,8 @@ import signal
 from types import FrameType, TracebackType
 from typing import Self
 
+from lrrunner.system.exit_codes import signal_exit_code
+
 
 class InterruptCounter:
     """Counts SIGINT, SIGTERM, SIGUSR2 and SIGHUP (a closed terminal, as SIGTERM) instead of ending the process."""
@@ -30,7 +32,7 @@ class InterruptCounter:
     @property
     def exit_code(self) -> int:
         """128 + the number of the first signal."""
-        return 128 + (self.signal or signal.SIGTERM)
+        return signal_exit_code(self.signal or signal.SIGTERM)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self.count += 1

@@ -12,6 +12,8 @@ from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Self
 
+from lrrunner.system.exit_codes import signal_exit_code
+
 STUCK_AFTER_S = 10.0
 """A rank that has not reached its next step by then hangs in a collective, where Python runs no signal handler."""
 
@@ -93,7 +95,7 @@ class StopSignal:
     @property
     def exit_code(self) -> int:
         """128 + the signal's number: 143 for SIGTERM."""
-        return 128 + (self._signal or signal.SIGTERM)
+        return signal_exit_code(self._signal or signal.SIGTERM)
 
     def loop_ended(self) -> None:
         """The sweep has ended; what is left is to save."""

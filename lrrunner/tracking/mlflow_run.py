@@ -26,6 +26,7 @@ from filelock import FileLock
 from lrrunner.config.schema import flattened
 from lrrunner.errors import ConfigError
 from lrrunner.records import RangeTestResult, Step
+from lrrunner.results.run_state import RunState
 from lrrunner.results.writer import close_abandoned
 from lrrunner.system.process_identity import is_alive, process_identity
 from lrrunner.system.redaction import Redactor
@@ -288,7 +289,7 @@ class MlflowRun:
 
     def reopen(self, run_id: str) -> None:
         """Go on with a run that has ended, on behalf of this process."""
-        self._client.update_run(run_id, status="RUNNING")
+        self._client.update_run(run_id, status=RunState.RUNNING.mlflow_status)
         self._client.set_tag(run_id, "lrrunner.host", socket.gethostname())
         self._client.set_tag(run_id, "lrrunner.process", process_identity())
 
@@ -509,7 +510,7 @@ def _end_abandoned_runs(client: MlflowClient, experiment_id: str) -> None:
     ):
         identity = run.data.tags.get("lrrunner.process", "")
         if identity and not is_alive(identity):
-            client.set_terminated(run.info.run_id, "KILLED")
+            client.set_terminated(run.info.run_id, RunState.KILLED.mlflow_status)
             close_abandoned(Path(run.data.tags.get("lrrunner.run_dir", "")))
 
 

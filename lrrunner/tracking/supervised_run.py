@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lrrunner.launch.worker_group import JobResult, JobState
 from lrrunner.results.reader import read_run, read_status, write_status
+from lrrunner.results.run_state import JobResult, RunState, state_in
 from lrrunner.system.redaction import Redactor
 from lrrunner.tracking.mlflow_run import MlflowRun, configure_mlflow
-from lrrunner.tracking.upload_run import STATUS_IN_MLFLOW, upload_run
+from lrrunner.tracking.upload_run import upload_run
 from lrrunner.version import __version__
 
 logger = logging.getLogger(__name__)
@@ -78,8 +78,8 @@ class SupervisedRun:
         status = read_status(directory)
         run_id = run_id or status.get("mlflow_run_id")
         cause = redactor.text(result.cause or "") or None
-        recorded = status.get("state") == result.state
-        if result.state == JobState.FAILED:
+        recorded = state_in(status) == result.state
+        if result.state == RunState.FAILED:
             recorded = recorded and status.get("cause") == cause
         if status and not recorded:
             write_status(directory, state=str(result.state), cause=cause)
@@ -87,12 +87,12 @@ class SupervisedRun:
         if run is None or run_id is None:
             return run_id
         try:
-            ended = run.status(run_id) != "RUNNING"
-            if not (result.told and ended) and (files := read_run(directory)).config:
+            ended = run.status(run_id) != RunState.RUNNING.mlflow_status
+            if not (result.is_reported and ended) and (files := read_run(directory)).config:
                 upload_run(run, files, run_id=run_id)
             elif not ended:
                 run.run_id = run_id
-                run.finish_empty(STATUS_IN_MLFLOW[result.state], note=f"**{result.state.capitalize()}**: {cause}")
+                run.finish_empty(result.state.mlflow_status, note=f"**{result.state.text}**: {cause}")
         except Exception as error:  # noqa: BLE001 - as above
             self._give_up(container["tracking"]["uri"], redactor.text(str(error)))
         return run_id

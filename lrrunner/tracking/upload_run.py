@@ -6,10 +6,9 @@ from pathlib import Path
 
 from lrrunner.reporting import run_summary
 from lrrunner.results.reader import RunFiles
+from lrrunner.results.run_state import ENDED, RunState, state_in
 from lrrunner.tracking.metric_names import final_points, live_prefix, superseded
 from lrrunner.tracking.mlflow_run import TRIAL_METRICS, MlflowRun
-
-STATUS_IN_MLFLOW = {"finished": "FINISHED", "failed": "FAILED", "killed": "KILLED"}
 
 
 def upload_run(run: MlflowRun, files: RunFiles, *, run_id: str) -> None:
@@ -30,9 +29,10 @@ def upload_run(run: MlflowRun, files: RunFiles, *, run_id: str) -> None:
     for step in files.trials:
         run.log(step, prefix="confirm/", names=TRIAL_METRICS)
     picture = files.path / "lr_sweep.png"
-    failure = f"**{files.status.get('state', 'ended').capitalize()}**: {files.status.get('cause') or 'no cause known'}"
+    state = state_in(files.status)
+    failure = f"**{state.text if state else 'Ended'}**: {files.status.get('cause') or 'no cause known'}"
     run.finish(
-        status=STATUS_IN_MLFLOW.get(files.status.get("state", ""), "KILLED"),
+        status=(state if state in ENDED else RunState.KILLED).mlflow_status,
         test=test,
         final=list(final_points(test, sweep)) if test is not None else (),
         superseded=superseded(test) if test is not None else lambda prefix: False,

@@ -30,6 +30,7 @@ from lrrunner.launch.rank_command import DEEPSPEED_REFUSED, launcher_says
 from lrrunner.library.restarted_loader import to_device
 from lrrunner.results.reader import shown_path
 from lrrunner.sweep.measure import Measured, measure
+from lrrunner.system import exit_codes
 from lrrunner.system.job_log import JobLog
 from lrrunner.system.redaction import Redactor
 from lrrunner.system.stop_signal import StopSignal
@@ -49,8 +50,6 @@ MAX_CAUSE_LENGTH = 300
 LOST_CONNECTION = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited")
 
 TIMED_OUT = ("Timed out waiting", "timed out after", "Watchdog caught collective operation timeout")
-
-EXIT_OK, EXIT_FAILED, EXIT_CONFIG = 0, 1, 2
 
 logger = logging.getLogger(__name__)
 
@@ -127,7 +126,7 @@ def work(container: Mapping[str, Any], overrides: Sequence[str], options: Sequen
         Work(container=container, overrides=overrides, options=options),
         orphaned=lambda: world.collective.world_size > 1 and os.getppid() != parent,
         on_mistake=lambda message: print(message, file=sys.stderr),
-        on_failure=lambda cause: exit_now(EXIT_FAILED),
+        on_failure=lambda cause: exit_now(exit_codes.FAILED),
     )
     leave_world()
     return code
@@ -185,7 +184,7 @@ def run_job(
             except ConfigError as error:
                 if world.collective.rank == 0:
                     on_mistake(redactor.text(str(error)))
-                code = EXIT_CONFIG
+                code = exit_codes.CONFIG_ERROR
             except BaseException as error:  # noqa: BLE001 - the last stop of whatever a user's code or a dead peer raises
                 cause = redactor.text(f"rank {world.collective.rank}: {_one_line(error)}")
                 try:
@@ -221,7 +220,7 @@ def _run(session: Session, stop_signal: StopSignal) -> int:
     stop_signal.loop_ended()
     if session.reporter is not None:
         session.reporter.finish(measured.passes, measured.trials)
-    return stop_signal.exit_code if measured.interrupted else EXIT_OK
+    return stop_signal.exit_code if measured.interrupted else exit_codes.OK
 
 
 def _stage_b(session: Session, job: Config) -> tuple[ExecutionSettings, Components]:
@@ -423,7 +422,7 @@ def _refuse(message: str) -> NoReturn:
     """End every rank; rank 0 says why."""
     if os.environ.get("RANK", "0") == "0":
         print(ConfigError([message]), file=sys.stderr)
-    exit_now(EXIT_CONFIG)
+    exit_now(exit_codes.CONFIG_ERROR)
 
 
 def _world_message(claimed: int, found: int) -> str:

@@ -21,6 +21,7 @@ from lrrunner.reporting import run_summary
 from lrrunner.reporting.progress_bar import progress_bar, show
 from lrrunner.results.reader import shown_path
 from lrrunner.results.resume_checks import code_versions, differences, directory_errors
+from lrrunner.results.run_state import RunState
 from lrrunner.results.writer import RunDirectory, new_run_path
 from lrrunner.sweep.auto_range import Passes
 from lrrunner.sweep.confirmation_runs import Trials
@@ -137,7 +138,7 @@ class Reporter:
         self.directory.write_inputs(self._config, overrides)
         self._start_mlflow()
         self.directory.update_status(
-            state="running",
+            state=RunState.RUNNING,
             mlflow_run_id=self._mlflow.run_id if self._mlflow is not None else None,
             last_step=None,
             cause=None,
@@ -212,8 +213,9 @@ class Reporter:
         if not cause:
             self.directory.forget_unconfirmed()
             checkpoints.remove(self.directory.path / CHECKPOINT_FOLDER)
+        state = RunState.KILLED if cause else RunState.FINISHED
         self.directory.update_status(
-            state="killed" if cause else "finished",
+            state=state,
             last_step=self._last_step,
             cause=cause,
         )
@@ -223,25 +225,25 @@ class Reporter:
         ):
             print(self._redactor.text(line), flush=True)  # before the upload, which a server may keep waiting
         if self._mlflow is not None:
-            self._finish_mlflow(test, picture, note, status="KILLED" if cause else "FINISHED")
+            self._finish_mlflow(test, picture, note, status=state.mlflow_status)
 
     def fail(self, cause: str) -> None:
         """The sweep broke: keep what there is and say why."""
         self._bar.close()
         files: list[Path] = []
         with contextlib.suppress(OSError):  # the directory itself may be what broke
-            self.directory.update_status(state="failed", last_step=self._last_step, cause=cause)
+            self.directory.update_status(state=RunState.FAILED, last_step=self._last_step, cause=cause)
             files = self.directory.files()
         if self._mlflow is not None:
             note = f"**Failed** on {cause}"
-            self._mlflow.finish(status="FAILED", note=note, files=files, root=self.directory.path)
+            self._mlflow.finish(status=RunState.FAILED.mlflow_status, note=note, files=files, root=self.directory.path)
 
     def cut_off(self, cause: str) -> None:
         """The process ends within moments, from another thread: record only that."""
         with contextlib.suppress(OSError):
-            self.directory.update_status(state="killed", last_step=self._last_step, cause=cause)
+            self.directory.update_status(state=RunState.KILLED, last_step=self._last_step, cause=cause)
         if self._mlflow is not None:
-            self._mlflow.set_status("KILLED")
+            self._mlflow.set_status(RunState.KILLED.mlflow_status)
 
     def _connected(self) -> MlflowRun | None:
         tracking = self._job.tracking
@@ -270,7 +272,7 @@ class Reporter:
             )
         except Exception as error:  # noqa: BLE001 - a server that fails now must not cost the sweep
             logger.warning("MLflow failed (%s); the run directory keeps everything", error)
-            self._mlflow.set_status("FAILED")
+            self._mlflow.set_status(RunState.FAILED.mlflow_status)
             self._mlflow = None
 
     def _reopened(self) -> str | None:

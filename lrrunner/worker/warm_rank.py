@@ -20,6 +20,7 @@ from lrrunner.launch.mailbox import (
     remove_folder_when_orphaned,
 )
 from lrrunner.launch.rank_command import OUTPUT_VARIABLE, SET_VARIABLE
+from lrrunner.system import exit_codes
 
 if TYPE_CHECKING:
     from lrrunner.worker.run_job import Work
@@ -43,7 +44,7 @@ def main() -> NoReturn:
         sys.path.insert(0, str(Path.cwd()))  # so that a _target_ in the user's own directory is found
     pulse = HeartbeatWriter(handover, rank)
     pulse.change(job=IDLE)
-    from lrrunner.worker.run_job import EXIT_FAILED, EXIT_OK, exit_now, join_world, leave_world, run_job
+    from lrrunner.worker.run_job import exit_now, join_world, leave_world, run_job
 
     world = join_world()
     number = 0
@@ -53,10 +54,10 @@ def main() -> NoReturn:
 
         def on_failure(cause: str, job: int = number) -> NoReturn:
             with contextlib.suppress(OSError):
-                handover.report(job, RankOutcome(rank=rank, code=EXIT_FAILED, cause=cause))
+                handover.report(job, RankOutcome(rank=rank, code=exit_codes.FAILED, cause=cause))
             if orphaned():
                 handover.remove()
-            exit_now(EXIT_FAILED)
+            exit_now(exit_codes.FAILED)
 
         code = run_job(
             world,
@@ -72,7 +73,7 @@ def main() -> NoReturn:
     if orphaned():
         handover.remove()
     leave_world()
-    exit_now(EXIT_OK)  # at once: taking torch apart takes seconds that the supervisor would wait
+    exit_now(exit_codes.OK)  # at once: taking torch apart takes seconds that the supervisor would wait
 
 
 def _work(order: JobMessage, pulse: HeartbeatWriter) -> Work:

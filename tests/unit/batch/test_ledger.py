@@ -5,10 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from lrrunner.batch.ledger import Entry, append, latest, read
+from lrrunner.results.run_state import RunState
 
-FIRST = Entry(job=0, overrides=("model=mlp",), key="a", state="failed", cause="rank 1: killed by SIGKILL", seconds=3.5)
+FIRST = Entry(
+    job=0, overrides=("model=mlp",), key="a", state=RunState.FAILED, cause="rank 1: killed by SIGKILL", seconds=3.5
+)
 SECOND = Entry(
-    job=1, overrides=("model=cnn",), key="b", state="finished", run_id="abc", run_dir="001", lr=1e-3,
+    job=1, overrides=("model=cnn",), key="b", state=RunState.FINISHED, run_id="abc", run_dir="001", lr=1e-3,
     interval=(5e-4, 2e-3), verdict="ok", best_loss=0.3, seconds=2.0,
 )  # fmt: skip
 
@@ -23,7 +26,7 @@ def test_what_is_appended_is_read(tmp_path: Path) -> None:
 
 def test_the_last_word_on_a_job_counts(tmp_path: Path) -> None:
     """A failed job that a resumed batch repeats."""
-    again = Entry(job=0, overrides=("model=mlp",), key="a", state="finished", run_dir="000-2", seconds=4.0)
+    again = Entry(job=0, overrides=("model=mlp",), key="a", state=RunState.FINISHED, run_dir="000-2", seconds=4.0)
     for entry in (FIRST, SECOND, again):
         append(tmp_path, entry)
     assert latest(read(tmp_path)) == {"a": again, "b": SECOND}

@@ -26,6 +26,7 @@ from lrrunner.config.composition import compose_job, expand_grid, unescaped_over
 from lrrunner.errors import ConfigError
 from lrrunner.launch.job import Job
 from lrrunner.launch.supervise import machine_errors
+from lrrunner.results.run_state import RunState
 from lrrunner.slurm import submitit_launcher
 from lrrunner.system.devices import visible_gpus
 from lrrunner.system.job_log import wake_loggers
@@ -261,7 +262,7 @@ def test_the_launcher_is_where_hydra_looks_for_it() -> None:
 )
 def test_each_job_ends_with_a_line(changes: dict[str, object], words: str) -> None:
     """What a person watches."""
-    settings: dict[str, object] = {"job": 0, "overrides": (), "state": "finished", "seconds": 1.5}
+    settings: dict[str, object] = {"job": 0, "overrides": (), "state": RunState.FINISHED, "seconds": 1.5}
     assert describe_outcome(Entry(**(settings | changes))) == words  # type: ignore[arg-type]
 
 
@@ -327,6 +328,6 @@ def test_a_page_ends_whatever_its_summary_does(tmp_path: Path, monkeypatch: pyte
         raise RuntimeError("no such font")
 
     monkeypatch.setattr(broken, fail)
-    entry = Entry(job=0, overrides=("sweep.seed=1",), key="a", state="finished", verdict="flat")
-    _report(tmp_path, [entry], tracking, Redactor(), "FINISHED")
+    entry = Entry(job=0, overrides=("sweep.seed=1",), key="a", state=RunState.FINISHED, verdict="flat")
+    _report(tmp_path, [entry], tracking, Redactor(), RunState.FINISHED)
     assert run.status(page) == "FINISHED"

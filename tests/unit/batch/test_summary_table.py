@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from lrrunner.batch.ledger import Entry
 from lrrunner.batch.summary_table import csv_text, labels, markdown_table, swept_numbers, terminal_table
+from lrrunner.results.run_state import RunState
 
 
-def entry(job: int, *own: str, lr: float | None = 1e-3, state: str = "finished", **changes: object) -> Entry:
+def entry(
+    job: int, *own: str, lr: float | None = 1e-3, state: RunState = RunState.FINISHED, **changes: object
+) -> Entry:
     settings: dict[str, object] = {
         "job": job, "overrides": ("launch.num_processes=2", *own), "state": state, "run_id": f"r{job}",
         "run_dir": f"{job:03d}", "lr": lr, "interval": None if lr is None else (lr / 2, lr * 2),
@@ -15,7 +18,9 @@ def entry(job: int, *own: str, lr: float | None = 1e-3, state: str = "finished",
     return Entry(**(settings | changes))  # type: ignore[arg-type]
 
 
-FAILED = entry(1, "model=cnn", lr=None, state="failed", cause="rank 1: killed by SIGKILL", best_loss=None, run_dir=None)
+FAILED = entry(
+    1, "model=cnn", lr=None, state=RunState.FAILED, cause="rank 1: killed by SIGKILL", best_loss=None, run_dir=None
+)
 
 
 def test_a_label_is_what_tells_jobs_apart() -> None:
