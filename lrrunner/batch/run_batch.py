@@ -13,12 +13,12 @@ import secrets
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
+from operator import attrgetter
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import hydra
 from hydra.core.config_store import ConfigStore
@@ -42,8 +42,10 @@ from lrrunner.batch.state import (
 )
 from lrrunner.batch.summary_run import batch_state, connected, finish_summary_run, start_summary_run, write_summary
 from lrrunner.batch.summary_table import terminal_table
+from lrrunner.config.command_line import CommandLine
 from lrrunner.config.composition import compose_job, expand_grid, override_key, unescaped_override
-from lrrunner.config.schema import register_schema
+from lrrunner.config.schema import Config, LaunchConfig, RunConfig, TrackingConfig, register_schema
+from lrrunner.config.serialization import to_plain
 from lrrunner.errors import ConfigError
 from lrrunner.launch.job import Job
 from lrrunner.launch.supervise import machine_errors
@@ -78,14 +80,11 @@ logger = logging.getLogger(__name__)
 RunJobs = Callable[[Sequence[Sequence[str]], int], None]
 
 
-def run_grid(overrides: Sequence[str], options: Sequence[str], *, config_dir: str | None, config_name: str) -> int:
+def run_grid(command_line: CommandLine) -> int:
     """Run every point of a grid.
 
     Args:
-        overrides: As typed, with Hydra's sweeps in them.
-        options: Hydra's own flags as typed.
-        config_dir: The user's own directory of configuration groups.
-        config_name: Primary configuration.
+        command_line: Its overrides hold Hydra's sweeps.
 
     Returns:
         Exit code: 0 all jobs ran to their end, 1 some failed, 128 + signal.
@@ -95,30 +94,29 @@ def run_grid(overrides: Sequence[str], options: Sequence[str], *, config_dir: st
     """
     from lrrunner.slurm import submitit_launcher
 
+    overrides, options = command_line.overrides, command_line.options
     if submitit_launcher.uses_submitit(overrides):
-        return submitit_launcher.run_with_submitit(overrides, options, config_dir=config_dir, config_name=config_name)
+        return submitit_launcher.run_with_submitit(command_line)
     _refuse_ours(overrides)
-    points = expand_grid(overrides, config_dir=config_dir)
-    gpus = visible_gpus(os.environ)
-    containers = checked_points(points, config_dir=config_dir, config_name=config_name, gpus=gpus)
-    directory = batch_directory(containers)
-    redactor = Redactor.for_run(containers, os.environ, overrides)
-    tracking = containers[0]["tracking"]
-    known = {tuple(point): container for point, container in zip(points, containers, strict=True)}
+    points = expand_grid(command_line)
+    configs = checked_points(points, command_line, gpus=visible_gpus(os.environ))
+    directory = batch_directory(configs[0].run)
+    redactor = Redactor.for_run(list(map(to_plain, configs)), os.environ, overrides)
+    tracking = configs[0].tracking
+    known = {tuple(point): config for point, config in zip(points, configs, strict=True)}
 
     def jobs_of(job_overrides: Sequence[Sequence[str]], first_number: int) -> list[BatchJob]:
         found = [
-            known.get(tuple(point))
-            or compose_job(point, config_dir=config_dir, config_name=config_name, world_size=None)
+            known.get(tuple(point)) or compose_job(command_line.with_overrides(point), world_size=None)
             for point in job_overrides
         ]
-        bare = _batch_jobs(job_overrides, found, directory, options, first_number=first_number)
+        bare = _batch_jobs(job_overrides, found, directory, command_line, first_number=first_number)
         return _with_keys(bare, salt=state["salt"], earlier=jobs)
 
     jobs: list[BatchJob] = []
     failures: list[Exception] = []
-    slots = _slots(containers)
-    key = "run.dir" if containers[0]["run"]["resume"] is None else "run.resume"
+    slots = _slots([config.launch for config in configs])
+    key = "run.dir" if configs[0].run.resume is None else "run.resume"
     with (
         exclusive_batch(directory, key),
         JobLog(redactor),
@@ -182,18 +180,18 @@ def _refuse_ours(overrides: Sequence[str]) -> None:
         raise ConfigError(errors)
 
 
-def _slots(containers: Sequence[dict[str, Any]]) -> list[Slot]:
+def _slots(launches: Sequence[LaunchConfig]) -> list[Slot]:
     """Places for sets, each large enough for the largest job."""
     return new_slots(
-        int(containers[0]["launch"]["concurrent"]),
-        num_processes=max(int(container["launch"]["num_processes"] or 1) for container in containers),
+        launches[0].concurrent,
+        num_processes=max(launch.num_processes or 1 for launch in launches),
         gpus=visible_gpus(os.environ),
         cores=usable_cores(),
     )
 
 
 def _report(
-    directory: Path, entries: Sequence[ledger.Entry], tracking: Mapping[str, Any], redactor: Redactor, ended: RunState
+    directory: Path, entries: Sequence[ledger.Entry], tracking: TrackingConfig, redactor: Redactor, ended: RunState
 ) -> str:
     """CsvTable, pictures and page.
 
@@ -293,42 +291,40 @@ def _nothing(cfg: DictConfig) -> None:
 
 
 def checked_points(
-    points: Sequence[Sequence[str]], *, config_dir: str | None, config_name: str, gpus: tuple[str, ...]
-) -> list[dict[str, Any]]:
+    points: Sequence[Sequence[str]], command_line: CommandLine, *, gpus: tuple[str, ...]
+) -> list[Config]:
     """Stage A of every point; what is wrong with one is told with its overrides, what is wrong with all only once.
 
     Args:
         points: Overrides of each.
-        config_dir: The user's own directory of configuration groups.
-        config_name: Primary configuration.
+        command_line: Names the configuration directory and the primary configuration.
         gpus: Those of the machine that runs the jobs; empty where it has none, or is another one.
 
     Raises:
         ConfigError: all errors of all points.
     """
-    containers: list[dict[str, Any]] = []
+    configs: list[Config] = []
     errors: dict[str, list[str]] = {}
     labels = _labels(points)
     for label, point in zip(labels, points, strict=True):
         try:
-            container = compose_job(point, config_dir=config_dir, config_name=config_name, world_size=None)
+            config = compose_job(command_line.with_overrides(point), world_size=None)
         except ConfigError as error:
             for message in error.errors:
                 errors.setdefault(message, []).append(label)
             continue
-        containers.append(container)
-        for message in machine_errors(container, gpus):
+        configs.append(config)
+        for message in machine_errors(config.launch, gpus):
             errors.setdefault(message, []).append(label)
     for key in WHOLE_BATCH:
-        section, _, name = key.partition(".")
-        if len({container[section][name] for container in containers}) > 1:
+        if len({attrgetter(key)(config) for config in configs}) > 1:
             errors[f"{key} must be one value for the whole batch, got several; give one"] = labels
     if errors:
         raise ConfigError(
             message if len(where) == len(points) else f"{message} (in {_listed(where)})"
             for message, where in errors.items()
         )
-    return containers
+    return configs
 
 
 def _listed(labels: Sequence[str]) -> str:
@@ -343,10 +339,9 @@ def _labels(points: Sequence[Sequence[str]]) -> list[str]:
     return [" ".join(unescaped_override(word) for word in point if word not in common) for point in points]
 
 
-def batch_directory(containers: Sequence[dict[str, Any]]) -> Path:
+def batch_directory(run: RunConfig) -> Path:
     """Where the batch lives: a new directory, or the one to go on in."""
-    run = containers[0]["run"]
-    resume = run["resume"]
+    resume = run.resume
     if resume is not None:
         if not any((Path(resume) / name).exists() for name in (STATE_FILE, ledger.FILE_NAME)):
             raise ConfigError(
@@ -354,7 +349,7 @@ def batch_directory(containers: Sequence[dict[str, Any]]) -> Path:
             )
         return Path(resume).resolve()
     name = f"batch-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
-    directory = Path(run["dir"] or Path("runs") / name).resolve()
+    directory = Path(run.dir or Path("runs") / name).resolve()
     if (directory / STATE_FILE).exists() or (directory / ledger.FILE_NAME).exists():
         raise ConfigError([f"run.dir must not hold a batch yet, got {directory}; go on with run.resume={directory}"])
     try:
@@ -392,27 +387,27 @@ def exclusive_batch(directory: Path, key: str) -> Iterator[None]:
 
 def _batch_jobs(
     points: Sequence[Sequence[str]],
-    containers: Sequence[dict[str, Any]],
+    configs: Sequence[Config],
     directory: Path,
-    options: Sequence[str],
+    command_line: CommandLine,
     *,
     first_number: int,
 ) -> list[BatchJob]:
     jobs = []
-    for number, (label, point, container) in enumerate(
-        zip(_labels(points), points, containers, strict=True), start=first_number
+    for number, (label, point, config) in enumerate(
+        zip(_labels(points), points, configs, strict=True), start=first_number
     ):
         own = [unescaped_override(word) for word in point if not is_for_the_batch(word)]
-        run = {**container["run"], "dir": str(directory / f"{number:03d}"), "resume": None}
-        launch = {**container["launch"], "concurrent": 1}
-        job = Job(container={**container, "run": run, "launch": launch}, overrides=tuple(own), options=tuple(options))
+        run = replace(config.run, dir=str(directory / f"{number:03d}"), resume=None)
+        own_config = replace(config, run=run, launch=replace(config.launch, concurrent=1))
+        job = Job(config=own_config, command_line=command_line.with_overrides(own))
         jobs.append(BatchJob(number=number, label=label or " ".join(own), job=job, key=""))
     return jobs
 
 
 def _with_keys(jobs: Sequence[BatchJob], *, salt: str, earlier: Sequence[BatchJob]) -> list[BatchJob]:
     """The jobs with their names in the ledger."""
-    keys = unique_keys([job_key(job.job.container, salt=salt) for job in jobs], earlier=[job.key for job in earlier])
+    keys = unique_keys([job_key(job.job.config, salt=salt) for job in jobs], earlier=[job.key for job in earlier])
     return [replace(job, key=key) for job, key in zip(jobs, keys, strict=True)]
 
 

@@ -52,7 +52,7 @@ class BatchJob:
     @property
     def overrides(self) -> tuple[str, ...]:
         """As typed, secrets masked."""
-        return tuple(self.job.redactor.text(word) for word in self.job.overrides)
+        return tuple(self.job.redactor.text(word) for word in self.job.command_line.overrides)
 
 
 @dataclass
@@ -156,7 +156,7 @@ class Batch:
                 run, item = read_run(directory), by_key.pop(key)
                 result = JobResult(state=RunState.FINISHED, exit_code=exit_codes.OK)
                 seconds = run.steps[-1].elapsed_s if run.steps else 0.0
-                there = replace(item, job=_in_directory(item.job, directory))
+                there = replace(item, job=item.job.in_directory(directory))
                 entry = self._entry(there, result, run_id=run.status.get("mlflow_run_id"), seconds=seconds)
                 ledger.append(self.directory, entry)
         return list(by_key.values())
@@ -183,14 +183,14 @@ class Batch:
         assert slot.ranks is not None
         tags = {**self.tags, "lrrunner.job": str(item.number)}
         try:
-            run_id = self.keeper.open(job.container, job.directory, redactor=job.redactor, tags=tags)
+            run_id = self.keeper.open(job.config.tracking, job.directory, redactor=job.redactor, tags=tags)
         except ConfigError as error:
             result = JobResult(state=RunState.FAILED, exit_code=exit_codes.CONFIG_ERROR, cause="; ".join(error.errors))
             self._record(item, result, run_id=None, seconds=0.0)
             return
         output = OutputFiles(job.directory, job.redactor)
         slot.running = Running(batch_job=item, run_id=run_id, output=output, started=time.monotonic())
-        order = job.order(slot.ranks.number, run_id=run_id)
+        order = job.message(slot.ranks.number, run_id=run_id)
         slot.ranks.give(order, timeout_s=job.timeout_s)
 
     def _provide_ranks(self, slot: Slot, job: Job) -> None:
@@ -211,7 +211,9 @@ class Batch:
         seconds = time.monotonic() - running.started
         running.output.flush()
         result = replace(result, cause=_one_line(result.cause))
-        run_id = self.keeper.close(job.container, job.directory, result, run_id=running.run_id, redactor=job.redactor)
+        run_id = self.keeper.close(
+            job.config.tracking, job.directory, result, run_id=running.run_id, redactor=job.redactor
+        )
         self._record(item, result, run_id=run_id, seconds=seconds)
 
     def _record(self, item: BatchJob, result: JobResult, *, run_id: str | None, seconds: float) -> None:
@@ -250,8 +252,9 @@ class Batch:
 
 def set_key(job: Job) -> SetKey:
     """What jobs must share to share a set of warm ranks: world size, precision, compiler, launcher's file."""
-    train, launch = job.container["train"], job.container["launch"]
-    return (job.num_processes, train["mixed_precision"], train["compile"], launch["config_file"])
+    train = job.config.train
+    precision = train.mixed_precision and train.mixed_precision.value
+    return (job.num_processes, precision, train.compile, job.config.launch.config_file)
 
 
 def describe_outcome(entry: Entry) -> str:
@@ -282,11 +285,7 @@ def _in_free_directory(job: Job) -> Job:
             write_status(directory, state=RunState.KILLED, cause=ENDED_WITHOUT_REPORT)
         attempt += 1
         directory = job.directory.with_name(f"{job.directory.name}-{attempt}")
-    return _in_directory(job, directory)
-
-
-def _in_directory(job: Job, directory: Path) -> Job:
-    return replace(job, container={**job.container, "run": {**job.container["run"], "dir": str(directory)}})
+    return job.in_directory(directory)
 
 
 def _hear(slot: Slot, rank: int, name: str, lines: Sequence[str]) -> None:

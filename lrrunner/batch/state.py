@@ -7,12 +7,15 @@ import hmac
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
+
+from lrrunner.config.schema import Config
+from lrrunner.config.serialization import to_plain
 
 STATE_FILE = "batch.json"
 LOCK_FILE = ".lock"
@@ -24,17 +27,17 @@ NOT_OF_THE_JOB = ("tracking", "run")
 NOT_OF_THE_JOB_IN_LAUNCH = ("concurrent", "timeout_s")
 
 
-def job_key(container: Mapping[str, Any], *, salt: str) -> str:
+def job_key(config: Config, *, salt: str) -> str:
     """What a job computes, as a name that is the same in a later process: secrets count, but cannot be read from it.
 
     Where and how long it runs and where it is recorded do not count, nor in which words it was asked for.
 
     Args:
-        container: Resolved configuration, secrets unmasked.
+        config: Configuration, secrets unmasked.
         salt: The batch's own, so that short secrets cannot be found by trying.
     """
-    counted = {key: value for key, value in container.items() if key not in NOT_OF_THE_JOB}
-    counted["launch"] = {k: v for k, v in container["launch"].items() if k not in NOT_OF_THE_JOB_IN_LAUNCH}
+    counted = {key: value for key, value in to_plain(config).items() if key not in NOT_OF_THE_JOB}
+    counted["launch"] = {k: v for k, v in counted["launch"].items() if k not in NOT_OF_THE_JOB_IN_LAUNCH}
     text = json.dumps(counted, sort_keys=True, default=str)
     return hmac.new(bytes.fromhex(salt), text.encode(), hashlib.sha256).hexdigest()[:32]
 

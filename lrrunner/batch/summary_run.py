@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from lrrunner.batch import summary_table
 from lrrunner.batch.ledger import FILE_NAME, Entry
 from lrrunner.batch.state import read_state, update_state
+from lrrunner.config.schema import TrackingConfig
 from lrrunner.core.curve import curve_from_steps
 from lrrunner.core.power_law import power_law
 from lrrunner.results.reader import read_run
@@ -25,13 +25,13 @@ logger = logging.getLogger(__name__)
 
 
 def start_summary_run(
-    directory: Path, tracking: Mapping[str, Any], *, command: str, redactor: Redactor, run_id: str | None = None
+    directory: Path, tracking: TrackingConfig, *, command: str, redactor: Redactor, run_id: str | None = None
 ) -> str | None:
     """Make the batch's run in MLflow, or open the one again that an earlier part of the batch has made.
 
     Args:
         directory: The batch directory.
-        tracking: The ``tracking`` group of the first job.
+        tracking: The section ``tracking`` of the first job.
         command: What repeats the batch.
         redactor: Masks secrets.
         run_id: The run that an earlier part of the batch has made.
@@ -43,13 +43,13 @@ def start_summary_run(
         ConfigError: the store refuses.
     """
     state = {
-        "uri": redactor.text(anchored_uri(tracking["uri"])),
-        "experiment": tracking["experiment"],
-        "enabled": tracking["enabled"],
+        "uri": redactor.text(anchored_uri(tracking.uri)),
+        "experiment": tracking.experiment,
+        "enabled": tracking.enabled,
         "command": redactor.text(command),
     } | read_state(directory)
     state["mlflow_run_id"] = run_id
-    if tracking["enabled"]:
+    if tracking.enabled:
         run = connected(tracking, redactor)
         if run is not None:
             try:
@@ -60,11 +60,11 @@ def start_summary_run(
     return None if state["mlflow_run_id"] is None else str(state["mlflow_run_id"])
 
 
-def connected(tracking: Mapping[str, Any], redactor: Redactor) -> MlflowRun | None:
+def connected(tracking: TrackingConfig, redactor: Redactor) -> MlflowRun | None:
     """The store; None, with a warning, where it does not answer."""
-    configure_mlflow(tracking["timeout_s"])
+    configure_mlflow(tracking.timeout_s)
     try:
-        return MlflowRun(uri=tracking["uri"], experiment=tracking["experiment"], redactor=redactor)
+        return MlflowRun(uri=tracking.uri, experiment=tracking.experiment, redactor=redactor)
     except ConnectionError as error:
         logger.warning("MLflow does not answer (%s); lrrunner-sync brings the batch later", error)
         return None

@@ -8,14 +8,14 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import hydra
 from omegaconf import DictConfig
 
 from lrrunner.config.command_line import CommandLine, parse_command_line
 from lrrunner.config.composition import compose_job
-from lrrunner.config.schema import register_schema
+from lrrunner.config.schema import Config, register_schema
 from lrrunner.errors import ConfigError
 from lrrunner.launch.rank_command import INHERITED_FROM_A_LAUNCHER
 from lrrunner.results.resume_checks import directory_errors
@@ -38,9 +38,9 @@ def run(arguments: Sequence[str]) -> int:
     Returns:
         Exit code: 0 the sweep ran to its end, 1 it failed, 2 the configuration is wrong, 143 ended by SIGTERM.
     """
-    words = parse_command_line(arguments)
+    command_line = parse_command_line(arguments)
     rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    if words.hydra_flags and not words.unsupported:
+    if command_line.hydra_flags and not command_line.unsupported:
         if rank == 0:
             _let_hydra_answer()
         return exit_codes.OK
@@ -48,54 +48,52 @@ def run(arguments: Sequence[str]) -> int:
         sys.path.insert(0, str(Path.cwd()))  # so that a _target_ in the user's own directory is found
     launched = any(name in os.environ for name in ("RANK", *INHERITED_FROM_A_LAUNCHER))
     try:
-        if words.multirun and not launched and not words.unsupported:
+        if command_line.multirun and not launched and not command_line.unsupported:
             from lrrunner.batch.run_batch import run_grid
 
-            return run_grid(words.overrides, words.options, config_dir=words.config_dir, config_name=words.config_name)
-        container = _checked_job(words, world_size if launched else None)
-        if not launched and container["launch"]["num_processes"] is not None:
+            return run_grid(command_line)
+        config = _checked_job(command_line, world_size if launched else None)
+        if not launched and config.launch.num_processes is not None:
             from lrrunner.launch.supervise import supervise
 
-            return supervise(container, words.overrides, words.options)
+            return supervise(config, command_line)
     except ConfigError as error:
-        _show(error, words, rank)
+        _show(error, command_line, rank)
         return exit_codes.CONFIG_ERROR
     from lrrunner.worker.run_job import work
 
-    return work(container, words.overrides, words.options)
+    return work(config, command_line)
 
 
-def _checked_job(words: CommandLine, world_size: int | None) -> dict[str, Any]:
+def _checked_job(command_line: CommandLine, world_size: int | None) -> Config:
     """Stage A; a world size of None: this process is in no world yet."""
-    if words.unsupported:
+    if command_line.unsupported:
         raise ConfigError(
-            f"{flag} is not supported; name your own directory with --config-dir" for flag in words.unsupported
+            f"{flag} is not supported; name your own directory with --config-dir" for flag in command_line.unsupported
         )
-    if words.multirun:
+    if command_line.multirun:
         number = max(2, world_size or 1)
-        command = shlex.join(["lrrunner", "-m", f"launch.num_processes={number}", *words.overrides])
+        command = shlex.join(["lrrunner", "-m", f"launch.num_processes={number}", *command_line.overrides])
         raise ConfigError(
             [
-                f"-m must not be given inside {world_size} ranks, got {' '.join(words.overrides)}; "
+                f"-m must not be given inside {world_size} ranks, got {' '.join(command_line.overrides)}; "
                 f"one parent starts them: {command}"
             ]
         )
-    container = compose_job(
-        words.overrides, config_dir=words.config_dir, config_name=words.config_name, world_size=world_size
-    )
-    begins = container["run"]["resume"] is None
-    if not begins and world_size is None and (errors := directory_errors(container["run"])):  # in ranks, rank 0 looks
+    config = compose_job(command_line, world_size=world_size)
+    resumes = config.run.resume is not None
+    if resumes and world_size is None and (errors := directory_errors(config.run)):  # in ranks, rank 0 checks it
         raise ConfigError(errors)
-    return container
+    return config
 
 
-def _show(error: ConfigError, words: CommandLine, rank: int) -> None:
+def _show(error: ConfigError, command_line: CommandLine, rank: int) -> None:
     """Print the message once: rank 0 speaks, and another rank only if rank 0 found nothing wrong."""
     prefix = ""
     if rank != 0:
         time.sleep(RANK_0_FIRST_S)
         prefix = f"[rank {rank}] "
-    redactor = Redactor.for_run({}, os.environ, words.overrides)
+    redactor = Redactor.for_run({}, os.environ, command_line.overrides)
     write_line(prefix + redactor.text(str(error)), sys.stderr)
 
 

@@ -9,11 +9,12 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from lrrunner.batch import ledger
 from lrrunner.batch.state import STATE_FILE, batch_lock, read_state, update_state
 from lrrunner.batch.summary_run import batch_state, finish_summary_run, start_summary_run, write_summary
+from lrrunner.config.schema import TrackingConfig
 from lrrunner.errors import ConfigError
 from lrrunner.results.reader import RunFiles, read_run, write_status
 from lrrunner.results.run_state import ENDED_WITHOUT_REPORT, RunState, state_in
@@ -23,8 +24,6 @@ from lrrunner.system.redaction import MASK, Redactor
 from lrrunner.tracking.mlflow_run import MlflowRun, configure_mlflow
 from lrrunner.tracking.upload_run import upload_run
 from lrrunner.version import __version__
-
-TIMEOUT_S = 10.0
 
 
 def main() -> NoReturn:
@@ -88,7 +87,7 @@ def _batch_brought(directory: Path, uri: str | None) -> list[str]:
     tracking = _tracking(first, uri)
     redactor = Redactor.for_run(first.config, os.environ)
     state = read_state(directory)
-    page = MlflowRun(uri=tracking["uri"], experiment=tracking["experiment"], redactor=redactor)
+    page = MlflowRun(uri=tracking.uri, experiment=tracking.experiment, redactor=redactor)
     ended = state_in(state) or RunState.RUNNING
     if ended == RunState.RUNNING:  # nobody holds its lock
         ended = RunState.KILLED
@@ -123,15 +122,15 @@ def _run_brought(files: RunFiles, uri: str | None, *, tags: Mapping[str, str]) -
     files = _closed(files)
     tracking = _tracking(files, uri)
     redactor = Redactor.for_run(files.config, os.environ)
-    run = MlflowRun(uri=tracking["uri"], experiment=tracking["experiment"], redactor=redactor)
+    run = MlflowRun(uri=tracking.uri, experiment=tracking.experiment, redactor=redactor)
     run_id = _known_id(files)
     if run_id is None or not run.exists(run_id):
         where = {"lrrunner.run_dir": str(files.path.resolve())}
         own = {"lrrunner.version": files.status.get("version", __version__), **where}
         if files.test is not None:
             own["lrrunner.world_size"] = str(files.test.world_size)
-        users = {key: str(value) for key, value in (tracking["tags"] or {}).items()}
-        name = tracking["run_name"] or files.path.resolve().name
+        users = {key: str(value) for key, value in tracking.tags.items()}
+        name = tracking.run_name or files.path.resolve().name
         run_id = run.find(where) or run.create(run_name=name, tags=own | users | dict(tags))
         write_status(files.path, mlflow_run_id=run_id)
         files = read_run(files.path)
@@ -159,14 +158,15 @@ def _closed(files: RunFiles) -> RunFiles:
     return read_run(files.path)
 
 
-def _tracking(files: RunFiles, uri: str | None) -> dict[str, Any]:
-    tracking: dict[str, Any] = {**files.config["tracking"], "enabled": True}
-    tracking["uri"] = uri or tracking["uri"]
-    if MASK in tracking["uri"]:
+def _tracking(files: RunFiles, uri: str | None) -> TrackingConfig:
+    """Where the run goes, with the store configured."""
+    recorded = files.job.tracking
+    tracking = replace(recorded, enabled=True, uri=uri or recorded.uri)
+    if MASK in tracking.uri:
         raise ConfigError(
-            [f"--uri must be given, got {tracking['uri']} from {files.path}, where secrets are masked; name the store"]
+            [f"--uri must be given, got {tracking.uri} from {files.path}, where secrets are masked; name the store"]
         )
-    configure_mlflow(tracking.get("timeout_s", TIMEOUT_S))
+    configure_mlflow(tracking.timeout_s)
     return tracking
 
 

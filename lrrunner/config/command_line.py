@@ -1,11 +1,12 @@
-"""The command line as data: overrides, Hydra's flags, and command lines as text. No torch."""
+"""The parsed command line, and commands as text. Standard library only."""
 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 
+DEFAULT_CONFIG_NAME = "config"
 OPTIONS_WITH_VALUE = ("--config-dir", "-cd", "--config-name", "-cn")
 MULTIRUN = ("--multirun", "-m")
 PLAIN_RUN = ("--run", "-r")
@@ -14,33 +15,42 @@ UNSUPPORTED = ("--config-path", "-cp", "--package", "-p", "--experimental-rerun"
 
 @dataclass(frozen=True, kw_only=True)
 class CommandLine:
-    """Arguments sorted into Hydra's flags and overrides.
+    """Arguments of one ``lrrunner`` command.
 
     Attributes:
-        overrides: Everything that is no flag.
+        overrides: Every argument that is no flag.
         config_dir: Value of ``--config-dir``.
         config_name: Value of ``--config-name``.
-        multirun: Whether a grid was asked for.
+        multirun: Whether ``-m`` asks for a grid.
         hydra_flags: Flags that Hydra answers itself (help, info, the configuration, completion).
-        unsupported: Flags of Hydra that have no meaning here.
+        unsupported: Hydra's flags that lrrunner refuses.
     """
 
-    overrides: tuple[str, ...]
-    config_dir: str | None
-    config_name: str
-    multirun: bool
-    hydra_flags: tuple[str, ...]
+    overrides: tuple[str, ...] = ()
+    config_dir: str | None = None
+    config_name: str = DEFAULT_CONFIG_NAME
+    multirun: bool = False
+    hydra_flags: tuple[str, ...] = ()
     unsupported: tuple[str, ...] = ()
 
     @property
     def options(self) -> list[str]:
         """The flags that a repeated run needs."""
         directory = [] if self.config_dir is None else ["--config-dir", self.config_dir]
-        return directory + ([] if self.config_name == "config" else ["--config-name", self.config_name])
+        return directory + ([] if self.config_name == DEFAULT_CONFIG_NAME else ["--config-name", self.config_name])
+
+    @property
+    def arguments(self) -> list[str]:
+        """The arguments that repeat one job."""
+        return [*self.options, *self.overrides]
+
+    def with_overrides(self, overrides: Iterable[str]) -> CommandLine:
+        """The same command with other overrides."""
+        return replace(self, overrides=tuple(overrides))
 
 
 def parse_command_line(arguments: Sequence[str]) -> CommandLine:
-    """Sort arguments.
+    """Sort arguments into flags and overrides.
 
     >>> parse_command_line(["-cd", "my_conf", "model=cnn"]).overrides
     ('model=cnn',)
@@ -48,33 +58,33 @@ def parse_command_line(arguments: Sequence[str]) -> CommandLine:
     overrides: list[str] = []
     values: dict[str, str] = {}
     multirun, flags, unsupported = False, [], []
-    words = iter(arguments)
-    for word in words:
-        name, sign, value = word.partition("=")
-        if word in PLAIN_RUN:
+    remaining = iter(arguments)
+    for argument in remaining:
+        name, sign, value = argument.partition("=")
+        if argument in PLAIN_RUN:
             continue
         if name in OPTIONS_WITH_VALUE:
-            values[name] = value if sign else next(words, "")
-        elif word in MULTIRUN:
+            values[name] = value if sign else next(remaining, "")
+        elif argument in MULTIRUN:
             multirun = True
         elif name in UNSUPPORTED:
             unsupported.append(name)
-        elif word.startswith("-"):
-            flags.append(word)
+        elif argument.startswith("-"):
+            flags.append(argument)
         else:
-            overrides.append(word)
+            overrides.append(argument)
     return CommandLine(
         overrides=tuple(overrides),
         config_dir=values.get("--config-dir", values.get("-cd")),
-        config_name=values.get("--config-name", values.get("-cn", "config")),
+        config_name=values.get("--config-name", values.get("-cn", DEFAULT_CONFIG_NAME)),
         multirun=multirun,
         hydra_flags=tuple(flags),
         unsupported=tuple(unsupported),
     )
 
 
-def launch_command(words: Sequence[str], *, num_processes: int, on_cpu: bool) -> str:
-    """The command line that runs a sweep on ``num_processes`` ranks.
+def launch_command(arguments: Sequence[str], *, num_processes: int, on_cpu: bool) -> str:
+    """The command that runs a sweep on ``num_processes`` ranks, as text.
 
     On a CPU, ``accelerate launch`` starts several ranks only with ``--multi_gpu`` and ACCELERATE_USE_CPU together.
 
@@ -83,7 +93,7 @@ def launch_command(words: Sequence[str], *, num_processes: int, on_cpu: bool) ->
     >>> launch_command(["model=cnn"], num_processes=1, on_cpu=True)
     'lrrunner model=cnn'
     """
-    command = shlex.join(["lrrunner", *words])
+    command = shlex.join(["lrrunner", *arguments])
     if num_processes == 1:
         return command
     switch = "ACCELERATE_USE_CPU=1 " if on_cpu else ""

@@ -1,4 +1,4 @@
-"""Command-line words -> one resolved configuration, with every error found at once. No torch."""
+"""Command line -> one typed configuration, with every error reported at once. No torch."""
 
 from __future__ import annotations
 
@@ -19,80 +19,93 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from lrrunner.config.schema import check, register_schema, resolved, unknown_key_message
+from lrrunner.config.command_line import CommandLine
+from lrrunner.config.schema import Config, register_schema
+from lrrunner.config.validation import unknown_key_message, validated
 from lrrunner.errors import ConfigError
 
 COMPOSE_ERRORS = (HydraException, OmegaConfBaseException, yaml.YAMLError)
 
 
-def compose_job(
-    overrides: Sequence[str],
-    *,
-    config_dir: str | None = None,
-    config_name: str = "config",
-    world_size: int | None = 1,
-) -> dict[str, Any]:
+def compose_job(command_line: CommandLine, *, world_size: int | None = 1) -> Config:
     """Stage A: compose, resolve and check the configuration of one job.
 
     Args:
-        overrides: Hydra overrides as typed.
-        config_dir: The user's own directory of configuration groups.
-        config_name: Primary configuration.
-        world_size: Number of ranks that will share a global batch; None: as many as ``launch.num_processes`` says.
+        command_line: Overrides without sweeps in them, configuration directory and name.
+        world_size: Number of ranks that share a global batch; None: as many as ``launch.num_processes`` says.
 
     Raises:
         ConfigError: every override that cannot be applied, and every value that the rest leaves wrong.
     """
+    config_dir, config_name, overrides = command_line.config_dir, command_line.config_name, command_line.overrides
     if config_dir is not None and not Path(config_dir).is_dir():
         raise ConfigError([f"--config-dir must be a directory, got {config_dir}; create it or correct the path"])
     register_schema()
     with _hydra(config_dir) as search_path:
 
-        def attempt(words: Sequence[str]) -> DictConfig | Exception:
+        def attempt(overrides: Sequence[str]) -> DictConfig | Exception:
             try:
-                return compose(config_name, overrides=[*search_path, *words])
+                return compose(config_name, overrides=[*search_path, *overrides])
             except COMPOSE_ERRORS as failure:
                 return failure
 
         errors: list[str] = []
-        cfg = attempt(overrides)
-        if isinstance(cfg, Exception):
+        composed = attempt(overrides)
+        if isinstance(composed, Exception):
             good, errors = _applicable(attempt, overrides)
-            errors = errors or [_explained(cfg, "", [])]
-            cfg = attempt(good)
-        container: dict[str, Any] = {}
-        if not isinstance(cfg, Exception):
+            errors = errors or [_explained(composed, "", [])]
+            composed = attempt(good)
+        config: Config | None = None
+        if not isinstance(composed, Exception):
             try:
-                container = resolved(cfg)
-                check(container, world_size=world_size)
+                config = validated(_resolved(composed), world_size=world_size)
             except ConfigError as error:
                 errors += error.errors
         if errors:
             raise ConfigError(errors)
-        return container
+        assert config is not None
+        return config
 
 
-def expand_grid(overrides: Sequence[str], *, config_dir: str | None = None) -> list[tuple[str, ...]]:
-    """The points of a grid, as Hydra's basic sweeper expands it: each a list of overrides without sweeps in them.
+def _resolved(composed: DictConfig) -> dict[str, Any]:
+    """The composed configuration as plain values.
+
+    Raises:
+        ConfigError: an interpolation fails, or a mandatory value is missing.
+    """
+    try:
+        values = OmegaConf.to_container(composed, resolve=True, enum_to_str=True)
+    except OmegaConfBaseException as error:
+        key = getattr(error, "full_key", None) or "the configuration"
+        message = str(error).splitlines()[0]
+        raise ConfigError([f"{key} cannot be resolved: {message}; set the variable or give a value"]) from None
+    missing = sorted(str(key) for key in OmegaConf.missing_keys(composed))
+    if missing:
+        raise ConfigError(f"{key} is missing; give it as {key}=..." for key in missing)
+    assert isinstance(values, dict)
+    return {str(key): value for key, value in values.items()}
+
+
+def expand_grid(command_line: CommandLine) -> list[tuple[str, ...]]:
+    """The points of a grid as Hydra's basic sweeper expands it: the overrides of each job.
 
     Args:
-        overrides: As typed, with lists, ranges and globs.
-        config_dir: The user's own directory of configuration groups.
+        command_line: Overrides with lists, ranges and globs, and the configuration directory.
 
     Raises:
         ConfigError: every override that is none, or sweeps in a way that needs another sweeper.
     """
     register_schema()
     search_path = create_config_search_path("pkg://lrrunner.conf")
-    if config_dir is not None:
-        search_path.append("lrrunner", f"file://{Path(config_dir).resolve()}")
+    if command_line.config_dir is not None:
+        search_path.append("lrrunner", f"file://{Path(command_line.config_dir).resolve()}")
     parser = OverridesParser.create(config_loader=ConfigLoaderImpl(config_search_path=search_path))
     errors, parsed = [], []
-    for word in overrides:
+    for override in command_line.overrides:
         try:
-            parsed += parser.parse_overrides([word])
+            parsed += parser.parse_overrides([override])
         except HydraException:
-            errors.append(f"{word!r} is not an override; write key=value, and quote values with special characters")
+            errors.append(f"{override!r} is not an override; write key=value, and quote values with special characters")
     if errors:
         raise ConfigError(errors)
     try:
@@ -100,7 +113,9 @@ def expand_grid(overrides: Sequence[str], *, config_dir: str | None = None) -> l
     except HydraException as error:
         raise ConfigError([f"the grid cannot be expanded: {error}; use lists, ranges or globs"]) from None
     if not points:
-        raise ConfigError([f"the grid must have a point, got none from {' '.join(overrides)}; check its globs"])
+        raise ConfigError(
+            [f"the grid must have a point, got none from {' '.join(command_line.overrides)}; check its globs"]
+        )
     return points
 
 

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
+from lrrunner.config.command_line import CommandLine
+from lrrunner.config.schema import Config
+from lrrunner.config.serialization import to_plain
 from lrrunner.launch.mailbox import JobMessage
 from lrrunner.launch.rank_command import RankPlan
 from lrrunner.system.redaction import Redactor
 from lrrunner.system.terminal import write_line
-from lrrunner.tracking.supervised_run import environment_redactor
 
 MAX_EARLY_LINES = 1000
 MAX_FILE = 1 << 24
@@ -25,41 +27,44 @@ class Job:
     """A job that has passed stage A.
 
     Attributes:
-        container: Its resolved configuration; ``run.dir`` is its directory.
-        overrides: As typed, without those that concern a whole batch.
-        options: Hydra's own flags as typed.
+        config: Its configuration; ``run.dir`` is its directory.
+        command_line: Its arguments, without the overrides that concern a whole batch.
     """
 
-    container: Mapping[str, Any]
-    overrides: tuple[str, ...]
-    options: tuple[str, ...] = ()
+    config: Config
+    command_line: CommandLine
     redactor: Redactor = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "redactor", environment_redactor(self.container, self.overrides))
+        redactor = Redactor.for_run(to_plain(self.config), os.environ, self.command_line.overrides)
+        object.__setattr__(self, "redactor", redactor)
 
     @property
     def directory(self) -> Path:
         """Its run directory."""
-        return Path(self.container["run"]["dir"])
+        assert self.config.run.dir is not None
+        return Path(self.config.run.dir)
 
     @property
     def num_processes(self) -> int:
-        """Ranks that it wants."""
-        return int(self.container["launch"]["num_processes"] or 1)
+        """Number of its ranks."""
+        return self.config.launch.num_processes or 1
 
     @property
     def timeout_s(self) -> float:
-        """How long its ranks may show no sign of life."""
-        return float(self.container["launch"]["timeout_s"])
+        """Longest time without a heartbeat of its ranks."""
+        return self.config.launch.timeout_s
 
-    def order(self, number: int, *, run_id: str | None) -> JobMessage:
-        """What its ranks are told."""
+    def in_directory(self, directory: Path) -> Job:
+        """The same job in another run directory."""
+        return replace(self, config=replace(self.config, run=replace(self.config.run, dir=str(directory))))
+
+    def message(self, number: int, *, run_id: str | None) -> JobMessage:
+        """The job as its ranks receive it."""
         return JobMessage(
             number=number,
-            container=dict(self.container),
-            overrides=list(self.overrides),
-            options=list(self.options),
+            config=to_plain(self.config),
+            arguments=self.command_line.arguments,
             run_id=run_id,
         )
 
@@ -69,7 +74,7 @@ class Job:
             num_processes=self.num_processes,
             gpus=gpus[: self.num_processes],
             cores=cores,
-            config_file=self.container["launch"]["config_file"],
+            config_file=self.config.launch.config_file,
         )
 
 

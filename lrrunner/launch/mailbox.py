@@ -41,16 +41,14 @@ class JobMessage:
 
     Attributes:
         number: Counts the jobs of one set of ranks.
-        container: Resolved configuration that passed stage A.
-        overrides: As typed, for the record.
-        options: Hydra's own flags, for the command that repeats the run.
+        config: Configuration that passed stage A, as plain values.
+        arguments: Command line that repeats the job.
         run_id: MLflow run that the supervisor has made; None: there is none, and rank 0 is not to try either.
     """
 
     number: int
-    container: dict[str, Any]
-    overrides: list[str] = field(default_factory=list)
-    options: list[str] = field(default_factory=list)
+    config: dict[str, Any]
+    arguments: list[str] = field(default_factory=list)
     run_id: str | None = None
 
 

@@ -6,11 +6,11 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
+from lrrunner.config.command_line import CommandLine
+from lrrunner.config.schema import Config, LaunchConfig
 from lrrunner.errors import ConfigError
 from lrrunner.launch.job import Job, OutputFiles, echo
 from lrrunner.launch.mailbox import sweep
@@ -29,13 +29,12 @@ POLL_S = 0.05
 SET_PREFIX = "lrrunner-set-"
 
 
-def supervise(container: Mapping[str, Any], overrides: Sequence[str], options: Sequence[str]) -> int:
+def supervise(config: Config, command_line: CommandLine) -> int:
     """Run one job on ``launch.num_processes`` ranks of this machine.
 
     Args:
-        container: Resolved configuration that passed stage A.
-        overrides: As typed.
-        options: Hydra's own flags as typed.
+        config: Configuration that passed stage A.
+        command_line: Arguments of this command.
 
     Returns:
         Exit code: 0 the sweep ran to its end, 1 it failed, 2 the configuration is wrong, 128 + signal.
@@ -43,15 +42,11 @@ def supervise(container: Mapping[str, Any], overrides: Sequence[str], options: S
     Raises:
         ConfigError: this machine, or the tracking store, cannot do what is asked.
     """
-    resumes = container["run"]["resume"] is not None
-    directory = Path(container["run"]["resume"] or container["run"]["dir"] or new_run_path())
-    job = Job(
-        container={**container, "run": {**container["run"], "dir": str(directory)}},
-        overrides=tuple(overrides),
-        options=tuple(options),
-    )
+    resumes = config.run.resume is not None
+    directory = Path(config.run.resume or config.run.dir or new_run_path())
+    job = Job(config=config, command_line=command_line).in_directory(directory)
     gpus = visible_gpus(os.environ)
-    errors = [*machine_errors(job.container, gpus), *([] if resumes else _directory_errors(directory))]
+    errors = [*machine_errors(config.launch, gpus), *([] if resumes else _directory_errors(directory))]
     if errors:
         raise ConfigError(errors)
     with JobLog(job.redactor), InterruptCounter() as interrupts:
@@ -63,26 +58,27 @@ def supervise(container: Mapping[str, Any], overrides: Sequence[str], options: S
         ranks = WorkerGroup(job.plan(gpus=gpus), folder, environ=os.environ, sink=output.take)
         try:
             if not resumes:  # else rank 0 reopens the run that there is
-                run_id = keeper.open(job.container, directory, redactor=job.redactor)  # while the ranks load torch
-            ranks.give(job.order(0, run_id=run_id), timeout_s=job.timeout_s)
+                run_id = keeper.open(
+                    job.config.tracking, directory, redactor=job.redactor
+                )  # while the ranks load torch
+            ranks.give(job.message(0, run_id=run_id), timeout_s=job.timeout_s)
             result = _watched(ranks, interrupts)
         finally:
             ranks.close()
             output.flush()
         if result.exit_code == exit_codes.CONFIG_ERROR and run_id is not None:
-            keeper.discard(job.container, run_id, redactor=job.redactor)
+            keeper.discard(job.config.tracking, run_id, redactor=job.redactor)
         elif (
             result.exit_code != exit_codes.CONFIG_ERROR or not resumes
         ):  # a run that could not be resumed is what it was
-            keeper.close(job.container, directory, result, run_id=run_id, redactor=job.redactor)
+            keeper.close(job.config.tracking, directory, result, run_id=run_id, redactor=job.redactor)
     _say(result, job)
     return result.exit_code
 
 
-def machine_errors(container: Mapping[str, Any], gpus: tuple[str, ...]) -> list[str]:
-    """What of the ``launch`` group this machine cannot do."""
-    launch = container["launch"]
-    num_processes, concurrent, file = launch["num_processes"] or 1, launch["concurrent"], launch["config_file"]
+def machine_errors(launch: LaunchConfig, gpus: tuple[str, ...]) -> list[str]:
+    """Values of the section ``launch`` that this machine cannot satisfy."""
+    num_processes, concurrent, file = launch.num_processes or 1, launch.concurrent, launch.config_file
     errors = []
     if file is not None and not Path(file).is_file():
         errors.append(f"launch.config_file must be a file of accelerate launch, got {file}; correct the path")

@@ -25,10 +25,8 @@ from lrrunner.config.schema import (
     SuggestionConfig,
     SweepConfig,
     TrainConfig,
-    step_errors,
-    suggestion_errors,
-    sweep_errors,
 )
+from lrrunner.config.validation import step_errors, suggestion_errors, sweep_errors
 from lrrunner.core.range_extension import Extension
 from lrrunner.errors import ArgumentError, ConfigError
 from lrrunner.launch.rank_command import launcher_says

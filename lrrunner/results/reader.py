@@ -12,7 +12,8 @@ from typing import Any
 
 import yaml
 
-from lrrunner.config.schema import Config, config_from
+from lrrunner.config.schema import Config
+from lrrunner.config.serialization import config_from
 from lrrunner.records import NoiseScale, RangeTestResult, Step, Stop, StopReason, Suggestion, Verdict
 
 INTEGERS = ("sweep_pass", "repeat", "step", "timestamp_ms")

@@ -8,7 +8,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from lrrunner.config.schema import flattened
+from lrrunner.config.schema import RunConfig
+from lrrunner.config.serialization import flattened
 from lrrunner.results.reader import read_config, read_status
 from lrrunner.results.run_state import RunState, state_in
 from lrrunner.system.process_identity import is_alive
@@ -25,15 +26,16 @@ def code_versions() -> dict[str, str]:
     return {"version": __version__, "torch_version": version("torch")}
 
 
-def directory_errors(run: Mapping[str, Any]) -> list[str]:
+def directory_errors(run: RunConfig) -> list[str]:
     """Why ``run.resume`` cannot be gone on with, as far as its directory says.
 
     Args:
-        run: The resolved ``run`` group; its ``resume`` is set.
+        run: The section ``run``; its ``resume`` is set.
     """
-    path = Path(run["resume"]).expanduser()
-    if run["dir"] is not None and Path(run["dir"]).expanduser().resolve() != path.resolve():
-        return [f"run.dir must be left out, or be run.resume={path}, got {run['dir']}; leave it out"]
+    assert run.resume is not None
+    path = Path(run.resume).expanduser()
+    if run.dir is not None and Path(run.dir).expanduser().resolve() != path.resolve():
+        return [f"run.dir must be left out, or be run.resume={path}, got {run.dir}; leave it out"]
     if (path / "ledger.jsonl").exists() or (path / "multirun.yaml").exists():
         return [f"run.resume must go with the grid of a batch, got the batch {path}; repeat its command, with -m"]
     status = read_status(path)

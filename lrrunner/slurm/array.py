@@ -20,6 +20,7 @@ from lrrunner.batch.summary_table import terminal_table
 from lrrunner.cli import sync
 from lrrunner.config.command_line import parse_command_line
 from lrrunner.config.composition import compose_job, expand_grid
+from lrrunner.config.serialization import to_plain
 from lrrunner.errors import ConfigError
 from lrrunner.results.reader import read_run
 from lrrunner.results.run_state import RunState, state_in
@@ -51,7 +52,7 @@ def task_args(folder: str, index: int, count: int, words: Sequence[str]) -> Iter
         words: Overrides with Hydra's sweeps in them, and Hydra's own flags.
     """
     line = parse_command_line(words)
-    for number, point in list(enumerate(expand_grid(line.overrides, config_dir=line.config_dir)))[index::count]:
+    for number, point in list(enumerate(expand_grid(line)))[index::count]:
         own = [*line.options, *point, "tracking.enabled=false"]
         yield from (f"{folder}/{number:03d}", str(len(own)), *own)
 
@@ -63,12 +64,12 @@ def summary(folder: Path, words: Sequence[str]) -> int:
         0 when every point has finished, else 1.
     """
     line = parse_command_line(words)
-    points = expand_grid(line.overrides, config_dir=line.config_dir)
-    containers = [compose_job(point, config_dir=line.config_dir, world_size=None) for point in points]
+    points = expand_grid(line)
+    configs = [compose_job(line.with_overrides(point), world_size=None) for point in points]
     folder.mkdir(parents=True, exist_ok=True)
     entries = [
-        _entry(folder, number, tuple(map(Redactor.for_run(container, {}, point).text, point)))
-        for number, (point, container) in enumerate(zip(points, containers, strict=True))
+        _entry(folder, number, tuple(map(Redactor.for_run(to_plain(config), {}, point).text, point)))
+        for number, (point, config) in enumerate(zip(points, configs, strict=True))
     ]
     known = ledger.latest(ledger.read(folder))
     for entry in entries:
@@ -78,7 +79,7 @@ def summary(folder: Path, words: Sequence[str]) -> int:
     update_state(folder, num_jobs=len(entries), state=RunState.FINISHED if finished else RunState.FAILED)
     write_summary(folder, entries)
     print(terminal_table(entries), flush=True)
-    if containers[0]["tracking"]["enabled"]:
+    if configs[0].tracking.enabled:
         code = sync.run([str(folder)])
         if code:
             print(f"to bring it to MLflow later: {shlex.join(['lrrunner-sync', str(folder)])}", file=sys.stderr)

@@ -47,9 +47,9 @@ def checked(kind: str, words: Sequence[str]) -> int:
     """
     line = parse_command_line(words)
     overrides = [word for word in line.overrides if not word.startswith(("run.dir=", "run.resume="))]
-    points = [tuple(overrides)] if kind == "sweep" else expand_grid(overrides, config_dir=line.config_dir)
+    points = [tuple(overrides)] if kind == "sweep" else expand_grid(line.with_overrides(overrides))
     for point in points:
-        compose_job(point, config_dir=line.config_dir, config_name=line.config_name, world_size=None)
+        compose_job(line.with_overrides(point), world_size=None)
     return len(points)
 
 

@@ -21,7 +21,9 @@ from omegaconf import DictConfig
 
 from lrrunner.batch import run_batch
 from lrrunner.batch.state import update_state
+from lrrunner.config.command_line import CommandLine
 from lrrunner.config.composition import expand_grid, override_key
+from lrrunner.config.serialization import to_plain
 from lrrunner.errors import ConfigError
 from lrrunner.results.reader import read_status
 from lrrunner.results.run_state import RunState, state_in
@@ -42,16 +44,11 @@ def uses_submitit(overrides: Sequence[str]) -> bool:
     return any(override_key(word) == "hydra.launcher" and word.partition("=")[2] in LAUNCHERS for word in overrides)
 
 
-def run_with_submitit(
-    overrides: Sequence[str], options: Sequence[str], *, config_dir: str | None, config_name: str
-) -> int:
+def run_with_submitit(command_line: CommandLine) -> int:
     """Queue every point of a grid, wait for them, and sum them up.
 
     Args:
-        overrides: As typed, with Hydra's sweeps in them and the launcher's own keys.
-        options: Hydra's own flags as typed.
-        config_dir: The user's own directory of configuration groups.
-        config_name: Primary configuration.
+        command_line: Its overrides hold Hydra's sweeps and the launcher's own keys.
 
     Returns:
         Exit code: 0 all jobs ran to their end, 1 some failed.
@@ -59,17 +56,18 @@ def run_with_submitit(
     Raises:
         ConfigError: the grid, or a point of it, is wrong, or the launcher is not installed; nothing has been queued.
     """
+    overrides, options = command_line.overrides, command_line.options
     of_launcher = [word for word in overrides if override_key(word).partition(".")[0] == "hydra"]
     of_jobs = [word for word in overrides if word not in of_launcher]
-    _check_launcher(of_launcher, config_dir=config_dir)
-    points = expand_grid(of_jobs, config_dir=config_dir)
-    containers = run_batch.checked_points(points, config_dir=config_dir, config_name=config_name, gpus=())
-    directory = run_batch.batch_directory(containers)
+    _check_launcher(command_line.with_overrides(of_launcher))
+    points = expand_grid(command_line.with_overrides(of_jobs))
+    configs = run_batch.checked_points(points, command_line, gpus=())
+    directory = run_batch.batch_directory(configs[0].run)
     commands = [[*options, *_of_a_job(point), "tracking.enabled=false"] for point in points]
     job = functools.update_wrapper(functools.partial(run_point, commands, directory), run_point)
     sweep = [f"hydra.sweep.dir={_quoted(directory)}", "hydra.sweep.subdir=.", "hydra.job.name=lrrunner"]
     summary = [*options, *_of_a_job(of_jobs)]
-    redactor = Redactor.for_run(containers, os.environ, overrides)
+    redactor = Redactor.for_run(list(map(to_plain, configs)), os.environ, overrides)
     with run_batch.exclusive_batch(directory, "run.dir"):
         update_state(directory, lrrunner=__version__, num_jobs=len(points), state=RunState.RUNNING)
         write_line(f"{len(points)} jobs in {directory}")
@@ -117,13 +115,14 @@ def run_override(run: Path) -> str | None:
     return f"run.dir={_quoted(run)}" if state is None else f"run.resume={_quoted(run)}"
 
 
-def _check_launcher(words: Sequence[str], *, config_dir: str | None) -> None:
+def _check_launcher(of_launcher: CommandLine) -> None:
+    words = of_launcher.overrides
     errors = [
         f"{override_key(word)} must be left to lrrunner in a batch, got {word}; leave it out"
         for word in words
         if override_key(word).split(".")[:2] != ["hydra", "launcher"]
     ]
-    if not errors and len(expand_grid(words, config_dir=config_dir)) > 1:
+    if not errors and len(expand_grid(of_launcher)) > 1:
         errors.append(f"hydra.launcher must have one value for the whole batch, got {' '.join(words)}; give one")
     if importlib.util.find_spec("hydra_plugins") is None or importlib.util.find_spec(PLUGIN) is None:
         errors.append(

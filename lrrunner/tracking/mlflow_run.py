@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from filelock import FileLock
 
-from lrrunner.config.schema import flattened
+from lrrunner.config.serialization import flattened
 from lrrunner.errors import ConfigError
 from lrrunner.records import RangeTestResult, Step
 from lrrunner.results.run_state import RunState

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
+from lrrunner.config.schema import TrackingConfig
 from lrrunner.results.reader import read_run, read_status, write_status
 from lrrunner.results.run_state import JobResult, RunState, state_in
 from lrrunner.system.redaction import Redactor
@@ -29,7 +28,7 @@ class SupervisedRun:
 
     def open(
         self,
-        container: Mapping[str, Any],
+        tracking: TrackingConfig,
         directory: Path,
         *,
         redactor: Redactor,
@@ -43,27 +42,26 @@ class SupervisedRun:
         Raises:
             ConfigError: the store refuses.
         """
-        tracking = container["tracking"]
         run = self._connected(tracking, redactor)
         if run is None:
             return None
         own_tags = {"lrrunner.version": __version__, "lrrunner.run_dir": str(directory.resolve())}
-        all_tags = own_tags | {key: str(value) for key, value in tracking["tags"].items()} | dict(tags or {})
+        all_tags = own_tags | {key: str(value) for key, value in tracking.tags.items()} | dict(tags or {})
         try:
-            return run.create(run_name=tracking["run_name"] or directory.name, tags=all_tags)
+            return run.create(run_name=tracking.run_name or directory.name, tags=all_tags)
         except Exception as error:  # noqa: BLE001 - a server that fails now must not cost the sweep
-            self._give_up(tracking["uri"], redactor.text(str(error)))
+            self._give_up(tracking.uri, redactor.text(str(error)))
             return None
 
-    def discard(self, container: Mapping[str, Any], run_id: str, *, redactor: Redactor) -> None:
+    def discard(self, tracking: TrackingConfig, run_id: str, *, redactor: Redactor) -> None:
         """Take back the run of a job that turned out to be a mistake."""
-        run = self._connected(container["tracking"], redactor)
+        run = self._connected(tracking, redactor)
         if run is not None:
             run.delete(run_id)
 
     def close(
         self,
-        container: Mapping[str, Any],
+        tracking: TrackingConfig,
         directory: Path,
         result: JobResult,
         *,
@@ -83,7 +81,7 @@ class SupervisedRun:
             recorded = recorded and status.get("cause") == cause
         if status and not recorded:
             write_status(directory, state=str(result.state), cause=cause)
-        run = self._connected(container["tracking"], redactor) if run_id else None
+        run = self._connected(tracking, redactor) if run_id else None
         if run is None or run_id is None:
             return run_id
         try:
@@ -94,16 +92,16 @@ class SupervisedRun:
                 run.run_id = run_id
                 run.finish_empty(result.state.mlflow_status, note=f"**{result.state.text}**: {cause}")
         except Exception as error:  # noqa: BLE001 - as above
-            self._give_up(container["tracking"]["uri"], redactor.text(str(error)))
+            self._give_up(tracking.uri, redactor.text(str(error)))
         return run_id
 
-    def _connected(self, tracking: Mapping[str, Any], redactor: Redactor) -> MlflowRun | None:
-        uri = tracking["uri"]
-        if not tracking["enabled"] or uri in self._unreachable:
+    def _connected(self, tracking: TrackingConfig, redactor: Redactor) -> MlflowRun | None:
+        uri = tracking.uri
+        if not tracking.enabled or uri in self._unreachable:
             return None
-        configure_mlflow(tracking["timeout_s"])
+        configure_mlflow(tracking.timeout_s)
         try:
-            return MlflowRun(uri=uri, experiment=tracking["experiment"], redactor=redactor)
+            return MlflowRun(uri=uri, experiment=tracking.experiment, redactor=redactor)
         except ConnectionError as error:
             self._give_up(uri, str(error))
             return None
@@ -114,8 +112,3 @@ class SupervisedRun:
             "MLflow does not answer (%s); the run directory keeps everything, lrrunner-sync brings it later",
             (reason.splitlines() or ["no reason"])[0],
         )
-
-
-def environment_redactor(container: Mapping[str, Any], overrides: tuple[str, ...]) -> Redactor:
-    """Masks the secrets of one job."""
-    return Redactor.for_run(container, os.environ, overrides)

@@ -17,7 +17,8 @@ from hydra.errors import InstantiationException
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from lrrunner.config.schema import FSDP_HIDES_NOISE, FSDP_NEEDS_RANKS, Config, Monitor
+from lrrunner.config.schema import Config, Monitor
+from lrrunner.config.validation import FSDP_HIDES_NOISE, FSDP_NEEDS_RANKS
 from lrrunner.core.batch_plan import BatchPlan, micro_batches
 from lrrunner.launch.rank_command import launcher_says
 from lrrunner.training import fsdp

@@ -7,12 +7,12 @@ import gc
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import torch
 import torch.distributed as dist
@@ -22,8 +22,9 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
-from lrrunner.config.command_line import launch_command
-from lrrunner.config.schema import Config, config_from
+from lrrunner.config.command_line import CommandLine, launch_command
+from lrrunner.config.schema import Config, Precision
+from lrrunner.config.serialization import to_plain
 from lrrunner.errors import ConfigError
 from lrrunner.launch.mailbox import ANOTHER_RANK_IS_GONE, ANOTHER_RANK_IS_SILENT
 from lrrunner.launch.rank_command import DEEPSPEED_REFUSED, launcher_says
@@ -72,18 +73,16 @@ class Work:
     """One job as it is given to a rank.
 
     Attributes:
-        container: Resolved configuration that passed stage A; rank 0's binds every rank.
-        overrides: The overrides as typed, for the record.
-        options: Hydra's own flags as typed, for the command that repeats the run.
+        config: Configuration that passed stage A; rank 0's binds every rank.
+        command_line: Arguments of the job, for the record and for the command that repeats the run.
         number: Tells the jobs of one world apart.
         run_id: MLflow run made by a supervisor; None: it could not, or there is no supervisor and rank 0 makes one.
         on_step: Called with each step's number, on every rank.
         supervised: A supervisor tells the user how the job ended.
     """
 
-    container: Mapping[str, Any]
-    overrides: Sequence[str] = ()
-    options: Sequence[str] = ()
+    config: Config
+    command_line: CommandLine = field(default_factory=CommandLine)
     number: int = 0
     run_id: str | None = None
     on_step: Callable[[int], None] = lambda step: None
@@ -94,7 +93,7 @@ class Work:
 class Session:
     """One rank's part in a job. ``reporter`` is rank 0's, from stage B on."""
 
-    config: dict[str, Any]
+    config: Config
     work: Work
     world: World
     redactor: Redactor
@@ -108,13 +107,12 @@ class Session:
         return self.world.collective
 
 
-def work(container: Mapping[str, Any], overrides: Sequence[str], options: Sequence[str]) -> int:
+def work(config: Config, command_line: CommandLine) -> int:
     """Run one job on this rank; every rank must call this.
 
     Args:
-        container: Resolved configuration that passed stage A; rank 0's binds every rank.
-        overrides: The overrides as typed, for the record.
-        options: Hydra's own flags as typed, for the command that repeats the run.
+        config: Configuration that passed stage A; rank 0's binds every rank.
+        command_line: Arguments of this command.
 
     Returns:
         Exit code of this process.
@@ -123,7 +121,7 @@ def work(container: Mapping[str, Any], overrides: Sequence[str], options: Sequen
     parent = os.getppid()
     code = run_job(
         world,
-        Work(container=container, overrides=overrides, options=options),
+        Work(config=config, command_line=command_line),
         orphaned=lambda: world.collective.world_size > 1 and os.getppid() != parent,
         on_mistake=lambda message: print(message, file=sys.stderr),
         on_failure=lambda cause: exit_now(exit_codes.FAILED),
@@ -169,8 +167,8 @@ def run_job(
         Exit code of the job: 0, 2 after a mistake, or 128 + the signal that ended it.
     """
     collectives.set_timeout(BUILD_TIMEOUT.total_seconds())
-    config: dict[str, Any] = world.collective.broadcast(dict(work.container))
-    redactor = Redactor.for_run(config, os.environ, work.overrides)
+    config: Config = world.collective.broadcast(work.config)
+    redactor = Redactor.for_run(to_plain(config), os.environ, work.command_line.overrides)
     with JobLog(redactor) as log:
         session = Session(config, work, world, redactor, log)
 
@@ -197,7 +195,7 @@ def run_job(
 
 def _run(session: Session, stop_signal: StopSignal) -> int:
     """Stage B, the sweep and the report. Holds every reference to the model, so that its return frees them."""
-    job = config_from(session.config)
+    job = session.config
     try:
         chosen, parts = _stage_b(session, job)
     except ConfigError:
@@ -211,7 +209,7 @@ def _run(session: Session, stop_signal: StopSignal) -> int:
     session.log.write_to(session.directory, session.collective.rank)
     if session.reporter is not None:
         session.reporter.start(
-            overrides=list(session.work.overrides),
+            overrides=list(session.work.command_line.overrides),
             device=f"{PartialState().device}",
             group_ratios=LearningRate(parts.optimizer).ratios,
             remark=remark(parts.optimizer),
@@ -230,16 +228,12 @@ def _stage_b(session: Session, job: Config) -> tuple[ExecutionSettings, Componen
     collective = session.collective
     chosen = execution_settings(job, device=device, errors=errors, world_size=collective.world_size)
     parts = build(job, device=device, errors=errors, chosen=chosen)
-    session.config["train"] |= {
-        "mixed_precision": chosen.mixed_precision,
-        "compile": chosen.dynamo_backend != "no",
-        "fsdp": chosen.fsdp,
-    }
+    session.config = _with_settings(job, chosen)
     if chosen.fsdp:
         errors += _differing_weights(collective, parts)
     if collective.rank == 0:
         try:
-            session.reporter = _reporter(session, job)
+            session.reporter = _reporter(session)
         except ConfigError as error:
             errors += error.errors
     try:
@@ -272,15 +266,22 @@ def _checkpoints(session: Session, job: Config) -> Checkpoints:
     return Checkpoints(folder, every_s=job.run.checkpoint_every_s, collective=session.collective, saved=saved)
 
 
-def _reporter(session: Session, job: Config) -> Reporter:
+def _with_settings(config: Config, chosen: ExecutionSettings) -> Config:
+    """The configuration with what null has inherited from the launcher."""
+    precision = Precision.__members__.get(chosen.mixed_precision)  # another one is an error of stage B
+    train = replace(config.train, mixed_precision=precision, compile=chosen.dynamo_backend != "no", fsdp=chosen.fsdp)
+    return replace(config, train=train)
+
+
+def _reporter(session: Session) -> Reporter:
     world_size = session.collective.world_size
-    words = [*session.work.options, *session.work.overrides]
     num_started = 1 if session.work.supervised else world_size
-    store_is_silent = session.work.supervised and session.work.run_id is None and job.run.resume is None
+    store_is_silent = session.work.supervised and session.work.run_id is None and session.config.run.resume is None
     return Reporter(
-        job=job,
-        config=session.config,
-        command=launch_command(words, num_processes=num_started, on_cpu=session.world.on_cpu),
+        job=session.config,
+        command=launch_command(
+            session.work.command_line.arguments, num_processes=num_started, on_cpu=session.world.on_cpu
+        ),
         world_size=world_size,
         redactor=session.redactor,
         run_id=session.work.run_id,

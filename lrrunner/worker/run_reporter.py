@@ -9,9 +9,9 @@ import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from lrrunner.config.schema import Config, Monitor, batch_summary, budget_steps
+from lrrunner.config.serialization import to_plain
 from lrrunner.core.confirmation import PlannedTrial, confirmed, not_confirmed
 from lrrunner.core.noise_scale import noise_scale
 from lrrunner.core.range_extension import Extension
@@ -43,8 +43,7 @@ class Reporter:
     Made in stage B, where its troubles are errors of the configuration; an MLflow that merely does not answer is not.
 
     Args:
-        job: Typed job.
-        config: Its resolved configuration, for the record.
+        job: Its configuration, as the ranks agreed on it.
         command: What repeats the run.
         world_size: Number of ranks.
         redactor: Masks secrets in everything shown and written.
@@ -60,7 +59,6 @@ class Reporter:
         self,
         *,
         job: Config,
-        config: dict[str, Any],
         command: str,
         world_size: int,
         redactor: Redactor,
@@ -70,8 +68,8 @@ class Reporter:
     ) -> None:
         self._run_id, self._tell = run_id, tell
         self._job, self._redactor, self._world_size = job, redactor, world_size
-        tracking = config["tracking"]
-        self._config = {**config, "tracking": {**tracking, "uri": anchored_uri(tracking["uri"])}}
+        tracking = dataclasses.replace(job.tracking, uri=anchored_uri(job.tracking.uri))
+        self._config = to_plain(dataclasses.replace(job, tracking=tracking))
         self._command = redactor.text(command)
         self._last_step: int | None = None
         self._last_trial_ms = 0
@@ -108,7 +106,7 @@ class Reporter:
             path = Path(run.dir) if run.dir else new_run_path()
             return RunDirectory(path, self._redactor, more_columns=self._more_columns)
         path = Path(run.resume).expanduser()
-        if errors := directory_errors({"dir": run.dir, "resume": run.resume}):
+        if errors := directory_errors(run):
             raise ConfigError(errors)
         if errors := differences(path, self._redactor.tree(self._config), world_size=self._world_size):
             raise ConfigError(errors)

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from lrrunner.config.command_line import parse_command_line
 from lrrunner.launch.accelerate_agent import die_with_parent, is_supervised, keep_to_cores
 from lrrunner.launch.mailbox import (
     IDLE,
@@ -77,12 +78,12 @@ def main() -> NoReturn:
 
 
 def _work(order: JobMessage, pulse: HeartbeatWriter) -> Work:
+    from lrrunner.config.serialization import config_from
     from lrrunner.worker.run_job import Work
 
     return Work(
-        container=order.container,
-        overrides=order.overrides,
-        options=order.options,
+        config=config_from(order.config),
+        command_line=parse_command_line(order.arguments),
         number=order.number,
         run_id=order.run_id,
         on_step=lambda step: pulse.step(order.number, step),

@@ -30,8 +30,9 @@ def test_the_wheel_carries_configuration_and_types_and_runs_from_anywhere(tmp_pa
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path / "site")
     code = (
-        "import lrrunner; from lrrunner.config.composition import compose_job; "
-        "print(lrrunner.__file__, compose_job(['model=cnn'])['model']['_target_'])"
+        "import lrrunner; from lrrunner.config.command_line import parse_command_line as parse; "
+        "from lrrunner.config.composition import compose_job; "
+        "print(lrrunner.__file__, compose_job(parse(['model=cnn'])).model['_target_'])"
     )
     done = subprocess.run(
         [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(tmp_path / 'site')!r}); {code}"],

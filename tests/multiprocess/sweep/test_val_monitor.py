@@ -13,13 +13,13 @@ import torch.distributed as dist
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from lrrunner.config.composition import compose_job
-from lrrunner.config.schema import Config, config_from
+from lrrunner.config.schema import Config
 from lrrunner.records import Step, StopReason
 from lrrunner.sweep.measure import measure
 from lrrunner.training.checkpoints import Checkpoints, read_newest
 from lrrunner.training.collectives import collective_for_world
 from lrrunner.worker.build import Components
+from tests.composing import composed
 from tests.multiprocess.ranks import on_ranks
 from tests.multiprocess.sweeps import regression_data, small_model, squared_error, trainable
 
@@ -46,7 +46,7 @@ class Restless(nn.Module):
 def job(*overrides: str, every: int = 1) -> Config:
     """Twelve steps, with fewer evaluations among them than a user may ask for."""
     settings = ("sweep.num_steps=12", "sweep.auto_range=false", "data.global_batch_size=48", "sweep.end_lr=1.0")
-    found = config_from(compose_job([*settings, "sweep.monitor=val", *overrides]))
+    found = composed(*settings, "sweep.monitor=val", *overrides)
     found.sweep.val_every = every
     return found
 

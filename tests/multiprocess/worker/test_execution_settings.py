@@ -14,7 +14,8 @@ import yaml
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from lrrunner.config.composition import compose_job
+from lrrunner.config.command_line import parse_command_line
+from tests.composing import composed
 from tests.multiprocess.ranks import on_ranks
 from tests.multiprocess.worker.test_run_job import free_port
 
@@ -96,11 +97,11 @@ def run_jobs(folder: str, port: int, jobs: Mapping[str, tuple[str, ...]], enviro
     for number, (name, overrides) in enumerate(jobs.items()):
         Blocks.forwards = 0
         settings = ("sweep.num_steps=20", "sweep.start_lr=1e-4", "sweep.auto_range=false", "tracking.enabled=false")
-        container = compose_job([*settings, "data.global_batch_size=64", *overrides, "run.dir=run"], world_size=2)
-        container["run"]["dir"] = name
+        config = composed(*settings, "data.global_batch_size=64", *overrides, world_size=2)
+        config.run.dir = name
         code = run_job.run_job(
             world,
-            run_job.Work(container=container, overrides=overrides, number=number, supervised=True),
+            run_job.Work(config=config, command_line=parse_command_line(overrides), number=number, supervised=True),
             orphaned=lambda: False,
             on_mistake=fail,
             on_failure=fail,

@@ -22,7 +22,8 @@ from lrrunner.batch.run_batch import (
 from lrrunner.batch.scheduler import Batch, BatchJob, Slot, describe_outcome, new_slots, set_key
 from lrrunner.batch.state import batch_lock, job_key, unique_keys, update_state
 from lrrunner.batch.summary_run import connected, start_summary_run
-from lrrunner.config.composition import compose_job, expand_grid, unescaped_override
+from lrrunner.config.command_line import parse_command_line
+from lrrunner.config.composition import expand_grid, unescaped_override
 from lrrunner.errors import ConfigError
 from lrrunner.launch.job import Job
 from lrrunner.launch.supervise import machine_errors
@@ -31,6 +32,7 @@ from lrrunner.slurm import submitit_launcher
 from lrrunner.system.devices import visible_gpus
 from lrrunner.system.job_log import wake_loggers
 from lrrunner.system.redaction import Redactor
+from tests.composing import composed
 
 
 def test_sets_side_by_side_have_their_own_gpus() -> None:
@@ -50,8 +52,8 @@ def test_sets_side_by_side_have_their_own_cores() -> None:
 
 
 def job(*overrides: str) -> Job:
-    container = compose_job(overrides, world_size=None)
-    return Job(container={**container, "run": {**container["run"], "dir": "x"}}, overrides=overrides)
+    command_line = parse_command_line(overrides)
+    return Job(config=composed(*overrides, world_size=None), command_line=command_line).in_directory(Path("x"))
 
 
 def test_what_jobs_must_share_to_share_ranks() -> None:
@@ -67,7 +69,7 @@ SALT = "00" * 16
 
 
 def key(*overrides: str, salt: str = SALT) -> str:
-    return job_key(compose_job(overrides, world_size=None), salt=salt)
+    return job_key(composed(*overrides, world_size=None), salt=salt)
 
 
 def test_jobs_that_differ_only_in_a_secret_are_two_jobs() -> None:
@@ -114,21 +116,21 @@ def test_a_finished_attempt_without_a_line_is_not_run_again(tmp_path: Path) -> N
 
 def test_more_ranks_than_gpus_are_refused() -> None:
     """Before anything starts, with the way out."""
-    container = compose_job(["launch.num_processes=2", "launch.concurrent=3"], world_size=None)
-    assert machine_errors(container, ("0", "1", "2", "3")) == [
+    launch = composed("launch.num_processes=2", "launch.concurrent=3", world_size=None).launch
+    assert machine_errors(launch, ("0", "1", "2", "3")) == [
         "launch.num_processes x launch.concurrent=3 must be at most the 4 GPU(s) of this machine, got 2; "
         "ask for fewer, or train on CPUs with ACCELERATE_USE_CPU=1"
     ]
-    assert machine_errors(container, tuple("012345")) == []
-    assert machine_errors(container, ()) == []
+    assert machine_errors(launch, tuple("012345")) == []
+    assert machine_errors(launch, ()) == []
 
 
 def test_a_launch_file_for_deepspeed_is_refused(tmp_path: Path) -> None:
     """Its engine steps by itself, whatever the sweep sets; the message names the way out."""
     file = tmp_path / "mine.yaml"
     file.write_text("distributed_type: DEEPSPEED\n")
-    container = compose_job(["launch.num_processes=2", f"launch.config_file={file}"], world_size=None)
-    assert machine_errors(container, ()) == [
+    launch = composed("launch.num_processes=2", f"launch.config_file={file}", world_size=None).launch
+    assert machine_errors(launch, ()) == [
         f"the launcher must not use DeepSpeed, whose engine steps by itself, got launch.config_file={file}; leave it "
         "out, and share parameters out with train.fsdp=true"
     ]
@@ -143,39 +145,39 @@ def test_gpus_are_those_that_the_user_shows() -> None:
 
 def test_grids_are_expanded_as_hydra_does(tmp_path: Path) -> None:
     """Lists, ranges, globs (also over the user's own directory), and values that are lists."""
-    assert expand_grid(["model=mlp,cnn", "sweep.seed=range(2)", "x=1"]) == [
+    assert expand_grid(parse_command_line(["model=mlp,cnn", "sweep.seed=range(2)", "x=1"])) == [
         ("model=mlp", "sweep.seed=0", "x=1"), ("model=mlp", "sweep.seed=1", "x=1"),
         ("model=cnn", "sweep.seed=0", "x=1"), ("model=cnn", "sweep.seed=1", "x=1"),
     ]  # fmt: skip
-    assert expand_grid(["optimizer=glob(ada*)"]) == [
+    assert expand_grid(parse_command_line(["optimizer=glob(ada*)"])) == [
         ("optimizer=adagrad",), ("optimizer=adam",), ("optimizer=adamw",),
     ]  # fmt: skip
-    assert expand_grid(["model.hidden_sizes=[32],[64,64]"]) == [
+    assert expand_grid(parse_command_line(["model.hidden_sizes=[32],[64,64]"])) == [
         ("model.hidden_sizes=[32]",), ("model.hidden_sizes=[64,64]",),
     ]  # fmt: skip
     (tmp_path / "experiment").mkdir()
     (tmp_path / "experiment" / "mine_a.yaml").touch()
     (tmp_path / "experiment" / "mine_b.yaml").touch()
-    points = expand_grid(["experiment=glob(mine_*)"], config_dir=str(tmp_path))
+    points = expand_grid(parse_command_line(["--config-dir", str(tmp_path), "experiment=glob(mine_*)"]))
     assert points == [("experiment=mine_a",), ("experiment=mine_b",)]
 
 
 def test_what_cannot_be_expanded_is_told() -> None:
     """All of it at once."""
     with pytest.raises(ConfigError) as caught:
-        expand_grid(["model", "a=b=c[", "sweep.seed=1,2"])
+        expand_grid(parse_command_line(["model", "a=b=c[", "sweep.seed=1,2"]))
     assert [error.partition(" is not an override")[0] for error in caught.value.errors] == ["'model'", "'a=b=c['"]
     with pytest.raises(ConfigError, match="the grid must have a point, got none from optimizer="):
-        expand_grid(["optimizer=glob(nothing*)"])
+        expand_grid(parse_command_line(["optimizer=glob(nothing*)"]))
     with pytest.raises(ConfigError, match="the grid cannot be expanded"):
-        expand_grid(["optimizer.lr=interval(0,1)"])
+        expand_grid(parse_command_line(["optimizer.lr=interval(0,1)"]))
 
 
 def test_what_is_ours_in_a_batch_is_refused() -> None:
     """A batch directory that Hydra puts elsewhere, or another launcher, would lose the ledger."""
     words = ["hydra/launcher=basic", "hydra.sweep.dir=x", "+hydra/sweeper=optuna", "hydra.sweeper.max_batch_size=2"]
     with pytest.raises(ConfigError) as caught:
-        run_grid(words, [], config_dir=None, config_name="config")
+        run_grid(parse_command_line(words))
     assert caught.value.errors == (
         "hydra.launcher must be left to lrrunner in a batch, got hydra/launcher=basic; leave it out, "
         "or choose submitit_slurm",
@@ -190,14 +192,14 @@ def test_submitit_keeps_to_its_own_keys(monkeypatch: pytest.MonkeyPatch) -> None
     """Its launcher may be set up as the cluster wants; where the batch lives, and what is swept, stays ours."""
     words = ["hydra/launcher=submitit_slurm", "hydra.launcher.nodes=1,2", "sweep.seed=1,2"]
     with pytest.raises(ConfigError) as caught:
-        run_grid(words, [], config_dir=None, config_name="config")
+        run_grid(parse_command_line(words))
     assert caught.value.errors == (
         "hydra.launcher must have one value for the whole batch, got hydra/launcher=submitit_slurm "
         "hydra.launcher.nodes=1,2; give one",
     )
     monkeypatch.setattr(submitit_launcher, "PLUGIN", "hydra_plugins.nowhere")
     with pytest.raises(ConfigError) as caught:
-        run_grid([words[0], "hydra.sweep.dir=x", "sweep.seed=1,2"], [], config_dir=None, config_name="config")
+        run_grid(parse_command_line([words[0], "hydra.sweep.dir=x", "sweep.seed=1,2"]))
     assert [error.partition(",")[0] for error in caught.value.errors] == [
         "hydra.sweep.dir must be left to lrrunner in a batch",
         "hydra.launcher needs hydra-submitit-launcher",
@@ -212,7 +214,7 @@ def test_a_requeued_job_goes_on(tmp_path: Path) -> None:
     assert submitit_launcher.run_override(run) == f"run.dir='{quoted}'"
     word = submitit_launcher.run_override(run)
     assert word is not None
-    assert compose_job([word])["run"]["dir"] == str(run)
+    assert composed(word).run.dir == str(run)
     (run / "status.json").write_text('{"state": "running"}')
     assert submitit_launcher.run_override(run) == f"run.resume='{quoted}'"
     (run / "status.json").write_text('{"state": "finished"}')
@@ -270,7 +272,7 @@ def test_a_batch_removes_nothing_that_is_not_its_own(tmp_path: Path) -> None:
     """A directory with anything in it is refused; the folder that is swept is ours by its name and by batch.json."""
     (tmp_path / "sets").mkdir()
     with pytest.raises(ConfigError, match=r"run\.dir must be new or empty for a batch, got .* with sets in it"):
-        batch_directory([compose_job([f"run.dir={tmp_path}"], world_size=None)])
+        batch_directory(composed(f"run.dir={tmp_path}", world_size=None).run)
     left = tmp_path / ".lrrunner-sets" / "0123"
     left.mkdir(parents=True)
     with Batch(tmp_path, []):
@@ -283,13 +285,13 @@ def test_a_batch_removes_nothing_that_is_not_its_own(tmp_path: Path) -> None:
 
 def test_an_empty_directory_and_one_of_a_batch(tmp_path: Path) -> None:
     """The first takes a batch; the second goes on only when asked."""
-    containers = [compose_job([f"run.dir={tmp_path}"], world_size=None)]
+    run = composed(f"run.dir={tmp_path}", world_size=None).run
     (tmp_path / ".lock").touch()
-    assert batch_directory(containers) == tmp_path
+    assert batch_directory(run) == tmp_path
     update_state(tmp_path, lrrunner="0")
     with pytest.raises(ConfigError, match=r"run\.dir must not hold a batch yet, got .*; go on with run.resume="):
-        batch_directory(containers)
-    assert batch_directory([compose_job([f"run.resume={tmp_path}"], world_size=None)]) == tmp_path
+        batch_directory(run)
+    assert batch_directory(composed(f"run.resume={tmp_path}", world_size=None).run) == tmp_path
 
 
 @pytest.mark.parametrize(
@@ -304,7 +306,7 @@ def test_an_empty_directory_and_one_of_a_batch(tmp_path: Path) -> None:
 )
 def test_a_point_shows_its_overrides_as_they_were_typed(word: str) -> None:
     """The sweeper's backslashes make commands unreadable, and hide passwords from whoever looks for them."""
-    ((point,),) = expand_grid([word])
+    ((point,),) = expand_grid(parse_command_line([word]))
     assert unescaped_override(point) == word
 
 
@@ -317,7 +319,7 @@ def test_a_page_ends_whatever_its_summary_does(tmp_path: Path, monkeypatch: pyte
         monkeypatch.setenv(f"MLFLOW_HTTP_{name}", "1")
     monkeypatch.setenv("MLFLOW_LOGGING_LEVEL", "WARNING")
     monkeypatch.chdir(tmp_path)
-    tracking = compose_job([], world_size=None)["tracking"]
+    tracking = composed(world_size=None).tracking
     page = start_summary_run(tmp_path, tracking, command="lrrunner -m", redactor=Redactor())
     run = connected(tracking, Redactor())
     assert page is not None

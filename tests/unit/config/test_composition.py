@@ -11,9 +11,10 @@ import yaml
 
 from lrrunner.cli.main import run
 from lrrunner.config.command_line import parse_command_line
-from lrrunner.config.composition import compose_job
-from lrrunner.config.schema import batch_summary, budget_steps, config_from
+from lrrunner.config.schema import batch_summary, budget_steps
+from lrrunner.config.serialization import config_from, to_plain
 from lrrunner.errors import ConfigError
+from tests.composing import composed
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -94,13 +95,13 @@ MISTAKES = {
 
 def test_confirmation_runs_cost_five_sweeps_unless_told_otherwise() -> None:
     """The default budget follows the sweep."""
-    assert budget_steps(config_from(compose_job(["sweep.num_steps=30"]))) == 150
-    assert budget_steps(config_from(compose_job(["confirm.budget_steps=40"]))) == 40
+    assert budget_steps(composed("sweep.num_steps=30")) == 150
+    assert budget_steps(composed("confirm.budget_steps=40")) == 40
 
 
 def errors_of(*overrides: str, world_size: int = 2) -> tuple[str, ...]:
     with pytest.raises(ConfigError) as caught:
-        compose_job(overrides, world_size=world_size)
+        composed(*overrides, world_size=world_size)
     return caught.value.errors
 
 
@@ -124,7 +125,7 @@ def test_a_claimed_world_must_be_the_world() -> None:
     (error,) = errors_of("launch.num_processes=2", world_size=1)
     assert error.startswith("launch.num_processes must equal the 1 rank(s) that were started, got 2;")
     assert "ACCELERATE_USE_CPU=1 accelerate launch --multi_gpu --num_processes 2 -m lrrunner" in error
-    assert compose_job(["launch.num_processes=2"], world_size=2)["launch"]["num_processes"] == 2
+    assert composed("launch.num_processes=2", world_size=2).launch.num_processes == 2
 
 
 def test_one_rank_has_nobody_to_share_parameters_with() -> None:
@@ -142,8 +143,8 @@ def test_one_gradient_a_step_has_no_noise_scale() -> None:
         "sweep.noise_scale compares gradients of several ranks or accumulation steps, got 1 rank x 1 accumulation "
         "step; set train.accumulation_steps=2 or start more ranks"
     )
-    assert compose_job(["sweep.noise_scale=true", "train.accumulation_steps=2"], world_size=1)
-    assert compose_job(["sweep.noise_scale=true"], world_size=2)
+    assert composed("sweep.noise_scale=true", "train.accumulation_steps=2", world_size=1)
+    assert composed("sweep.noise_scale=true", world_size=2)
 
 
 def test_shards_hide_the_noise() -> None:
@@ -159,7 +160,7 @@ def test_a_static_graph_cannot_accumulate() -> None:
     overrides = ("train.ddp.static_graph=true", "train.accumulation_steps=2")
     (error,) = errors_of(*overrides)
     assert error.startswith("train.ddp.static_graph must be false with several accumulation steps")
-    assert compose_job(overrides, world_size=1)
+    assert composed(*overrides, world_size=1)
 
 
 def test_an_unset_variable_is_named() -> None:
@@ -172,13 +173,13 @@ def test_an_unset_variable_is_named() -> None:
 def test_a_missing_config_directory_is_named(tmp_path: Path) -> None:
     """Hydra only warns about it."""
     with pytest.raises(ConfigError, match="--config-dir must be a directory"):
-        compose_job([], config_dir=str(tmp_path / "nowhere"))
+        composed("--config-dir", str(tmp_path / "nowhere"))
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "conf" / "experiment").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_packaged_experiment_composes(path: Path) -> None:
     """An experiment that does not compose is found by a test, not by a user."""
-    target = compose_job([f"experiment={path.stem}"], world_size=2)["model"]["_target_"]
+    target = composed(f"experiment={path.stem}", world_size=2).model["_target_"]
     assert target.startswith(("lrrunner.tasks.", "transformers."))
 
 
@@ -192,12 +193,12 @@ def test_every_part_group_has_a_custom_option(group: str) -> None:
 
 def test_command_line_beats_experiment_beats_default() -> None:
     """`_self_` at the wrong place silently undoes experiments."""
-    job = compose_job(["experiment=mnist_lenet_luz", "sweep.end_lr=0.5"])
-    assert job["sweep"]["start_lr"] == 1e-6
-    assert job["sweep"]["end_lr"] == 0.5
-    assert job["suggestion"]["method"] == "minimum"
-    assert job["optimizer"]["_target_"] == "torch.optim.Adam"
-    assert compose_job(["experiment=mnist_lenet_luz", "optimizer=sgd"])["optimizer"]["_target_"] == "torch.optim.SGD"
+    job = composed("experiment=mnist_lenet_luz", "sweep.end_lr=0.5")
+    assert job.sweep.start_lr == 1e-6
+    assert job.sweep.end_lr == 0.5
+    assert job.suggestion.method == "minimum"
+    assert job.optimizer["_target_"] == "torch.optim.Adam"
+    assert composed("experiment=mnist_lenet_luz", "optimizer=sgd").optimizer["_target_"] == "torch.optim.SGD"
 
 
 def test_a_users_own_experiment_needs_no_change_of_the_package(tmp_path: Path) -> None:
@@ -212,10 +213,10 @@ loss: {_target_: torch.nn.CrossEntropyLoss}
 optimizer: {_target_: torch.optim.AdamW, _partial_: true, lr: 1.0e-3, weight_decay: 0.05}
 """
     )
-    job = compose_job(["experiment=mine", "model.width=32"], config_dir=str(tmp_path), world_size=2)
-    assert job["model"] == {"_target_": "mine.Net", "width": 32}
-    assert job["data"]["train"] == {"_target_": "mine.dataset", "split": "train"}
-    assert job["optimizer"]["weight_decay"] == 0.05
+    job = composed("--config-dir", str(tmp_path), "experiment=mine", "model.width=32", world_size=2)
+    assert job.model == {"_target_": "mine.Net", "width": 32}
+    assert job.data.train == {"_target_": "mine.dataset", "split": "train"}
+    assert job.optimizer["weight_decay"] == 0.05
 
 
 def test_a_mistake_inside_an_experiment_file_is_named_with_its_file(tmp_path: Path) -> None:
@@ -227,7 +228,7 @@ def test_a_mistake_inside_an_experiment_file_is_named_with_its_file(tmp_path: Pa
 
     def message(*overrides: str) -> str:
         with pytest.raises(ConfigError) as caught:
-            compose_job(overrides, config_dir=str(tmp_path))
+            composed("--config-dir", str(tmp_path), *overrides)
         (error,) = caught.value.errors
         return error
 
@@ -259,9 +260,9 @@ def test_a_secret_in_a_mistyped_override_is_not_repeated(capsys: pytest.CaptureF
 
 def test_the_batch_is_told_in_one_sentence() -> None:
     """An LR means nothing without it."""
-    job = config_from(compose_job(["train.accumulation_steps=2"], world_size=4))
+    job = composed("train.accumulation_steps=2", world_size=4)
     assert batch_summary(job, world_size=4) == "4 ranks, global batch 64 = 4 ranks x 8 x 2 accumulation steps"
-    one = config_from(compose_job([]))
+    one = composed()
     assert batch_summary(one, world_size=1) == "1 rank, global batch 64 = 1 rank x 64 x 1 accumulation step"
 
 
@@ -315,6 +316,6 @@ def test_a_plain_run_is_no_flag() -> None:
 @pytest.mark.parametrize("name", ["o'brien ${x}", r"a\${b}", r"back\slash $c"])
 def test_a_resolved_value_is_not_resolved_again(name: str) -> None:
     """A directory may be called like an interpolation."""
-    container = compose_job([])
-    container["run"]["dir"] = name
-    assert config_from(container).run.dir == name
+    plain = to_plain(composed())
+    plain["run"]["dir"] = name
+    assert config_from(plain).run.dir == name

@@ -22,9 +22,7 @@ def folder(tmp_path: Path) -> JobMailbox:
 def test_a_job_arrives_as_it_was_given(tmp_path: Path) -> None:
     """And nobody but its owner may read it: it holds the secrets of the configuration."""
     handover = folder(tmp_path)
-    order = JobMessage(
-        number=3, container={"model": {"token": "abc"}}, overrides=["a=1"], options=["-cd", "x"], run_id="r"
-    )
+    order = JobMessage(number=3, config={"model": {"token": "abc"}}, arguments=["--config-dir", "x", "a=1"], run_id="r")
     handover.give(order)
     assert handover.next_job(3, orphaned=lambda: False) == order
     (path,) = (tmp_path / "set" / "jobs").iterdir()

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
+from lrrunner.config.schema import RunConfig
 from lrrunner.results.resume_checks import code_versions, differences, directory_errors
 from lrrunner.system.process_identity import process_identity
 
@@ -23,7 +24,7 @@ def run_in(path: Path, **status: Any) -> Path:
 
 
 def errors_of(path: Path, directory: str | None = None) -> list[str]:
-    return directory_errors({"dir": directory, "resume": str(path)})
+    return directory_errors(RunConfig(dir=directory, resume=str(path)))
 
 
 def test_a_killed_or_failed_run_and_one_whose_process_is_gone_can_be_resumed(tmp_path: Path) -> None:

@@ -10,9 +10,8 @@ import torch
 from torch import nn
 from torch.utils.data import IterableDataset, TensorDataset
 
-from lrrunner.config.composition import compose_job
-from lrrunner.config.schema import config_from
 from lrrunner.worker.build import ExecutionSettings, build, execution_settings
+from tests.composing import composed
 
 HERE = "tests.unit.worker.test_build"
 
@@ -46,7 +45,7 @@ def not_a_module() -> int:
 
 def stage_b(*overrides: str) -> list[str]:
     """The messages of stage B for one process on a CPU."""
-    job = config_from(compose_job(overrides))
+    job = composed(*overrides)
     errors: list[str] = []
     device = torch.device("cpu")
     execution_settings(job, device=device, errors=errors)
@@ -125,7 +124,7 @@ def test_the_validation_set_is_built_where_it_is_read_only() -> None:
         (["sweep.monitor=val"], 360),
         (["confirm.enabled=true", "data.val=null"], None),
     ):
-        parts = build(config_from(compose_job(overrides)), device=torch.device("cpu"), errors=[])
+        parts = build(composed(*overrides), device=torch.device("cpu"), errors=[])
         assert parts is not None
         validation: Any = parts.validation
         assert (None if validation is None else len(validation)) == size
@@ -154,14 +153,14 @@ def test_the_launcher_and_the_configuration_must_not_contradict_each_other(monke
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
     (error,) = stage_b("train.mixed_precision=fp32")
     assert error.startswith("train.mixed_precision must agree with accelerate launch --mixed_precision=bf16, got fp32;")
-    inherited = execution_settings(config_from(compose_job([])), device=torch.device("cpu"), errors=[])
+    inherited = execution_settings(composed(), device=torch.device("cpu"), errors=[])
     assert inherited.mixed_precision == "bf16"
 
 
 def fsdp(*overrides: str, world_size: int = 2) -> tuple[bool, list[str]]:
     """Whether ranks shard, and the messages."""
     errors: list[str] = []
-    job = config_from(compose_job(overrides, world_size=2))
+    job = composed(*overrides, world_size=2)
     return execution_settings(job, device=torch.device("cpu"), errors=errors, world_size=world_size).fsdp, errors
 
 
@@ -195,7 +194,7 @@ def test_a_model_that_cannot_be_sharded_is_a_mistake() -> None:
     """Here for want of a process group; torch has other reasons, such as parameters without a dimension."""
     errors: list[str] = []
     chosen = ExecutionSettings(mixed_precision="fp32", dynamo_backend="no", fsdp=True)
-    assert build(config_from(compose_job([])), device=torch.device("cpu"), errors=errors, chosen=chosen) is None
+    assert build(composed(), device=torch.device("cpu"), errors=errors, chosen=chosen) is None
     assert errors[0].startswith("train.fsdp must be able to shard Mlp, got: ")
     assert errors[0].endswith("; use train.fsdp=false")
 
@@ -203,10 +202,10 @@ def test_a_model_that_cannot_be_sharded_is_a_mistake() -> None:
 def test_compile_inherits_contradicts_and_asks(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same rule as for precision."""
     device = torch.device("cpu")
-    asked = execution_settings(config_from(compose_job(["train.compile=true"])), device=device, errors=[])
+    asked = execution_settings(composed("train.compile=true"), device=device, errors=[])
     assert asked.dynamo_backend == "inductor"
     monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "EAGER")
-    assert execution_settings(config_from(compose_job([])), device=device, errors=[]).dynamo_backend == "eager"
+    assert execution_settings(composed(), device=device, errors=[]).dynamo_backend == "eager"
     assert "train.compile must agree" in stage_b("train.compile=false")[0]
 
 
@@ -221,7 +220,7 @@ def groups(model: nn.Module) -> list[dict[str, Any]]:
 def test_parameter_groups_come_from_a_target() -> None:
     """No decay on norms and biases, say."""
     errors: list[str] = []
-    job = config_from(compose_job([f"optimizer_groups={{_target_: {HERE}.groups}}"]))
+    job = composed(f"optimizer_groups={{_target_: {HERE}.groups}}")
     parts = build(job, device=torch.device("cpu"), errors=errors)
     assert errors == []
     assert parts is not None
@@ -231,7 +230,7 @@ def test_parameter_groups_come_from_a_target() -> None:
 
 def test_every_build_gives_the_same_weights() -> None:
     """Ranks, and runs, start from the same seed."""
-    job = config_from(compose_job([]))
+    job = composed()
     weights = []
     for _ in range(2):
         parts = build(job, device=torch.device("cpu"), errors=[])
