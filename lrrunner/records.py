@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
 
 
 class StopReason(StrEnum):
@@ -164,28 +163,6 @@ class Suggestion:
     reason: str
     interval: tuple[float, float] | None = None
     candidates: dict[str, float | None] = field(default_factory=dict)
-
-    def apply(self, optimizer: Any) -> None:
-        """Train with ``lr``: set it on an optimizer, keeping the ratios between its groups.
-
-        Nothing else that lrrunner does changes an optimizer. A scheduler keeps the LRs it was made with: make it
-        afterwards.
-
-        Args:
-            optimizer: A torch optimizer, prepared by Accelerate or not.
-
-        Raises:
-            ValueError: the curve supports no LR.
-        """
-        if self.lr is None:
-            raise ValueError(
-                f"suggestion.lr must be there to be applied, got none (verdict {self.verdict}: {self.reason})"
-            )
-        from lrrunner.training.learning_rate import (
-            LearningRate,  # needs torch, which is not needed for anything else here
-        )
-
-        LearningRate(optimizer).apply(self.lr)
 
     def __str__(self) -> str:
         if self.lr is None or self.interval is None:

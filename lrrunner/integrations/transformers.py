@@ -35,7 +35,7 @@ def range_test(trainer: Trainer, **options: Any) -> RangeTest:
 
     Nothing is applied. To train with the suggestion, if there is one, set ``trainer.args.learning_rate =
     result.suggestion.lr``; an optimizer that is there already (given to the trainer, or left by an earlier ``train``)
-    asks no more for that, but takes ``result.suggestion.apply(trainer.optimizer)``.
+    asks no more for that, but takes ``result.apply(trainer.optimizer)``.
 
     Args:
         trainer: A trainer with a training set.

@@ -117,7 +117,7 @@ def range_test(
         scaler: Gradient scaler of a plain fp16 training; None is the accelerator's.
 
     Returns:
-        Suggestion, records, picture; the same on every rank. Nothing is applied: ``suggestion.apply(optimizer)`` does.
+        Suggestion, records, picture; the same on every rank. Nothing is applied: ``result.apply(optimizer)`` does.
 
     Raises:
         ValueError: arguments that cannot be swept, all errors at once and on every rank.

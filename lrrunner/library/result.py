@@ -26,10 +26,12 @@ from lrrunner.results.writer import RECORD_COLUMNS, RunDirectory
 from lrrunner.system.redaction import Redactor
 from lrrunner.tracking.metric_names import final_points, live_prefix, superseded
 from lrrunner.tracking.mlflow_run import MetricPoint, MlflowRun, script_tracking
+from lrrunner.training.learning_rate import LearningRate
 from lrrunner.version import __version__
 
 if TYPE_CHECKING:
     import pandas as pd
+    import torch
     from matplotlib.figure import Figure
 
 SECTIONS = ("model", "data", "objective", "optimizer", "sweep", "suggestion", "train")
@@ -99,6 +101,26 @@ class RangeTest(RangeTestResult):
         from lrrunner.reporting.sweep_figure import job_figure
 
         return job_figure(self, self.job)
+
+    def apply(self, optimizer: torch.optim.Optimizer) -> None:
+        """Train with the suggested LR: set it on an optimizer, keeping the ratios between its groups.
+
+        Nothing else that lrrunner does changes an optimizer. A scheduler keeps the LRs it was made with: make it
+        afterwards.
+
+        Args:
+            optimizer: Prepared by Accelerate or not.
+
+        Raises:
+            ValueError: the curve supports no LR.
+        """
+        suggestion = self.suggestion
+        if suggestion.lr is None:
+            raise ValueError(
+                f"suggestion.lr must be a number to be applied, got none (verdict {suggestion.verdict}: "
+                f"{suggestion.reason}); test its value before"
+            )
+        LearningRate(optimizer).apply(suggestion.lr)
 
     def save(self, directory: str | os.PathLike[str]) -> Path:
         """Write the run directory that the command line would have left. Rank 0 does, the others do nothing.

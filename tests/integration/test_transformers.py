@@ -203,10 +203,11 @@ def test_the_readmes_lines_apply_also_to_an_optimizer_that_is_there(tmp_path: Pa
         )
         scope: dict[str, Any] = {"trainer": trainer}
         exec(lines, scope)
-        assert scope["suggestion"].lr is not None
+        lr = scope["result"].suggestion.lr
+        assert lr is not None
         assert trainer.optimizer is not None
         assert [group["lr"] for group in trainer.optimizer.param_groups] == pytest.approx(
-            [scope["suggestion"].lr] * len(trainer.optimizer.param_groups)
+            [lr] * len(trainer.optimizer.param_groups)
         )
         forget_accelerate()
 

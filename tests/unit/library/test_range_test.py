@@ -83,11 +83,11 @@ def test_nothing_is_applied_until_it_is_asked_for() -> None:
     optimizer = torch.optim.Adam(groups, lr=1e-3)
     result = swept(model, optimizer)
     assert [group["lr"] for group in optimizer.param_groups] == [1e-3, 1e-4]
-    result.suggestion.apply(optimizer)
+    result.apply(optimizer)
     lr = result.suggestion.lr
     assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([lr, lr / 10])
     assert result.group_lrs == pytest.approx((lr, lr / 10))
-    none = dataclasses.replace(result.suggestion, lr=None, interval=None)
+    none = dataclasses.replace(result, suggestion=dataclasses.replace(result.suggestion, lr=None, interval=None))
     with pytest.raises(ValueError, match="got none"):
         none.apply(optimizer)
 
@@ -99,7 +99,7 @@ def test_an_lr_that_a_scheduler_will_overwrite_is_applied_with_a_warning() -> No
     torch.optim.lr_scheduler.StepLR(optimizer, step_size=1)
     result = swept(model, optimizer)
     with pytest.warns(UserWarning, match="scheduler keeps the LRs it was made with; make it again"):
-        result.suggestion.apply(optimizer)
+        result.apply(optimizer)
 
 
 def test_all_that_is_wrong_is_told_at_once_in_the_words_of_the_command_line() -> None:
