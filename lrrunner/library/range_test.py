@@ -36,8 +36,9 @@ from lrrunner.reporting.progress_bar import progress_bar, show
 from lrrunner.sweep.auto_range import Passes, run_passes, sweep_plan
 from lrrunner.training import collectives, fsdp
 from lrrunner.training.collectives import Collective
-from lrrunner.training.engine import SweepResult, Trainable, run_sweep, set_optimizer_mode
+from lrrunner.training.engine import SweepResult, run_sweep
 from lrrunner.training.learning_rate import LearningRate, held_optimizer, optimizer_errors, remark, unwrapped
+from lrrunner.training.trainable import Trainable, set_optimizer_mode
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

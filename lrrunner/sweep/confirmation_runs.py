@@ -15,8 +15,9 @@ from lrrunner.core.stop_rules import trial_stop_rule
 from lrrunner.records import Step, Stop, StopReason, Trial, TrialOutcome
 from lrrunner.training.checkpoints import Checkpoints
 from lrrunner.training.collectives import Collective
-from lrrunner.training.engine import Batches, SweepPlan, Trainable, preserved, run_sweep
+from lrrunner.training.engine import SweepPlan, run_sweep
 from lrrunner.training.evaluation import Evaluation
+from lrrunner.training.trainable import Batches, Trainable, preserved
 
 DATA_ORDER = 1_000_000
 """Number of the data order that all trials share: no repeat of a sweep has it."""

@@ -16,10 +16,11 @@ from lrrunner.sweep.confirmation_runs import Plan, Trials, TrialSettings, evalua
 from lrrunner.training import collectives
 from lrrunner.training.checkpoints import Checkpoints
 from lrrunner.training.collectives import Collective
-from lrrunner.training.engine import SweepResult, Trainable, run_sweep
+from lrrunner.training.engine import SweepResult, run_sweep
 from lrrunner.training.evaluation import Evaluation, evaluate, undisturbed
 from lrrunner.training.gradient_probe import GradientProbe
 from lrrunner.training.snapshot import seed_rngs
+from lrrunner.training.trainable import Trainable
 from lrrunner.worker.build import Components, batch_plan, batches_from, evaluation_loader
 from lrrunner.worker.run_reporter import Reporter
 

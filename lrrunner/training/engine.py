@@ -10,13 +10,12 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
-from torch import nn
 
 from lrrunner.core.noise_scale import gradient_variance
 from lrrunner.core.smoothing import Ema
@@ -24,19 +23,15 @@ from lrrunner.core.stop_rules import StopRule
 from lrrunner.records import Step, Stop, StopReason
 from lrrunner.training.checkpoints import Checkpoints, UnfinishedRepeat
 from lrrunner.training.collectives import Collective
+from lrrunner.training.evaluation import Evaluation
 from lrrunner.training.fsdp import is_sharded, local_part
 from lrrunner.training.gradient_probe import GradientProbe
 from lrrunner.training.learning_rate import LearningRate
 from lrrunner.training.snapshot import RngState, Snapshot, seed_rngs
-
-if TYPE_CHECKING:
-    from lrrunner.training.evaluation import Evaluation
+from lrrunner.training.trainable import Batches, Trainable, preserved
 
 MAX_SKIPS_IN_A_ROW = 10
 """A scaler that starts at 2**16 has halved its scale to 64 by then: more overflows are not the scale's fault."""
-
-Objective = Callable[[nn.Module, Any], Any]
-"""(model, batch) -> mean loss, or (mean loss, number of items it is the mean of)."""
 
 
 class Column(IntEnum):
@@ -54,58 +49,6 @@ class Request(IntEnum):
     NONE = 0
     SAVE = 1
     STOP = 2
-
-
-class Batches(Protocol):
-    """Endless micro-batches of this rank."""
-
-    def __call__(self, repeat: int, first_step: int = 0) -> Iterator[Any]:
-        """Those of one repeat, from the optimizer step ``first_step`` on."""
-        ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class Trainable:
-    """What one rank trains, and how.
-
-    Attributes:
-        model: Wrapped for the world (DDP, FSDP2), on its device.
-        optimizer: Holds the model's parameters; its LRs are the base LRs.
-        objective: Gives the loss of a micro-batch.
-        micro_batch_size: Samples of a micro-batch: the items behind a loss that comes without a count.
-        accumulation_steps: Micro-batches per optimizer step.
-        max_grad_norm: L2 norm to clip the gradient to; None records the norm only.
-        scaler: Gradient scaler for fp16.
-        autocast: Context for the forward pass.
-        no_sync: Context in which backward leaves gradients local.
-        to_device: Moves a batch to the model's device.
-    """
-
-    model: nn.Module
-    optimizer: torch.optim.Optimizer
-    objective: Objective
-    micro_batch_size: int
-    accumulation_steps: int = 1
-    max_grad_norm: float | None = None
-    scaler: torch.amp.GradScaler | None = None
-    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
-    no_sync: Callable[[], AbstractContextManager[Any]] = nullcontext
-    to_device: Callable[[Any], Any] = lambda batch: batch
-
-    @property
-    def device(self) -> torch.device:
-        """Where the model lives."""
-        return next(self.model.parameters()).device
-
-    @property
-    def parameters(self) -> list[torch.nn.Parameter]:
-        """What the optimizer steps, in its order."""
-        return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
-
-    def train(self) -> None:
-        """Training mode of the model, and of an optimizer that has one because it averages weights (schedule-free)."""
-        self.model.train()
-        set_optimizer_mode(self.optimizer, training=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -220,30 +163,6 @@ def run_sweep(
                 of_repeat = tuple(step for step in steps if step.repeat == repeat)
                 checkpoints.finish(ladder.key(repeat), of_repeat, stops[-1])
     return SweepResult(tuple(steps), tuple(stops))
-
-
-def set_optimizer_mode(optimizer: torch.optim.Optimizer, *, training: bool) -> None:
-    """Training or evaluation mode of an optimizer that evaluates other weights than it trains; nothing for others.
-
-    References:
-        Defazio et al. 2024, "The Road Less Scheduled", arXiv:2405.15682.
-    """
-    mode = getattr(optimizer, "train" if training else "eval", None)
-    if callable(mode):
-        mode()
-
-
-@contextmanager
-def preserved(trainable: Trainable) -> Iterator[Snapshot]:
-    """Model, optimizer, scaler and random number generators are afterwards as before, whatever happens inside."""
-    device = trainable.device
-    rng = RngState.capture(device)
-    snapshot = Snapshot(trainable.model, trainable.optimizer, trainable.scaler)
-    try:
-        yield snapshot
-    finally:
-        snapshot.restore()
-        rng.restore(device)
 
 
 def reads_late(device: torch.device, scaler: torch.amp.GradScaler | None, *, sync_every_step: bool) -> bool:

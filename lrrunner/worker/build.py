@@ -22,9 +22,9 @@ from lrrunner.config.validation import FSDP_HIDES_NOISE, FSDP_NEEDS_RANKS
 from lrrunner.core.batch_plan import BatchPlan, micro_batches
 from lrrunner.launch.rank_command import launcher_says
 from lrrunner.training import fsdp
-from lrrunner.training.engine import Objective
 from lrrunner.training.learning_rate import optimizer_errors
 from lrrunner.training.snapshot import seed_rngs
+from lrrunner.training.trainable import Objective
 
 logger = logging.getLogger(__name__)
 

@@ -38,8 +38,8 @@ from lrrunner.system.stop_signal import StopSignal
 from lrrunner.training import checkpoints, collectives, fsdp
 from lrrunner.training.checkpoints import Checkpoints
 from lrrunner.training.collectives import Collective
-from lrrunner.training.engine import Trainable
 from lrrunner.training.learning_rate import LearningRate, remark
+from lrrunner.training.trainable import Trainable
 from lrrunner.worker.build import Components, ExecutionSettings, build, execution_settings
 from lrrunner.worker.run_reporter import CHECKPOINT_FOLDER, Reporter
 

@@ -26,8 +26,9 @@ from torch.nn.parallel import DistributedDataParallel
 from lrrunner.core.stop_rules import stop_rule
 from lrrunner.tasks.models import Mlp
 from lrrunner.training.collectives import collective_for_world
-from lrrunner.training.engine import SweepPlan, Trainable, run_sweep
+from lrrunner.training.engine import SweepPlan, run_sweep
 from lrrunner.training.gradient_probe import GradientProbe
+from lrrunner.training.trainable import Trainable
 
 WORLD_SIZE = 2
 CASES = (("1.0e6 parameters in 6 tensors", 960, 2), ("1.0e6 parameters in 42 tensors", 225, 20))

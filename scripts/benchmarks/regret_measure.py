@@ -208,7 +208,8 @@ def swept(job: Any, sweep: Sweep) -> dict[str, list[float]]:
     import torch
 
     from lrrunner.training.collectives import SerialCollective
-    from lrrunner.training.engine import SweepPlan, Trainable, run_sweep
+    from lrrunner.training.engine import SweepPlan, run_sweep
+    from lrrunner.training.trainable import Trainable
 
     class Never:
         def update(self, raw_loss: float, smoothed_loss: float, *, noisy_loss: float | None = None) -> bool:

@@ -12,8 +12,9 @@ from torch import nn
 
 from lrrunner.library.restarted_loader import to_device
 from lrrunner.training.collectives import collective_for_world
-from lrrunner.training.engine import SweepResult, Trainable, run_sweep
+from lrrunner.training.engine import SweepResult, run_sweep
 from lrrunner.training.gradient_probe import GradientProbe
+from lrrunner.training.trainable import Trainable
 from tests.multiprocess.sweeps import ladder, planned_batches, small_model, trainable
 
 DEVICES = ("cpu", pytest.param("cuda", marks=pytest.mark.gpu))

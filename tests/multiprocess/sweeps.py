@@ -16,7 +16,9 @@ from lrrunner.core.batch_plan import BatchPlan, micro_batches
 from lrrunner.core.lr_schedules import exponential_lr
 from lrrunner.core.stop_rules import stop_rule
 from lrrunner.training.collectives import collective_for_world
-from lrrunner.training.engine import SweepPlan, SweepResult, Trainable, run_sweep
+from lrrunner.training.engine import SweepPlan, SweepResult, run_sweep
+from lrrunner.training.fsdp import no_sync, shard
+from lrrunner.training.trainable import Trainable
 
 NUM_SAMPLES = 192
 
@@ -53,8 +55,8 @@ def trainable(
     """The small model, wrapped for the world this process is in."""
     raw = small_model(dtype) if model is None else model
     if fsdp:
-        fsdp.shard(raw, device=next(raw.parameters()).device)
-        changes |= {"no_sync": functools.partial(fsdp.no_sync, raw)}
+        shard(raw, device=next(raw.parameters()).device)
+        changes |= {"no_sync": functools.partial(no_sync, raw)}
     wrapped = DistributedDataParallel(raw) if dist.is_initialized() and not fsdp else raw
     world_size = dist.get_world_size() if dist.is_initialized() else 1
     return Trainable(

@@ -18,8 +18,9 @@ from lrrunner.core.suggestion_rules import suggest
 from lrrunner.records import Stop, StopReason, Suggestion, TrialOutcome
 from lrrunner.sweep.confirmation_runs import Trials, TrialSettings, run_trials
 from lrrunner.training.collectives import collective_for_world
-from lrrunner.training.engine import Trainable, run_sweep
+from lrrunner.training.engine import run_sweep
 from lrrunner.training.evaluation import Evaluation, evaluate
+from lrrunner.training.trainable import Trainable
 from tests.multiprocess.ranks import on_ranks
 from tests.multiprocess.sweeps import NUM_SAMPLES, ladder, planned_batches, regression_data, squared_error, trainable
 

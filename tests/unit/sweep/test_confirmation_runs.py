@@ -17,8 +17,8 @@ from lrrunner.records import Step, StopReason, Trial, TrialOutcome
 from lrrunner.sweep.confirmation_runs import Plan, Trials, TrialSettings, run_trials
 from lrrunner.training import engine
 from lrrunner.training.collectives import SerialCollective
-from lrrunner.training.engine import Trainable
 from lrrunner.training.evaluation import Evaluation, evaluate
+from lrrunner.training.trainable import Trainable
 from tests.multiprocess.sweeps import planned_batches, regression_data, small_model, squared_error, trainable
 from tests.unit.training.test_engine import overflowing
 

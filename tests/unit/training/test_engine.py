@@ -17,8 +17,9 @@ from lrrunner.core.lr_schedules import exponential_lr
 from lrrunner.records import Step, StopReason
 from lrrunner.training import engine
 from lrrunner.training.collectives import SerialCollective
-from lrrunner.training.engine import MAX_SKIPS_IN_A_ROW, SweepResult, Trainable, run_sweep
+from lrrunner.training.engine import MAX_SKIPS_IN_A_ROW, SweepResult, run_sweep
 from lrrunner.training.learning_rate import LearningRate
+from lrrunner.training.trainable import Trainable
 from tests.multiprocess.sweeps import ladder, planned_batches, small_model, squared_error, trainable
 from tests.unit.training.optimizers import AveragingSGD
 

@@ -1,0 +1,92 @@
+"""What a rank trains: the model wrapped for the world, its optimizer, and how a batch becomes a loss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from lrrunner.training.snapshot import RngState, Snapshot
+
+Objective = Callable[[nn.Module, Any], Any]
+"""(model, batch) -> mean loss, or (mean loss, number of items that it averages)."""
+
+
+class Batches(Protocol):
+    """Endless micro-batches of this rank."""
+
+    def __call__(self, repeat: int, first_step: int = 0) -> Iterator[Any]:
+        """Yield the micro-batches of one repeat, from optimizer step ``first_step`` on."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trainable:
+    """What one rank trains, and how.
+
+    Attributes:
+        model: Wrapped for the world (DDP, FSDP2), on its device.
+        optimizer: Holds the model's parameters; its LRs are the base LRs.
+        objective: Computes the loss of a micro-batch.
+        micro_batch_size: Samples of a micro-batch; the item count of a loss that is returned without one.
+        accumulation_steps: Micro-batches per optimizer step.
+        max_grad_norm: L2 norm to clip the gradient to; None records the norm only.
+        scaler: Gradient scaler for fp16.
+        autocast: Context for the forward pass.
+        no_sync: Context in which backward leaves gradients local.
+        to_device: Moves a batch to the model's device.
+    """
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    objective: Objective
+    micro_batch_size: int
+    accumulation_steps: int = 1
+    max_grad_norm: float | None = None
+    scaler: torch.amp.GradScaler | None = None
+    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
+    no_sync: Callable[[], AbstractContextManager[Any]] = nullcontext
+    to_device: Callable[[Any], Any] = lambda batch: batch
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the model."""
+        return next(self.model.parameters()).device
+
+    @property
+    def parameters(self) -> list[torch.nn.Parameter]:
+        """Parameters that the optimizer updates, in its order."""
+        return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+
+    def train(self) -> None:
+        """Put the model in training mode, and a schedule-free optimizer, which averages weights, too."""
+        self.model.train()
+        set_optimizer_mode(self.optimizer, training=True)
+
+
+def set_optimizer_mode(optimizer: torch.optim.Optimizer, *, training: bool) -> None:
+    """Set the mode of an optimizer that evaluates other weights than it trains; does nothing for other optimizers.
+
+    References:
+        Defazio et al. 2024, "The Road Less Scheduled", arXiv:2405.15682.
+    """
+    mode = getattr(optimizer, "train" if training else "eval", None)
+    if callable(mode):
+        mode()
+
+
+@contextmanager
+def preserved(trainable: Trainable) -> Iterator[Snapshot]:
+    """Restore model, optimizer, scaler and random number generators on exit, also after an exception."""
+    device = trainable.device
+    rng = RngState.capture(device)
+    snapshot = Snapshot(trainable.model, trainable.optimizer, trainable.scaler)
+    try:
+        yield snapshot
+    finally:
+        snapshot.restore()
+        rng.restore(device)
