@@ -52,6 +52,7 @@ from lrrunner.launch.supervise import machine_errors
 from lrrunner.results.reader import shown_path
 from lrrunner.results.run_state import RunState
 from lrrunner.system import exit_codes
+from lrrunner.system.atomic_files import write_text
 from lrrunner.system.devices import usable_cores, visible_gpus
 from lrrunner.system.interrupt_counter import InterruptCounter
 from lrrunner.system.job_log import JobLog, wake_loggers
@@ -427,6 +428,4 @@ def mask(path: Path, redactor: Redactor) -> None:
     """Hydra writes its own record of the batch; secrets must not stay in it."""
     with suppress(OSError):
         text = path.read_text(encoding="utf-8")
-        partial = path.with_name(f".{path.name}.part")
-        partial.write_text(redactor.text(text), encoding="utf-8")
-        partial.replace(path)
+        write_text(path, redactor.text(text))

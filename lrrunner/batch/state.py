@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
-import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from filelock import FileLock, Timeout
 
 from lrrunner.config.schema import Config
 from lrrunner.config.serialization import to_plain
+from lrrunner.system.atomic_files import write_json
 
 STATE_FILE = "batch.json"
 LOCK_FILE = ".lock"
@@ -86,9 +86,5 @@ def update_state(directory: Path, **changes: Any) -> dict[str, Any]:
         All fields.
     """
     state = read_state(directory) | changes
-    partial = directory / f".{STATE_FILE}.part"
-    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        file.write(json.dumps(state, indent=2) + "\n")
-    partial.replace(directory / STATE_FILE)
+    write_json(directory / STATE_FILE, state, private=True)
     return state

@@ -17,6 +17,7 @@ from lrrunner.core.curve import curve_from_steps
 from lrrunner.core.power_law import power_law
 from lrrunner.results.reader import read_run
 from lrrunner.results.run_state import ENDED, RunState
+from lrrunner.system.atomic_files import write_text
 from lrrunner.system.redaction import Redactor
 from lrrunner.tracking.mlflow_run import MlflowRun, anchored_uri, configure_mlflow
 from lrrunner.version import __version__
@@ -92,7 +93,7 @@ def write_summary(directory: Path, entries: Sequence[Entry]) -> list[Path]:
     Returns:
         The pictures.
     """
-    _replace(directory / "summary.csv", summary_table.csv_text(entries))
+    write_text(directory / "summary.csv", summary_table.csv_text(entries))
     from lrrunner.batch.figures import overlay_figure, scaling_figure
     from lrrunner.reporting.sweep_figure import save_png
 
@@ -162,9 +163,3 @@ def batch_state(entries: Sequence[Entry], *, num_jobs: int, interrupted: bool) -
         return RunState.KILLED
     all_finished = len(entries) == num_jobs and all(entry.state == RunState.FINISHED for entry in entries)
     return RunState.FINISHED if all_finished else RunState.FAILED
-
-
-def _replace(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.part")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)

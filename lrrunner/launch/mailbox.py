@@ -20,6 +20,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from lrrunner.system.atomic_files import write_json
 from lrrunner.system.process_identity import is_alive, process_identity
 
 RANK_POLL_S = 0.02
@@ -123,7 +124,9 @@ class JobMailbox:
         for name in ("jobs", "beats", "outcomes"):
             (self.folder / name).mkdir(parents=True)
         self.folder.chmod(0o700)
-        _write(self.folder / OWNER_FILE, {"process": process_identity(), "host": socket.gethostname()})
+        write_json(
+            self.folder / OWNER_FILE, {"process": process_identity(), "host": socket.gethostname()}, private=True
+        )
 
     def remove(self) -> None:
         """Nothing is left; jobs go first."""
@@ -132,7 +135,7 @@ class JobMailbox:
 
     def give(self, order: JobMessage) -> None:
         """Hand a job to the ranks."""
-        _write(self._job(order.number), asdict(order))
+        write_json(self._job(order.number), asdict(order), private=True)
 
     def withdraw(self, number: int) -> None:
         """Remove a job that every rank has read."""
@@ -162,7 +165,7 @@ class JobMailbox:
 
     def report(self, number: int, outcome: RankOutcome) -> None:
         """How a job ended on this rank."""
-        _write(self.folder / "outcomes" / f"{number}.{outcome.rank}.json", asdict(outcome))
+        write_json(self.folder / "outcomes" / f"{number}.{outcome.rank}.json", asdict(outcome), private=True)
 
     def outcomes(self, number: int) -> list[RankOutcome]:
         """How a job ended on the ranks that have reported so far, in the order of their reports."""
@@ -172,7 +175,7 @@ class JobMailbox:
 
     def beat(self, rank: int, beat: Heartbeat) -> None:
         """Leave a sign of life."""
-        _write(self.folder / "beats" / f"{rank}.json", asdict(beat))
+        write_json(self.folder / "beats" / f"{rank}.json", asdict(beat), private=True)
 
     def beats(self, world_size: int) -> dict[int, Heartbeat]:
         """The last sign of life of each rank that has left one."""
@@ -213,14 +216,6 @@ def _modified(path: Path) -> float:
         return path.stat().st_mtime
     except OSError:
         return 0.0
-
-
-def _write(path: Path, content: dict[str, Any]) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        json.dump(content, file)
-    partial.replace(path)
 
 
 def _read(path: Path) -> dict[str, Any] | None:

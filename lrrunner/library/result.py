@@ -19,6 +19,7 @@ from lrrunner.config.schema import Config, batch_summary
 from lrrunner.errors import ArgumentError, ConfigError
 from lrrunner.records import RangeTestResult, Step
 from lrrunner.reporting import run_summary
+from lrrunner.results.artifacts import FIGURE, artifacts
 from lrrunner.results.reader import INTEGERS
 from lrrunner.results.resume_checks import code_versions
 from lrrunner.results.run_state import RunState
@@ -184,9 +185,9 @@ class RangeTest(RangeTestResult):
                 note=run_summary.with_picture(
                     (directory.path / "note.md").read_text(encoding="utf-8"), run_id=run.run_id
                 ),
-                files=directory.files(),
+                files=artifacts(directory.path),
                 root=directory.path,
-                picture=directory.path / "lr_sweep.png",
+                picture=directory.path / FIGURE,
             )
         if run.error:
             raise ConnectionError(f"the range test is not whole in MLflow: {run.error}")
@@ -220,7 +221,7 @@ class RangeTest(RangeTestResult):
             for step in self.steps:
                 directory.record(step)
             directory.write_suggestion(self)
-            save_png(self.plot(), directory.path / "lr_sweep.png")
+            save_png(self.plot(), directory.path / FIGURE)
             directory.write_note(run_summary.note(self, self.job, command=self.call, directory=shown))
             directory.update_status(
                 state=RunState.FINISHED,

@@ -41,6 +41,7 @@ from lrrunner.reporting.figure_style import (
     write,
 )
 from lrrunner.reporting.trial_panel import draw_trials
+from lrrunner.system.atomic_files import atomic_file
 
 SWEEP_PX, TRIALS_PX = 560, 300
 
@@ -110,9 +111,8 @@ class _Picture(Figure):
 @matplotlib.style.context("default")  # a user's savefig settings must not change the size
 def save_png(figure: Figure, path: Path) -> None:
     """Write the figure to ``path``; readers see the whole old picture or the whole new one."""
-    unfinished = path.with_name(f".{path.name}.part")
-    figure.savefig(unfinished, format="png", dpi=DPI)
-    unfinished.replace(path)
+    with atomic_file(path) as file:
+        figure.savefig(file, format="png", dpi=DPI)
 
 
 def loss_limits(curve: Curve | None, *, low: FloatArray, high: FloatArray) -> tuple[float, float]:

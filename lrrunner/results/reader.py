@@ -15,6 +15,7 @@ import yaml
 from lrrunner.config.schema import Config
 from lrrunner.config.serialization import config_from
 from lrrunner.records import NoiseScale, RangeTestResult, Step, Stop, StopReason, Suggestion, Verdict
+from lrrunner.system.atomic_files import write_json
 
 INTEGERS = ("sweep_pass", "repeat", "step", "timestamp_ms")
 
@@ -97,9 +98,7 @@ def write_status(path: Path, **changes: Any) -> None:
     """Correct status.json from outside, where the run's own process could not; nothing without a run directory."""
     if not path.is_dir():
         return
-    partial = path / ".status.json.part"
-    partial.write_text(json.dumps(read_status(path) | changes, indent=2) + "\n", encoding="utf-8")
-    partial.replace(path / "status.json")
+    write_json(path / "status.json", read_status(path) | changes, durable=True)
 
 
 def _range_test(content: dict[str, Any], steps: tuple[Step, ...]) -> RangeTestResult:

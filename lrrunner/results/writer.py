@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
-import os
 import secrets
-import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,8 +16,9 @@ import yaml
 from lrrunner.errors import ConfigError
 from lrrunner.records import RangeTestResult, Step, Trial
 from lrrunner.results.csv_table import CsvTable
-from lrrunner.results.reader import read_status
+from lrrunner.results.reader import read_status, write_status
 from lrrunner.results.run_state import ENDED_WITHOUT_REPORT, RunState, state_in
+from lrrunner.system.atomic_files import write_json, write_text
 from lrrunner.system.redaction import Redactor
 
 RECORD_COLUMNS = (
@@ -60,12 +58,9 @@ def new_run_path() -> Path:
 
 def close_abandoned(path: Path) -> None:
     """Say in the status.json of a run whose process is gone that it is over."""
-    file = path / "status.json"
-    with contextlib.suppress(OSError, ValueError):
-        status = json.loads(file.read_text(encoding="utf-8"))
-        if state_in(status) == RunState.RUNNING:
-            status |= {"state": RunState.KILLED, "cause": ENDED_WITHOUT_REPORT}
-            file.write_text(json.dumps(status, indent=2) + "\n", encoding="utf-8")
+    if state_in(read_status(path)) == RunState.RUNNING:
+        with contextlib.suppress(OSError):
+            write_status(path, state=RunState.KILLED, cause=ENDED_WITHOUT_REPORT)
 
 
 class RunDirectory:
@@ -127,8 +122,8 @@ class RunDirectory:
         """config.yaml (resolved) and overrides.yaml; those of a resumed run stay."""
         if self._resumed:
             return
-        self._write("config.yaml", _yaml(self._redactor.tree(config)))
-        self._write("overrides.yaml", _yaml(self._redactor.tree(list(overrides))))
+        write_text(self.path / "config.yaml", _yaml(self._redactor.tree(config)), durable=True)
+        write_text(self.path / "overrides.yaml", _yaml(self._redactor.tree(list(overrides))), durable=True)
 
     @property
     def mlflow_run_id(self) -> str | None:
@@ -182,34 +177,17 @@ class RunDirectory:
         }
         if test.noise_scale is not None:
             content["noise_scale"] = dataclasses.asdict(test.noise_scale)
-        self._write("suggestion.json", json.dumps(content, indent=2) + "\n")
+        write_json(self.path / "suggestion.json", content, durable=True)
 
     def write_note(self, note: str) -> None:
         """note.md: what the run came to, in words."""
-        self._write("note.md", self._redactor.text(note))
+        write_text(self.path / "note.md", self._redactor.text(note), durable=True)
 
     def update_status(self, **changes: Any) -> None:
         """Change fields of status.json."""
         self._status |= self._redactor.tree(changes)
         self._status_time = time.monotonic()
-        self._write("status.json", json.dumps(self._status, indent=2) + "\n")
-
-    def files(self) -> list[Path]:
-        """The finished files, for upload; checkpoints and temporary files are not among them."""
-        return sorted(
-            path
-            for path in self.path.rglob("*")
-            if path.is_file() and path.suffix != ".tmp" and "checkpoints" not in path.relative_to(self.path).parts
-        )
-
-    def _write(self, name: str, text: str) -> None:
-        """Replace a file as a whole, so that no reader sees half of it."""
-        partial = self.path / f"{name}.{threading.get_ident()}.tmp"
-        with partial.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(self.path / name)
+        write_json(self.path / "status.json", self._status, durable=True)
 
     def _table(self, name: str, columns: Sequence[str]) -> CsvTable:
         if name not in self._tables:

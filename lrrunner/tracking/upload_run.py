@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from lrrunner.reporting import run_summary
+from lrrunner.results.artifacts import FIGURE, artifacts
 from lrrunner.results.reader import RunFiles
 from lrrunner.results.run_state import ENDED, RunState, state_in
 from lrrunner.tracking.metric_names import final_points, live_prefix, superseded
@@ -28,7 +27,7 @@ def upload_run(run: MlflowRun, files: RunFiles, *, run_id: str) -> None:
             run.log(step, prefix=f"trial_{number}/", names=TRIAL_METRICS)
     for step in files.trials:
         run.log(step, prefix="confirm/", names=TRIAL_METRICS)
-    picture = files.path / "lr_sweep.png"
+    picture = files.path / FIGURE
     state = state_in(files.status)
     failure = f"**{state.text if state else 'Ended'}**: {files.status.get('cause') or 'no cause known'}"
     run.finish(
@@ -40,13 +39,4 @@ def upload_run(run: MlflowRun, files: RunFiles, *, run_id: str) -> None:
         files=artifacts(files.path),
         root=files.path,
         picture=picture if picture.exists() and not run.has_picture(run_id) else None,
-    )
-
-
-def artifacts(path: Path) -> list[Path]:
-    """The finished files of a run directory."""
-    return sorted(
-        file
-        for file in path.rglob("*")
-        if file.is_file() and file.suffix not in (".tmp", ".part") and "checkpoints" not in file.relative_to(path).parts
     )

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
-import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import Any, NamedTuple
 import torch
 
 from lrrunner.records import Step, Stop, StopReason, Trial, TrialOutcome
+from lrrunner.system.atomic_files import atomic_file, remove_partial_files
 from lrrunner.training.collectives import Collective
 from lrrunner.training.snapshot import RngState, Snapshot
 
@@ -190,19 +190,14 @@ def write(folder: Path, number: int, content: dict[str, Any]) -> None:
     for path in _files(folder)[NUM_KEPT:]:
         path.unlink(missing_ok=True)
     kept = {path.stem for path in _files(folder)}
-    for path in [*folder.glob("*.tmp"), *(shard for shard in folder.glob(SHARDS) if shard.stem not in kept)]:
+    remove_partial_files(folder)
+    for path in [shard for shard in folder.glob(SHARDS) if shard.stem not in kept]:
         path.unlink(missing_ok=True)
 
 
 def _write_down(path: Path, content: dict[str, Any]) -> None:
-    """A file that is there as a whole or not at all, whatever ends the process."""
-    partial = path.with_name(f"{path.name}.tmp")
-    with partial.open("wb") as file:
+    with atomic_file(path, durable=True) as file:
         torch.save(content, file)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
-    _sync_folder(path.parent)
 
 
 def read_newest(folder: Path, *, collective: Collective) -> dict[str, Any] | None:
@@ -261,7 +256,8 @@ def _remove_number(folder: Path, number: int) -> None:
 
 def remove(folder: Path) -> None:
     """A run that has finished needs none."""
-    for path in [*_files(folder), *folder.glob("*.tmp"), *folder.glob(SHARDS)]:
+    remove_partial_files(folder)
+    for path in [*_files(folder), *folder.glob(SHARDS)]:
         path.unlink(missing_ok=True)
     with contextlib.suppress(OSError):  # it was never made, or somebody keeps something in it
         folder.rmdir()
@@ -274,15 +270,6 @@ def _files(folder: Path) -> list[Path]:
 
 def _shard_file(folder: Path, number: int, rank: int) -> Path:
     return folder / f"{number:08d}.rank{rank}"
-
-
-def _sync_folder(folder: Path) -> None:
-    """A name, too, is on the disk only then."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _row(record: Step | Stop | Trial) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from lrrunner.errors import ConfigError
 from lrrunner.launch.mailbox import ANOTHER_RANK_IS_GONE, ANOTHER_RANK_IS_SILENT
 from lrrunner.launch.rank_command import DEEPSPEED_REFUSED, launcher_says
 from lrrunner.library.restarted_loader import to_device
+from lrrunner.results.artifacts import CHECKPOINT_FOLDER
 from lrrunner.results.reader import shown_path
 from lrrunner.sweep.measure import Measured, measure
 from lrrunner.system import exit_codes
@@ -41,7 +42,7 @@ from lrrunner.training.collectives import Collective
 from lrrunner.training.learning_rate import LearningRate, remark
 from lrrunner.training.trainable import Trainable
 from lrrunner.worker.build import Components, ExecutionSettings, build, execution_settings
-from lrrunner.worker.run_reporter import CHECKPOINT_FOLDER, Reporter
+from lrrunner.worker.run_reporter import Reporter
 
 BUILD_TIMEOUT = timedelta(hours=1)
 """Limit on collectives until the first step is over: downloads, first reads and compilation come before it."""

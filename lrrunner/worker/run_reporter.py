@@ -19,6 +19,7 @@ from lrrunner.errors import ConfigError
 from lrrunner.records import Confirmation, NoiseScale, RangeTestResult, Step, Suggestion, Trial, TrialOutcome
 from lrrunner.reporting import run_summary
 from lrrunner.reporting.progress_bar import progress_bar, show
+from lrrunner.results.artifacts import CHECKPOINT_FOLDER, FIGURE, artifacts
 from lrrunner.results.reader import shown_path
 from lrrunner.results.resume_checks import code_versions, differences, directory_errors
 from lrrunner.results.run_state import RunState
@@ -31,8 +32,6 @@ from lrrunner.tracking.metric_names import final_points, live_prefix, superseded
 from lrrunner.tracking.mlflow_run import TRIAL_METRICS, MlflowRun, anchored_uri, configure_mlflow
 from lrrunner.training import checkpoints
 from lrrunner.version import __version__
-
-CHECKPOINT_FOLDER = "checkpoints"
 
 logger = logging.getLogger(__name__)
 
@@ -231,7 +230,7 @@ class Reporter:
         files: list[Path] = []
         with contextlib.suppress(OSError):  # the directory itself may be what broke
             self.directory.update_status(state=RunState.FAILED, last_step=self._last_step, cause=cause)
-            files = self.directory.files()
+            files = artifacts(self.directory.path)
         if self._mlflow is not None:
             note = f"**Failed** on {cause}"
             self._mlflow.finish(status=RunState.FAILED.mlflow_status, note=note, files=files, root=self.directory.path)
@@ -293,7 +292,7 @@ class Reporter:
             final=list(final_points(test, self._job.sweep)),
             superseded=superseded(test),
             note=run_summary.with_picture(note, run_id=self._mlflow.run_id),
-            files=directory.files(),
+            files=artifacts(directory.path),
             root=directory.path,
             picture=picture,
         )
@@ -355,7 +354,7 @@ class Reporter:
     def _draw(self, test: RangeTestResult) -> Path:
         from lrrunner.reporting.sweep_figure import job_figure, save_png
 
-        path = self.directory.path / "lr_sweep.png"
+        path = self.directory.path / FIGURE
         save_png(job_figure(test, self._job), path)
         return path
 

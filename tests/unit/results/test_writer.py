@@ -21,7 +21,8 @@ from lrrunner.records import (
     TrialOutcome,
     Verdict,
 )
-from lrrunner.results.writer import RunDirectory
+from lrrunner.results.artifacts import artifacts
+from lrrunner.results.writer import RunDirectory, close_abandoned
 from lrrunner.system.redaction import Redactor
 
 
@@ -64,7 +65,7 @@ def test_secrets_are_masked_in_every_file(tmp_path: Path) -> None:
     with RunDirectory(tmp_path, redactor) as directory:
         directory.write_inputs({"hub": {"token": "canary-1234"}, "n": "canary-1234!"}, ["hub.token=canary-1234"])
         directory.update_status(state="failed", cause="cannot log in with canary-1234")
-    for path in directory.files():
+    for path in artifacts(tmp_path):
         assert "canary" not in path.read_text()
     assert json.loads((tmp_path / "status.json").read_text())["cause"] == "cannot log in with ***"
 
@@ -157,3 +158,23 @@ def test_the_suggestion_keeps_what_the_sweep_said_and_what_was_only_extrapolated
         (1e-4, "too low", False),
         (1e-2, None, True),
     ]
+
+
+def test_a_half_written_file_is_no_artifact(tmp_path: Path) -> None:
+    """A process that dies while it draws leaves one behind, which must not reach MLflow."""
+    with RunDirectory(tmp_path, Redactor()) as directory:
+        directory.write_note("done")
+        (tmp_path / ".lr_sweep.png.part").write_bytes(b"half a picture")
+        (tmp_path / "checkpoints").mkdir()
+        (tmp_path / "checkpoints" / "00000001.pt").write_bytes(b"weights")
+        assert [path.name for path in artifacts(tmp_path)] == ["note.md", "records.csv"]
+
+
+def test_an_abandoned_run_is_closed_in_one_piece(tmp_path: Path) -> None:
+    """Another process may read status.json at that moment."""
+    file = tmp_path / "status.json"
+    file.write_text('{"state": "running", "last_step": 3}')
+    with file.open() as reader:
+        close_abandoned(tmp_path)
+        assert json.load(reader) == {"state": "running", "last_step": 3}
+    assert json.loads(file.read_text())["state"] == "killed"

@@ -179,7 +179,7 @@ def test_two_generations_are_kept_and_a_damaged_one_gives_way(tmp_path: Path, ca
     assert sorted(path.name for path in tmp_path.iterdir()) == ["00000007.pt", "00000008.pt"]
     newest = tmp_path / "00000008.pt"
     newest.write_bytes(newest.read_bytes()[:500])
-    (tmp_path / "00000009.tmp").write_bytes(b"half")
+    (tmp_path / ".00000009.pt.0af1.part").write_bytes(b"half")
     with caplog.at_level(logging.WARNING):
         assert without_times(climb(tmp_path)) == without_times(climb(None))
     assert "00000008.pt cannot be read" in caplog.text
