@@ -22,6 +22,7 @@ from lrrunner.results.resume_checks import directory_errors
 from lrrunner.system import exit_codes
 from lrrunner.system.redaction import Redactor
 from lrrunner.system.terminal import write_line
+from lrrunner.version import __version__
 
 RANK_0_FIRST_S = 5.0
 """How long another rank leaves the message about a wrong configuration to rank 0, whose end ends them all."""
@@ -42,7 +43,7 @@ def run(arguments: Sequence[str]) -> int:
     rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     if command_line.hydra_flags and not command_line.unsupported:
         if rank == 0:
-            _let_hydra_answer()
+            _answer(command_line)
         return exit_codes.OK
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))  # so that a _target_ in the user's own directory is found
@@ -73,7 +74,8 @@ def _checked_job(command_line: CommandLine, world_size: int | None) -> Config:
         )
     if command_line.multirun:
         number = max(2, world_size or 1)
-        command = shlex.join(["lrrunner", "-m", f"launch.num_processes={number}", *command_line.overrides])
+        ranks = f"launch.num_processes={number}"
+        command = shlex.join(["lrrunner", "-m", *command_line.options, ranks, *command_line.overrides])
         raise ConfigError(
             [
                 f"-m must not be given inside {world_size} ranks, got {' '.join(command_line.overrides)}; "
@@ -97,7 +99,11 @@ def _show(error: ConfigError, command_line: CommandLine, rank: int) -> None:
     write_line(prefix + redactor.text(str(error)), sys.stderr)
 
 
-def _let_hydra_answer() -> None:
+def _answer(command_line: CommandLine) -> None:
+    """Answer ``--version``; leave Hydra's other flags to Hydra, which reads ``sys.argv``."""
+    if "--version" in command_line.hydra_flags:
+        print(f"lrrunner {__version__}")
+        return
     register_schema()
     hydra.main(config_path="pkg://lrrunner.conf", config_name="config", version_base="1.3")(_nothing)()
 
