@@ -12,8 +12,11 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-EVALUATION = 1_000_001
-"""Beside the seed, for the samples that are evaluated: no repeat of a sweep has this number."""
+TRIAL_DATA_ORDER = 1_000_000
+"""Number of the data order that all confirmation runs share; repeats of a sweep have smaller numbers."""
+
+EVALUATION_DATA_ORDER = 1_000_001
+"""Number of the data order, and of the random numbers, of all evaluations."""
 
 IndexArray = npt.NDArray[np.int64]
 
@@ -115,7 +118,7 @@ def evaluation_batches(
     >>> [evaluation_batches(dataset_size=3, num_samples=9, batch_size=1, world_size=2, rank=r, seed=0) for r in (0, 1)]
     [[([1], 1), ([2], 1)], [([0], 1), ([1], 0)]]
     """
-    chosen = np.random.default_rng([seed, EVALUATION]).permutation(dataset_size)[:num_samples]
+    chosen = np.random.default_rng([seed, EVALUATION_DATA_ORDER]).permutation(dataset_size)[:num_samples]
     share = chosen[rank::world_size].tolist()
     num_batches = -(-len(chosen[::world_size]) // batch_size)
     batches = [share[i * batch_size : (i + 1) * batch_size] for i in range(num_batches)]

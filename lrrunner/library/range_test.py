@@ -36,7 +36,7 @@ from lrrunner.reporting.progress_bar import progress_bar, show
 from lrrunner.sweep.auto_range import Passes, run_passes, sweep_plan
 from lrrunner.training import collectives, fsdp
 from lrrunner.training.collectives import Collective
-from lrrunner.training.engine import SweepResult, run_sweep
+from lrrunner.training.engine import RankContext, SweepResult, run_sweep
 from lrrunner.training.learning_rate import LearningRate, held_optimizer, optimizer_errors, remark, unwrapped
 from lrrunner.training.trainable import Trainable, set_optimizer_mode
 
@@ -180,7 +180,7 @@ def range_test(
         suggestion=replace(suggestion, reason="; ".join(filter(None, reasons))),
         world_size=collective.world_size,
         global_batch_size=job.data.global_batch_size,
-        passes=passes.ladders,
+        passes=passes.passes,
         curve_pass=passes.curve_pass,
         group_ratios=LearningRate(trainable.optimizer).ratios,
         job=job,
@@ -264,7 +264,7 @@ def _passes(job: Config, trainable: Trainable, batches: RestartedLoader, collect
                 trainable,
                 sweep_plan(job.sweep, number, start_lr=start_lr, end_lr=end_lr),
                 batches,
-                collective=collective,
+                context=RankContext(collective=collective),
                 on_step=functools.partial(show, bar) if collective.rank == 0 else lambda step: None,
                 started=started,
             )

@@ -1,4 +1,4 @@
-"""The ladders of a range test: one, or up to three where the first one's range was wrong."""
+"""The passes of a range test: one, or up to three if the LR range of the first one was wrong."""
 
 from __future__ import annotations
 
@@ -14,28 +14,36 @@ from lrrunner.core.stop_rules import stop_rule
 from lrrunner.core.suggestion_rules import suggest
 from lrrunner.records import Step, Stop, StopReason, Suggestion, SweepPass
 from lrrunner.training.collectives import Collective
-from lrrunner.training.engine import SweepPlan, SweepResult
+from lrrunner.training.engine import SweepResult
+from lrrunner.training.sweep_run import SweepPlan
 
-Climb = Callable[[int, float, float], SweepResult]
+RunPass = Callable[[int, float, float], SweepResult]
 """(number of the pass, first LR, last LR) -> its records. Every rank must call this."""
 
 
 class Passes(NamedTuple):
-    """Records of all passes in order, where each repeat ended, the ladders, and the one to believe."""
+    """What all passes recorded.
+
+    Attributes:
+        steps: Records of all passes, in order.
+        stops: Where each repeat ended.
+        passes: Range and suggestion of each pass.
+        curve_pass: Number of the pass whose curve counts.
+    """
 
     steps: tuple[Step, ...]
     stops: tuple[Stop, ...]
-    ladders: tuple[SweepPass, ...]
+    passes: tuple[SweepPass, ...]
     curve_pass: int
 
     @property
     def suggestion(self) -> Suggestion:
-        """What the ladder to believe supports."""
-        return self.ladders[self.curve_pass].suggestion
+        """What the curve that counts supports."""
+        return self.passes[self.curve_pass].suggestion
 
     @property
     def curve_steps(self) -> list[Step]:
-        """Records of the ladder to believe."""
+        """Records of the curve that counts."""
         return [step for step in self.steps if step.sweep_pass == self.curve_pass]
 
     @property
@@ -45,47 +53,47 @@ class Passes(NamedTuple):
 
 
 def run_passes(
-    climb: Climb,
+    run_pass: RunPass,
     sweep: SweepConfig,
     *,
     method: str,
     collective: Collective,
     on_extension: Callable[[Extension], None] = lambda extension: None,
 ) -> Passes:
-    """Climb the ladder, and extended ones while they are needed and allowed. Every rank must call this.
+    """Sweep, and sweep extended ranges while these are needed and allowed. Every rank must call this.
 
-    Every rank holds the same records; still rank 0 alone judges them and tells the others, since a matrix product may
-    differ in its last bit between two kinds of processor, and ranks that decide differently wait for ever.
+    All ranks hold the same records. Still rank 0 decides for all: a matrix product may differ in its last bit between
+    two kinds of processor, and ranks that decide differently would wait for each other for ever.
 
     Args:
-        climb: Runs one pass from the initial state.
-        sweep: The ladder, and whether it may be extended.
+        run_pass: Runs one pass from the initial state.
+        sweep: LR range, and whether it may be extended.
         method: Name of the suggestion rule.
         collective: The world this rank belongs to.
         on_extension: Called before each further pass.
     """
     steps: tuple[Step, ...] = ()
     stops: tuple[Stop, ...] = ()
-    ladders: list[SweepPass] = []
+    passes: list[SweepPass] = []
     low, high = sweep.start_lr, sweep.end_lr
     while True:
-        result = climb(len(ladders), low, high)
+        result = run_pass(len(passes), low, high)
         steps, stops = steps + result.steps, stops + result.stops
-        judged = _judged(result, sweep, method, low, high) if collective.rank == 0 else None
-        suggestion, wider = collective.broadcast(judged)
-        ladders.append(SweepPass(start_lr=low, end_lr=high, suggestion=suggestion))
-        if wider is None or len(ladders) == MAX_PASSES:
+        found = _suggestion_and_extension(result, sweep, method, low, high) if collective.rank == 0 else None
+        suggestion, wider = collective.broadcast(found)
+        passes.append(SweepPass(start_lr=low, end_lr=high, suggestion=suggestion))
+        if wider is None or len(passes) == MAX_PASSES:
             break
-        ladders[-1] = dataclasses.replace(ladders[-1], extension=wider.reason)
+        passes[-1] = dataclasses.replace(passes[-1], extension=wider.reason)
         on_extension(wider)
         low, high = wider.start_lr, wider.end_lr
     interrupted = any(stop.reason == StopReason.INTERRUPTED for stop in stops)
-    chosen = curve_pass([ladder.suggestion for ladder in ladders], interrupted=interrupted)
-    return Passes(steps, stops, tuple(ladders), chosen)
+    chosen = curve_pass([each.suggestion for each in passes], interrupted=interrupted)
+    return Passes(steps, stops, tuple(passes), chosen)
 
 
 def sweep_plan(sweep: SweepConfig, number: int, *, start_lr: float, end_lr: float) -> SweepPlan:
-    """The ladder of one pass."""
+    """The plan of one pass."""
     every = 1 if sweep.monitor == Monitor.train else sweep.val_every
     return SweepPlan(
         lrs=SWEEP_SCHEDULES[sweep.mode.value](start_lr=start_lr, end_lr=end_lr, num_steps=sweep.num_steps).tolist(),
@@ -101,10 +109,10 @@ def sweep_plan(sweep: SweepConfig, number: int, *, start_lr: float, end_lr: floa
     )
 
 
-def _judged(
+def _suggestion_and_extension(
     result: SweepResult, sweep: SweepConfig, method: str, low: float, high: float
 ) -> tuple[Suggestion, Extension | None]:
-    """What one pass supports, and which range comes next."""
+    """What one pass supports, and the range of the next one."""
     suggestion = suggest(result.steps, result.stops, method=method, beta=sweep.smoothing)
     if not sweep.auto_range:
         return suggestion, None

@@ -1,4 +1,4 @@
-"""Confirmation runs: short real trainings around the sweep's suggestion, each from the initial state."""
+"""Confirmation runs: short trainings around the sweep's suggestion, each from the initial state."""
 
 from __future__ import annotations
 
@@ -9,41 +9,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
+from lrrunner.core.batch_plan import TRIAL_DATA_ORDER
 from lrrunner.core.confirmation import PlannedTrial
 from lrrunner.core.lr_schedules import TRAINING_SCHEDULES
 from lrrunner.core.stop_rules import trial_stop_rule
 from lrrunner.records import Step, Stop, StopReason, Trial, TrialOutcome
-from lrrunner.training.checkpoints import Checkpoints
-from lrrunner.training.collectives import Collective
-from lrrunner.training.engine import SweepPlan, run_sweep
+from lrrunner.training.engine import RankContext, run_sweep
 from lrrunner.training.evaluation import Evaluation
+from lrrunner.training.sweep_run import SweepPlan
 from lrrunner.training.trainable import Batches, Trainable, preserved
-
-DATA_ORDER = 1_000_000
-"""Number of the data order that all trials share: no repeat of a sweep has it."""
-
-MIN_EVALUATED, EVALUATED_BATCHES = 2048, 20
-"""An evaluation takes the larger of so many samples and so many global batches, or all there are: enough for the
-standard error of a mean to be a fiftieth of the samples' own spread."""
-
-MAX_EVALUATION_PASSES = 100
-"""But at most so many forward passes of each rank, since small batches would make evaluating dearer than training."""
-
 
 Plan = Callable[[Sequence[Trial], float], PlannedTrial | None]
 """(trials so far, initial loss) -> the next one, or None when the budget is spent or nothing is left to learn."""
-
-
-def num_evaluated(global_batch_size: int, *, accumulation_steps: int) -> int:
-    """How many samples an evaluation takes at most; independent of the number of ranks.
-
-    >>> num_evaluated(64, accumulation_steps=1), num_evaluated(512, accumulation_steps=2)
-    (2048, 10240)
-    >>> num_evaluated(4, accumulation_steps=1)
-    400
-    """
-    wanted = max(MIN_EVALUATED, EVALUATED_BATCHES * global_batch_size)
-    return min(wanted, MAX_EVALUATION_PASSES * global_batch_size // accumulation_steps)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +29,7 @@ class TrialSettings:
 
     Attributes:
         schedule: One of ``TRAINING_SCHEDULES``.
-        beta: Memory of the causal EMA that serves the stop.
+        beta: Memory of the causal EMA that serves the stop rule.
         seed: Fixes data order and random numbers.
         sync_every_step: As for the sweep.
     """
@@ -64,22 +41,22 @@ class TrialSettings:
 
 
 class Trials(NamedTuple):
-    """All trials in order, and what kept them from going on.
+    """All trials in order, and what ended them early.
 
     Attributes:
-        trials: Each trial, the interrupted one included.
-        interruption: Where a rank's wish to stop ended them.
-        trouble: Why there are none, in words; empty where there are.
-        initial_loss: What their losses are compared with: the same loss before any training.
+        trials: Each trial, also an interrupted one.
+        interruption: Where a stop request ended them.
+        failure_reason: Why there are none; empty if there are.
+        initial_loss: The loss that theirs are compared with: the same loss before any training.
     """
 
     trials: tuple[Trial, ...] = ()
     interruption: Stop | None = None
-    trouble: str = ""
+    failure_reason: str = ""
     initial_loss: float = math.nan
 
 
-class Listener(Protocol):
+class TrialListener(Protocol):
     """Follows the trials as they run."""
 
     def begin_trial(self, number: int, planned: PlannedTrial) -> None:
@@ -87,7 +64,7 @@ class Listener(Protocol):
         ...
 
     def on_trial_step(self, number: int, step: Step) -> None:
-        """One step of it was read."""
+        """A step of it is recorded, or was recorded by a previous attempt."""
         ...
 
     def on_trial(self, trial: Trial) -> None:
@@ -102,135 +79,134 @@ def run_trials(
     trainable: Trainable,
     batches: Batches,
     evaluate: Callable[[], Evaluation],
-    collective: Collective,
+    context: RankContext,
     initial: Evaluation | None = None,
-    listener: Listener | None = None,
-    stop_requested: Callable[[], bool] = lambda: False,
-    checkpoints: Checkpoints | None = None,
+    listener: TrialListener | None = None,
 ) -> Trials:
-    """Train from the initial state under one schedule at several LRs. Every rank must call this.
+    """Train from the initial state at several LRs, under one schedule. Every rank must call this.
 
-    Model, optimizer, scaler and random number generators are afterwards as before, on every rank, whatever happens.
-    Rank 0 plans and tells the others, as for the passes of a sweep.
+    Model, optimizer, scaler and random number generators are restored afterwards, on every rank, also after an
+    exception. Rank 0 plans for all ranks, as for the passes of a sweep. A trial that a previous attempt has finished is
+    not run again; one that it was interrupted in continues there.
 
     Args:
-        settings: Schedule, seed.
-        plan: Says which trial comes next; called on rank 0 alone.
+        settings: Schedule and seed.
+        plan: Chooses the next trial; called on rank 0 alone.
         trainable: What to train.
         batches: Number of a data order -> endless micro-batches of this rank.
-        evaluate: The loss of the model as it stands, the same on every rank.
-        collective: The world this rank belongs to.
-        initial: What ``evaluate`` gave for the initial model, the same on every rank; None where it was not asked yet.
+        evaluate: The loss of the model as it is, the same on every rank.
+        context: World, stop requests and checkpoints of this rank.
+        initial: What ``evaluate`` returned for the initial model, the same on every rank; None evaluates it here.
         listener: Follows the trials; may differ by rank.
-        stop_requested: This rank's wish to stop, which all ranks then follow at the same step.
-        checkpoints: Where the state is saved. A trial that an earlier life has ended is not run again, and the one that
-            it was in the middle of goes on there.
     """
     first = evaluate_initial(trainable, evaluate) if initial is None else initial
     if first.requesting:
         return Trials(interruption=Stop(reason=StopReason.INTERRUPTED, step=0, ranks=first.requesting))
     if not math.isfinite(first.loss):
-        return Trials(
-            trouble=f"the loss of the initial model is {first.loss} where trials are compared; check data.val"
-        )
+        reason = f"the loss of the initial model is {first.loss} where trials are compared; check data.val"
+        return Trials(failure_reason=reason)
+    runner = _TrialRunner(settings, trainable, batches, evaluate, context, listener)
+    collective = context.collective
     trials: list[Trial] = []
     while (planned := collective.broadcast(plan(trials, first.loss) if collective.rank == 0 else None)) is not None:
-        number = len(trials)
-        if listener is not None:
-            listener.begin_trial(number, planned)
-            for step in checkpoints.known_steps(f"{_name(number)}/") if checkpoints is not None else ():
-                listener.on_trial_step(number, step)
-        known = None if checkpoints is None else checkpoints.trial(number)
-        if known is not None:
-            trials.append(known)
-            if listener is not None:
-                listener.on_trial(known)
-            continue
-        trial, stop = _run_trial(
-            number, planned, settings, trainable, batches, evaluate, collective, listener, stop_requested, checkpoints
-        )
+        trial, stop = runner.run(len(trials), planned)
         trials.append(trial)
-        if listener is not None:
-            listener.on_trial(trial)
         if trial.outcome == TrialOutcome.INTERRUPTED:
             return Trials(tuple(trials), interruption=stop, initial_loss=first.loss)
-        if checkpoints is not None:
-            checkpoints.finish_trial(trial)
-    trouble = "" if trials else "the budget allows no confirmation run; raise confirm.budget_steps"
-    return Trials(tuple(trials), trouble=trouble, initial_loss=first.loss)
+    reason = "" if trials else "the budget allows no confirmation run; raise confirm.budget_steps"
+    return Trials(tuple(trials), failure_reason=reason, initial_loss=first.loss)
 
 
 def evaluate_initial(trainable: Trainable, evaluate: Callable[[], Evaluation]) -> Evaluation:
-    """The loss before any training; nothing is changed by asking. Every rank must call this."""
+    """The loss before any training; everything is restored afterwards. Every rank must call this."""
     with preserved(trainable):
         return evaluate()
 
 
-def _run_trial(
-    number: int,
-    planned: PlannedTrial,
-    settings: TrialSettings,
-    trainable: Trainable,
-    batches: Batches,
-    evaluate: Callable[[], Evaluation],
-    collective: Collective,
-    listener: Listener | None,
-    stop_requested: Callable[[], bool],
-    checkpoints: Checkpoints | None,
-) -> tuple[Trial, Stop]:
-    """One trial and where it ended."""
-    started = time.perf_counter()
-    measured: list[Evaluation] = []
+@dataclass(frozen=True)
+class _TrialRunner:
+    """Runs trials one after another; its fields are the arguments of :func:`run_trials`."""
 
-    def on_step(step: Step) -> None:
-        if listener is not None:
-            listener.on_trial_step(number, step)
+    settings: TrialSettings
+    trainable: Trainable
+    batches: Batches
+    evaluate: Callable[[], Evaluation]
+    context: RankContext
+    listener: TrialListener | None
 
-    def on_end(stop: Stop) -> None:
-        if stop.reason == StopReason.END_OF_SCHEDULE:
-            measured.append(evaluate())
+    def run(self, number: int, planned: PlannedTrial) -> tuple[Trial, Stop | None]:
+        """Run a trial, or return the one that a previous attempt has finished; and where it ended if it ran."""
+        checkpoints = self.context.checkpoints
+        if self.listener is not None:
+            self.listener.begin_trial(number, planned)
+            for step in checkpoints.known_steps(f"{_name(number)}/") if checkpoints is not None else ():
+                self.listener.on_trial_step(number, step)
+        stop = None
+        trial = None if checkpoints is None else checkpoints.trial(number)
+        if trial is None:
+            trial, stop = self._train(number, planned)
+            if checkpoints is not None and trial.outcome != TrialOutcome.INTERRUPTED:
+                checkpoints.finish_trial(trial)
+        if self.listener is not None:
+            self.listener.on_trial(trial)
+        return trial, stop
 
-    ladder = SweepPlan(
-        lrs=TRAINING_SCHEDULES[settings.schedule](planned.lr, num_steps=planned.num_steps).tolist(),
-        beta=settings.beta,
-        new_stop_rule=lambda: trial_stop_rule(num_steps=planned.num_steps),
-        first_repeat=DATA_ORDER,
-        seed=settings.seed,
-        sync_every_step=settings.sync_every_step,
-        name=_name(number),
-    )
-    (stop,) = run_sweep(
-        trainable,
-        ladder,
-        batches,
-        collective=collective,
-        on_step=on_step,
-        on_end=on_end,
-        stop_requested=stop_requested,
-        checkpoints=checkpoints,
-    ).stops
-    if measured and measured[0].requesting:
-        stop = dataclasses.replace(stop, reason=StopReason.INTERRUPTED, ranks=measured[0].requesting)
-    outcome, loss = _outcome(stop, measured[0].loss if measured else math.nan)
-    trial = Trial(
-        trial=number,
-        lr=planned.lr,
-        num_steps=planned.num_steps,
-        num_steps_run=stop.step + 1,
-        loss=loss,
-        outcome=outcome,
-        elapsed_s=time.perf_counter() - started,
-    )
-    return trial, stop
+    def _train(self, number: int, planned: PlannedTrial) -> tuple[Trial, Stop]:
+        """Train and evaluate; returns the trial and where it ended."""
+        started = time.perf_counter()
+        evaluations: list[Evaluation] = []
+
+        def on_step(step: Step) -> None:
+            if self.listener is not None:
+                self.listener.on_trial_step(number, step)
+
+        def on_end(stop: Stop) -> None:
+            if stop.reason == StopReason.END_OF_SCHEDULE:
+                evaluations.append(self.evaluate())
+
+        (stop,) = run_sweep(
+            self.trainable,
+            self._schedule(number, planned),
+            self.batches,
+            context=self.context,
+            on_step=on_step,
+            on_end=on_end,
+        ).stops
+        if evaluations and evaluations[0].requesting:
+            stop = dataclasses.replace(stop, reason=StopReason.INTERRUPTED, ranks=evaluations[0].requesting)
+        outcome, loss = _outcome(stop, evaluations[0].loss if evaluations else math.nan)
+        trial = Trial(
+            trial=number,
+            lr=planned.lr,
+            num_steps=planned.num_steps,
+            num_steps_run=stop.step + 1,
+            loss=loss,
+            outcome=outcome,
+            elapsed_s=time.perf_counter() - started,
+        )
+        return trial, stop
+
+    def _schedule(self, number: int, planned: PlannedTrial) -> SweepPlan:
+        """The trial's complete training schedule, as a plan that the engine runs."""
+        settings = self.settings
+        return SweepPlan(
+            lrs=TRAINING_SCHEDULES[settings.schedule](planned.lr, num_steps=planned.num_steps).tolist(),
+            beta=settings.beta,
+            new_stop_rule=lambda: trial_stop_rule(num_steps=planned.num_steps),
+            first_repeat=TRIAL_DATA_ORDER,
+            seed=settings.seed,
+            sync_every_step=settings.sync_every_step,
+            name=_name(number),
+        )
 
 
 def _name(number: int) -> str:
-    """The ladder of a trial, in checkpoints."""
+    """Name of a trial in checkpoints."""
     return f"trial_{number}"
 
 
 def _outcome(stop: Stop, loss: float) -> tuple[TrialOutcome, float]:
-    """How a trial ended and the loss that counts for it."""
+    """How a trial ended, and the loss that counts for it."""
     if stop.reason == StopReason.INTERRUPTED:
         return TrialOutcome.INTERRUPTED, math.nan
     if stop.reason != StopReason.END_OF_SCHEDULE or not math.isfinite(loss):

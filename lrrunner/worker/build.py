@@ -7,7 +7,7 @@ import itertools
 import logging
 import os
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,12 +15,12 @@ import hydra.utils
 import torch
 from hydra.errors import InstantiationException
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from lrrunner.config.schema import Config, Monitor
 from lrrunner.config.validation import FSDP_HIDES_NOISE, FSDP_NEEDS_RANKS
-from lrrunner.core.batch_plan import BatchPlan, micro_batches
 from lrrunner.launch.rank_command import launcher_says
+from lrrunner.sweep.data_loading import Datasets
 from lrrunner.training import fsdp
 from lrrunner.training.learning_rate import optimizer_errors
 from lrrunner.training.snapshot import seed_rngs
@@ -33,16 +33,13 @@ logger = logging.getLogger(__name__)
 class Components:
     """What a job is made of, before it is wrapped for the world; a model that is sharded is so already.
 
-    ``validation`` is there where it is needed, ``weights_checksum`` where ranks must have begun with the same weights.
+    ``weights_checksum`` is there where ranks must have begun with the same weights.
     """
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
     objective: Objective
-    dataset: Dataset[Any]
-    num_samples: int
-    collate_fn: Callable[[list[Any]], Any] | None
-    validation: Dataset[Any] | None = None
+    datasets: Datasets
     weights_checksum: int | None = None
 
 
@@ -68,18 +65,6 @@ FSDP_SWITCHES = {
     "FSDP_ACTIVATION_CHECKPOINTING": ("--fsdp_activation_checkpointing", "use torch.utils.checkpoint in the model"),
 }
 """Variables of ``accelerate launch`` that cannot be followed: their flags, and what holds instead."""
-
-
-class PlannedBatches:
-    """A batch sampler that reads the plan: an endless iterable of index lists."""
-
-    def __init__(self, plan: BatchPlan, *, seed: int, repeat: int, rank: int, first_step: int = 0) -> None:
-        self._plan, self._seed, self._repeat, self._rank, self._first_step = plan, seed, repeat, rank, first_step
-
-    def __iter__(self) -> Iterator[list[int]]:
-        return micro_batches(
-            self._plan, seed=self._seed, repeat=self._repeat, rank=self._rank, first_step=self._first_step
-        )
 
 
 def execution_settings(
@@ -147,63 +132,8 @@ def build(
         model=model,
         optimizer=optimizer,
         objective=objective,
-        dataset=dataset,
-        num_samples=num_samples,
-        collate_fn=collate_fn,
-        validation=validation,
+        datasets=Datasets(train=dataset, num_samples=num_samples, validation=validation, collate_fn=collate_fn),
         weights_checksum=checksum,
-    )
-
-
-def batch_plan(job: Config, *, num_samples: int, world_size: int) -> BatchPlan:
-    """How the dataset is cut."""
-    return BatchPlan(
-        dataset_size=num_samples,
-        global_batch_size=job.data.global_batch_size,
-        world_size=world_size,
-        accumulation_steps=job.train.accumulation_steps,
-    )
-
-
-def batches_from(
-    first_step: int, parts: Components, job: Config, plan: BatchPlan, *, repeat: int, rank: int
-) -> Iterator[Any]:
-    """This rank's endless micro-batches from an optimizer step on, as if those before it had been read.
-
-    Loader workers have random numbers of their own, which only reading brings to where they were.
-    """
-    if job.data.dataloader.num_workers == 0:
-        return iter(planned_loader(parts, job, plan, repeat=repeat, rank=rank, first_step=first_step))
-    num_read = first_step * plan.accumulation_steps
-    return itertools.islice(planned_loader(parts, job, plan, repeat=repeat, rank=rank), num_read, None)
-
-
-def planned_loader(
-    parts: Components, job: Config, plan: BatchPlan, *, repeat: int, rank: int, first_step: int = 0
-) -> DataLoader[Any]:
-    """A plain DataLoader over this rank's endless micro-batches."""
-    sampler: Any = PlannedBatches(plan, seed=job.sweep.seed, repeat=repeat, rank=rank, first_step=first_step)
-    return _loader(parts.dataset, sampler, parts, job, persistent_workers=job.data.dataloader.persistent_workers)
-
-
-def evaluation_loader(parts: Components, job: Config, batches: Sequence[list[int]]) -> DataLoader[Any]:
-    """A plain DataLoader over given batches of the validation set, or of the training set where there is none."""
-    dataset = parts.dataset if parts.validation is None else parts.validation
-    return _loader(dataset, batches, parts, job, persistent_workers=False)
-
-
-def _loader(
-    dataset: Dataset[Any], batch_sampler: Any, parts: Components, job: Config, *, persistent_workers: bool
-) -> DataLoader[Any]:
-    loader = job.data.dataloader
-    return DataLoader(
-        dataset,
-        batch_sampler=batch_sampler,
-        collate_fn=parts.collate_fn,
-        num_workers=loader.num_workers,
-        pin_memory=torch.cuda.is_available() if loader.pin_memory is None else loader.pin_memory,
-        persistent_workers=persistent_workers,
-        prefetch_factor=loader.prefetch_factor,
     )
 
 

@@ -39,6 +39,7 @@ from lrrunner.system.stop_signal import StopSignal
 from lrrunner.training import checkpoints, collectives, fsdp
 from lrrunner.training.checkpoints import Checkpoints
 from lrrunner.training.collectives import Collective
+from lrrunner.training.engine import RankContext
 from lrrunner.training.learning_rate import LearningRate, remark
 from lrrunner.training.trainable import Trainable
 from lrrunner.worker.build import Components, ExecutionSettings, build, execution_settings
@@ -304,13 +305,13 @@ def _sweep(
     try:
         return measure(
             job,
-            parts,
+            parts.datasets,
             _trainable(job, parts, chosen, accelerator, session.collective),
-            collective=session.collective,
-            reporter=session.reporter,
-            stop_requested=lambda: stop_signal.requested,
-            tell=session.work.on_step,
-            checkpoints=saved,
+            context=RankContext(
+                collective=session.collective, stop_requested=lambda: stop_signal.requested, checkpoints=saved
+            ),
+            listener=session.reporter,
+            heartbeat=session.work.on_step,
         )
     finally:
         accelerator.free_memory()

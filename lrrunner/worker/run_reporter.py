@@ -309,7 +309,7 @@ class Reporter:
             suggestion=suggestion,
             world_size=self._world_size,
             global_batch_size=self._job.data.global_batch_size,
-            passes=passes.ladders,
+            passes=passes.passes,
             curve_pass=passes.curve_pass,
             trials=trials.trials,
             confirmation=confirmation,
@@ -330,14 +330,14 @@ class Reporter:
 
     def _confirmed(self, sweep: Suggestion, trials: Trials) -> tuple[Suggestion, Confirmation | None]:
         """What the sweep and its confirmation runs support together, and what these came to."""
-        if not trials.trials and not trials.trouble:
+        if not trials.trials and not trials.failure_reason:
             return sweep, None
         job = self._job
         monitored = "training loss" if job.data.val is None else "validation loss"
         horizon = job.confirm.horizon
         ended = [trial for trial in trials.trials if trial.outcome != TrialOutcome.INTERRUPTED]
-        if trials.trouble:
-            found = not_confirmed(sweep, trials.trouble)
+        if trials.failure_reason:
+            found = not_confirmed(sweep, trials.failure_reason)
         else:
             found = confirmed(sweep, ended, horizon=horizon, monitored=monitored, initial_loss=trials.initial_loss)
         confirmation = Confirmation(

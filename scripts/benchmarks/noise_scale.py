@@ -26,8 +26,9 @@ from torch.nn.parallel import DistributedDataParallel
 from lrrunner.core.stop_rules import stop_rule
 from lrrunner.tasks.models import Mlp
 from lrrunner.training.collectives import collective_for_world
-from lrrunner.training.engine import SweepPlan, run_sweep
+from lrrunner.training.engine import RankContext, run_sweep
 from lrrunner.training.gradient_probe import GradientProbe
+from lrrunner.training.sweep_run import SweepPlan
 from lrrunner.training.trainable import Trainable
 
 WORLD_SIZE = 2
@@ -94,7 +95,7 @@ def seconds_a_step(trainable: Trainable, batch: Any, steps: int, *, probed: bool
         trainable,
         ladder,
         lambda repeat, first_step=0: endlessly(batch),
-        collective=collective_for_world(),
+        context=RankContext(collective=collective_for_world()),
         on_step=lambda step: times.append(time.process_time()),
         probe=GradientProbe(trainable.parameters) if probed else None,
     )

@@ -208,7 +208,8 @@ def swept(job: Any, sweep: Sweep) -> dict[str, list[float]]:
     import torch
 
     from lrrunner.training.collectives import SerialCollective
-    from lrrunner.training.engine import SweepPlan, run_sweep
+    from lrrunner.training.engine import RankContext, run_sweep
+    from lrrunner.training.sweep_run import SweepPlan
     from lrrunner.training.trainable import Trainable
 
     class Never:
@@ -226,7 +227,7 @@ def swept(job: Any, sweep: Sweep) -> dict[str, list[float]]:
         ),
         SweepPlan(lrs=sweep.lrs.tolist(), beta=BETA, new_stop_rule=Never, seed=sweep.seed),
         lambda repeat: batches_of(job, sweep.seed),
-        collective=SerialCollective(),
+        context=RankContext(collective=SerialCollective()),
     ).steps
     return {
         "loss": [rounded(step.loss) for step in steps],

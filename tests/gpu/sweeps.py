@@ -11,11 +11,10 @@ import torch
 from torch import nn
 
 from lrrunner.library.restarted_loader import to_device
-from lrrunner.training.collectives import collective_for_world
 from lrrunner.training.engine import SweepResult, run_sweep
 from lrrunner.training.gradient_probe import GradientProbe
 from lrrunner.training.trainable import Trainable
-from tests.multiprocess.sweeps import ladder, planned_batches, small_model, trainable
+from tests.multiprocess.sweeps import ladder, planned_batches, rank_context, small_model, trainable
 
 DEVICES = ("cpu", pytest.param("cuda", marks=pytest.mark.gpu))
 """The dry run, and what it is about."""
@@ -50,6 +49,6 @@ def sweep_on(device: str, *, dtype: torch.dtype = torch.float32, probed: bool = 
         part,
         ladder(**changes),
         batches_for(device, dtype=dtype),
-        collective=collective_for_world(),
+        context=rank_context(),
         probe=GradientProbe(part.parameters) if probed else None,
     )

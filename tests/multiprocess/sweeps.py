@@ -16,8 +16,9 @@ from lrrunner.core.batch_plan import BatchPlan, micro_batches
 from lrrunner.core.lr_schedules import exponential_lr
 from lrrunner.core.stop_rules import stop_rule
 from lrrunner.training.collectives import collective_for_world
-from lrrunner.training.engine import SweepPlan, SweepResult, run_sweep
+from lrrunner.training.engine import RankContext, SweepResult, run_sweep
 from lrrunner.training.fsdp import no_sync, shard
+from lrrunner.training.sweep_run import SweepPlan
 from lrrunner.training.trainable import Trainable
 
 NUM_SAMPLES = 192
@@ -69,6 +70,11 @@ def trainable(
     )
 
 
+def rank_context(**changes: Any) -> RankContext:
+    """This rank in the world that this process is in."""
+    return RankContext(**({"collective": collective_for_world()} | changes))
+
+
 def ladder(*, num_steps: int = 60, start_lr: float = 1e-6, end_lr: float = 10.0, **changes: Any) -> SweepPlan:
     """An exponential ladder under the default stop rule."""
     settings = {
@@ -105,5 +111,5 @@ def plain_sweep(dtype: torch.dtype = torch.float64, accumulation_steps: int = 1,
         trainable(dtype=dtype, accumulation_steps=accumulation_steps),
         ladder(**changes),
         planned_batches(dtype=dtype, accumulation_steps=accumulation_steps),
-        collective=collective_for_world(),
+        context=rank_context(),
     )

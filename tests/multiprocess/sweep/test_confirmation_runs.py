@@ -22,7 +22,15 @@ from lrrunner.training.engine import run_sweep
 from lrrunner.training.evaluation import Evaluation, evaluate
 from lrrunner.training.trainable import Trainable
 from tests.multiprocess.ranks import on_ranks
-from tests.multiprocess.sweeps import NUM_SAMPLES, ladder, planned_batches, regression_data, squared_error, trainable
+from tests.multiprocess.sweeps import (
+    NUM_SAMPLES,
+    ladder,
+    planned_batches,
+    rank_context,
+    regression_data,
+    squared_error,
+    trainable,
+)
 
 WORLDS = (2, 4)
 
@@ -58,7 +66,7 @@ def whole_run(dtype: torch.dtype, schedule: str) -> tuple[Suggestion, Suggestion
     """Sweep, trials, and what both support."""
     part = trainable(dtype=dtype)
     batches = planned_batches(dtype=dtype)
-    result = run_sweep(part, ladder(), batches, collective=collective_for_world())
+    result = run_sweep(part, ladder(), batches, context=rank_context())
     sweep = suggest(result.steps, result.stops)
     trials = run_trials(
         TrialSettings(schedule=schedule, beta=0.9),
@@ -68,7 +76,7 @@ def whole_run(dtype: torch.dtype, schedule: str) -> tuple[Suggestion, Suggestion
         trainable=part,
         batches=batches,
         evaluate=evaluator(part, dtype=dtype),
-        collective=collective_for_world(),
+        context=rank_context(),
     )
     return sweep, confirmed(sweep, trials.trials, horizon=None, monitored="training loss").suggestion, trials
 
@@ -180,7 +188,7 @@ def trial_with_trouble_on_rank_1(kind: str) -> Trials:
         trainable=part,
         batches=planned_batches(),
         evaluate=counted,
-        collective=collective_for_world(),
+        context=rank_context(),
     )
 
 

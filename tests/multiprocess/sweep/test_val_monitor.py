@@ -15,13 +15,13 @@ from torch.utils.data import TensorDataset
 
 from lrrunner.config.schema import Config
 from lrrunner.records import Step, StopReason
+from lrrunner.sweep.data_loading import Datasets
 from lrrunner.sweep.measure import measure
 from lrrunner.training.checkpoints import Checkpoints, read_newest
 from lrrunner.training.collectives import collective_for_world
-from lrrunner.worker.build import Components
 from tests.composing import composed
 from tests.multiprocess.ranks import on_ranks
-from tests.multiprocess.sweeps import regression_data, small_model, squared_error, trainable
+from tests.multiprocess.sweeps import rank_context, regression_data, small_model, squared_error, trainable
 
 
 class Restless(nn.Module):
@@ -63,24 +63,17 @@ def steps_of(
     inputs, targets = regression_data()
     model = Restless() if restless else small_model()
     part = trainable(model=model, **changes)
-    parts = Components(
-        model=model,
-        optimizer=part.optimizer,
-        objective=squared_error,
-        dataset=TensorDataset(inputs, targets),
+    datasets = Datasets(
+        train=TensorDataset(inputs, targets),
         num_samples=len(inputs),
-        collate_fn=None,
         validation=TensorDataset(inputs[:100] + 1, targets[:100]),
     )
     passes = measure(
         settings,
-        parts,
+        datasets,
         part,
-        collective=collective_for_world(),
-        reporter=None,
-        stop_requested=lambda: False,
-        tell=tell,
-        checkpoints=checkpoints,
+        context=rank_context(checkpoints=checkpoints),
+        heartbeat=tell,
     ).passes
     return [dataclasses.replace(step, elapsed_s=0.0, timestamp_ms=0) for step in passes.steps], passes.stops
 

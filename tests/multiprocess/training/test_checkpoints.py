@@ -13,7 +13,7 @@ from torch import nn
 from lrrunner.records import Step, StopReason
 from lrrunner.training.checkpoints import Checkpoints, read_newest
 from lrrunner.training.collectives import collective_for_world
-from lrrunner.training.engine import run_sweep
+from lrrunner.training.engine import RankContext, run_sweep
 from tests.multiprocess.ranks import on_ranks
 from tests.multiprocess.sweeps import ladder, planned_batches, small_model, squared_error, trainable
 
@@ -69,10 +69,12 @@ def climb(
         trainable(dtype=torch.float32, model=Deep(), objective=objective or squared_error),
         ladder(num_steps=16, repeats=2, start_lr=1e-4, end_lr=0.1),
         planned_batches(dtype=torch.float32),
-        collective=collective,
+        context=RankContext(
+            collective=collective,
+            stop_requested=lambda: collective.rank == 1 and len(seen) == stop_at,
+            checkpoints=checkpoints,
+        ),
         on_step=on_step,
-        stop_requested=lambda: collective.rank == 1 and len(seen) == stop_at,
-        checkpoints=checkpoints,
     )
     steps = [repr(dataclasses.replace(step, elapsed_s=0.0, timestamp_ms=0)) for step in result.steps]
     return steps, result.stops

@@ -16,13 +16,13 @@ from torch import nn
 from lrrunner.core.curve import curve_from_steps
 from lrrunner.core.suggestion_rules import suggest
 from lrrunner.records import StopReason
-from lrrunner.training.collectives import collective_for_world
 from lrrunner.training.engine import SweepResult, run_sweep
 from tests.multiprocess.ranks import on_ranks
 from tests.multiprocess.sweeps import (
     ladder,
     plain_sweep,
     planned_batches,
+    rank_context,
     regression_data,
     small_model,
     squared_error,
@@ -102,7 +102,10 @@ def rank_dependent_sweep() -> SweepResult:
         return squared_error(model, batch) * 0 + 1.0 + dist.get_rank()
 
     return run_sweep(
-        trainable(objective=objective), ladder(num_steps=5), planned_batches(), collective=collective_for_world()
+        trainable(objective=objective),
+        ladder(num_steps=5),
+        planned_batches(),
+        context=rank_context(),
     )
 
 
@@ -141,7 +144,7 @@ def one_unequal_step() -> tuple[SweepResult, list[torch.Tensor]]:
         part,
         ladder(lrs=[0.5]),
         unequal_batches,
-        collective=collective_for_world(),
+        context=rank_context(),
         on_step=lambda step: after.extend(p.detach().clone() for p in part.model.parameters()),
     )
     return result, after
@@ -172,7 +175,7 @@ def constant_loss_sweep() -> SweepResult:
         trainable(objective=objective, accumulation_steps=2),
         ladder(num_steps=3),
         unequal_batches,
-        collective=collective_for_world(),
+        context=rank_context(),
     )
 
 
@@ -191,7 +194,10 @@ def nan_on_rank_1_sweep() -> SweepResult:
         return squared_error(model, batch) * (math.nan if bad else 1.0)
 
     return run_sweep(
-        trainable(objective=objective), ladder(num_steps=30), planned_batches(), collective=collective_for_world()
+        trainable(objective=objective),
+        ladder(num_steps=30),
+        planned_batches(),
+        context=rank_context(),
     )
 
 
@@ -214,8 +220,7 @@ def stop_request_on_rank_1() -> SweepResult:
         trainable(),
         ladder(num_steps=30, repeats=3),
         planned_batches(),
-        collective=collective_for_world(),
-        stop_requested=lambda: dist.get_rank() == 1 and next(calls) >= 4,
+        context=rank_context(stop_requested=lambda: dist.get_rank() == 1 and next(calls) >= 4),
     )
 
 
@@ -256,7 +261,12 @@ def restored_after(error_at: int | None) -> tuple[bool, str]:
     before = state_bytes(part)
     error = ""
     try:
-        run_sweep(part, ladder(num_steps=12, repeats=2), planned_batches(), collective=collective_for_world())
+        run_sweep(
+            part,
+            ladder(num_steps=12, repeats=2),
+            planned_batches(),
+            context=rank_context(),
+        )
     except RuntimeError as caught:
         error = str(caught)
     return before == state_bytes(part), error

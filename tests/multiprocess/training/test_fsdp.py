@@ -18,12 +18,12 @@ from lrrunner.core.confirmation import PlannedTrial
 from lrrunner.sweep.confirmation_runs import TrialSettings, run_trials
 from lrrunner.training.checkpoints import Checkpoints, read_newest
 from lrrunner.training.collectives import collective_for_world
-from lrrunner.training.engine import SweepResult, run_sweep
+from lrrunner.training.engine import RankContext, SweepResult, run_sweep
 from lrrunner.training.fsdp import local_part, shard
 from lrrunner.training.trainable import Trainable
 from tests.multiprocess.ranks import on_ranks
 from tests.multiprocess.sweep.test_confirmation_runs import evaluator
-from tests.multiprocess.sweeps import ladder, planned_batches, squared_error, trainable
+from tests.multiprocess.sweeps import ladder, planned_batches, rank_context, squared_error, trainable
 
 WIDTH = 13
 """Odd, so that two ranks hold shards of different sizes."""
@@ -62,7 +62,7 @@ def sweep(trained: Trainable, *, dtype: torch.dtype = torch.float64, **changes: 
         trained,
         ladder(**{"num_steps": 24, "start_lr": 1e-4} | changes),
         planned_batches(dtype=dtype, accumulation_steps=trained.accumulation_steps),
-        collective=collective_for_world(),
+        context=rank_context(),
     )
 
 
@@ -133,9 +133,10 @@ def climb(folder: Path, *, die_at: int = -1, every_s: float = 0.0) -> Any:
         part(True, dtype=torch.float32),
         ladder(num_steps=10, repeats=2, start_lr=1e-4, end_lr=0.1),
         planned_batches(dtype=torch.float32),
-        collective=collective,
+        context=RankContext(
+            collective=collective, checkpoints=Checkpoints(folder, every_s=every_s, collective=collective, saved=saved)
+        ),
         on_step=on_step,
-        checkpoints=Checkpoints(folder, every_s=every_s, collective=collective, saved=saved),
     )
     return [repr(dataclasses.replace(step, elapsed_s=0.0, timestamp_ms=0)) for step in result.steps], result.stops
 
@@ -198,7 +199,7 @@ class Counting:
 def num_reductions() -> int:
     """Of six steps."""
     world: Any = Counting()
-    run_sweep(part(True), ladder(num_steps=6), planned_batches(), collective=world)
+    run_sweep(part(True), ladder(num_steps=6), planned_batches(), context=RankContext(collective=world))
     return world.count
 
 
@@ -213,7 +214,7 @@ def trial_losses(fsdp: bool) -> list[float]:
             trainable=trained,
             batches=planned_batches(),
             evaluate=evaluator(trained),
-            collective=collective_for_world(),
+            context=rank_context(),
         ).trials
     ]
 

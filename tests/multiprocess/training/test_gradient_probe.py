@@ -14,11 +14,18 @@ from torch.nn.parallel import DistributedDataParallel
 
 from lrrunner.core.noise_scale import noise_scale
 from lrrunner.records import Suggestion, Verdict
-from lrrunner.training.collectives import collective_for_world
 from lrrunner.training.engine import SweepResult, run_sweep
 from lrrunner.training.gradient_probe import GradientProbe
 from tests.multiprocess.ranks import on_ranks
-from tests.multiprocess.sweeps import ladder, planned_batches, regression_data, small_model, squared_error, trainable
+from tests.multiprocess.sweeps import (
+    ladder,
+    planned_batches,
+    rank_context,
+    regression_data,
+    small_model,
+    squared_error,
+    trainable,
+)
 from tests.multiprocess.training.test_engine import UNEQUAL_ITEMS, unequal_batches, unequal_objective
 from tests.unit.training.test_gradient_probe import ALMOST_STILL, brute_force
 
@@ -60,7 +67,7 @@ def sweep_under(settings: dict[str, bool], *, probed: bool, accumulation_steps: 
         part,
         ladder(num_steps=30),
         planned_batches(dtype=torch.float32, accumulation_steps=accumulation_steps),
-        collective=collective_for_world(),
+        context=rank_context(),
         probe=GradientProbe(part.parameters) if probed else None,
     )
 
@@ -72,7 +79,7 @@ def still_sweep(accumulation_steps: int) -> SweepResult:
         part,
         ladder(**ALMOST_STILL),
         planned_batches(accumulation_steps=accumulation_steps, global_batch_size=16),
-        collective=collective_for_world(),
+        context=rank_context(),
         probe=GradientProbe(part.parameters),
     )
 
@@ -83,7 +90,7 @@ def unequal_step() -> float:
         part,
         ladder(lrs=[1e-9]),
         unequal_batches,
-        collective=collective_for_world(),
+        context=rank_context(),
         probe=GradientProbe(part.parameters),
     )
     return result.steps[0].gradient_variance

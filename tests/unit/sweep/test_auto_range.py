@@ -48,7 +48,7 @@ def passes(climb: Callable[..., SweepResult], **sweep: object) -> tuple[Passes, 
 
 
 def ranges(result: Passes) -> list[tuple[float, float]]:
-    return [(ladder.start_lr, ladder.end_lr) for ladder in result.ladders]
+    return [(ladder.start_lr, ladder.end_lr) for ladder in result.passes]
 
 
 def test_a_good_range_is_swept_once() -> None:
@@ -65,7 +65,7 @@ def test_a_range_that_ends_too_low_is_extended_until_it_diverges() -> None:
     assert [low for low, _ in ranges(result)] == [1e-7] * 3
     assert [high for _, high in ranges(result)] == pytest.approx([1e-3, 0.1, 10.0])
     assert [extension.end_lr for extension in told] == pytest.approx([0.1, 10.0])
-    assert [ladder.extension for ladder in result.ladders] == [*(extension.reason for extension in told), ""]
+    assert [ladder.extension for ladder in result.passes] == [*(extension.reason for extension in told), ""]
     assert result.curve_pass == 2
     assert result.suggestion.verdict == Verdict.OK
     assert {step.sweep_pass for step in result.steps} == {0, 1, 2}
@@ -84,7 +84,7 @@ def test_a_range_that_begins_too_high_is_extended_downwards() -> None:
     result, _ = passes(climb_of(u_curve), start_lr=1.5, end_lr=100.0)
     assert ranges(result)[1] == pytest.approx((1.5e-3, 100.0))
     assert result.suggestion.lr is not None
-    assert result.curve_pass == len(result.ladders) - 1
+    assert result.curve_pass == len(result.passes) - 1
 
 
 def test_auto_range_can_be_switched_off() -> None:
@@ -106,16 +106,16 @@ def test_an_extension_that_gives_nothing_costs_nothing() -> None:
 
     result, _ = passes(climb, end_lr=0.2)
     assert len(calls) > 1
-    assert result.ladders[0].suggestion.verdict == Verdict.NO_DIVERGENCE
+    assert result.passes[0].suggestion.verdict == Verdict.NO_DIVERGENCE
     assert result.curve_pass == 0
-    assert result.suggestion == result.ladders[0].suggestion
+    assert result.suggestion == result.passes[0].suggestion
     assert result.suggestion.lr is not None
 
 
 def test_an_interrupted_pass_ends_the_sweep_and_leaves_the_earlier_one() -> None:
     """What was complete speaks; nobody is asked to wait for another pass."""
     result, _ = passes(climb_of(u_curve, interrupted_pass=1), end_lr=0.2)
-    assert len(result.ladders) == 2
+    assert len(result.passes) == 2
     assert result.interruption is not None
     assert (result.interruption.sweep_pass, result.interruption.step) == (1, 30)
     assert result.curve_pass == 0

@@ -15,11 +15,18 @@ from torch import nn
 from lrrunner.core.confirmation import PlannedTrial
 from lrrunner.records import Step, StopReason, Trial, TrialOutcome
 from lrrunner.sweep.confirmation_runs import Plan, Trials, TrialSettings, run_trials
-from lrrunner.training import engine
+from lrrunner.training import train_step
 from lrrunner.training.collectives import SerialCollective
 from lrrunner.training.evaluation import Evaluation, evaluate
 from lrrunner.training.trainable import Trainable
-from tests.multiprocess.sweeps import planned_batches, regression_data, small_model, squared_error, trainable
+from tests.multiprocess.sweeps import (
+    planned_batches,
+    rank_context,
+    regression_data,
+    small_model,
+    squared_error,
+    trainable,
+)
 from tests.unit.training.test_engine import overflowing
 
 
@@ -50,12 +57,18 @@ def on_all_data(part: Trainable) -> Callable[[], Evaluation]:
     return lambda: evaluate(part, [(regression_data(), 192)], collective=SerialCollective())
 
 
-def confirm(part: Trainable, *planned: tuple[float, int], schedule: str = "constant", **options: Any) -> Trials:
+def confirm(
+    part: Trainable,
+    *planned: tuple[float, int],
+    schedule: str = "constant",
+    stop_requested: Callable[[], bool] = lambda: False,
+    **options: Any,
+) -> Trials:
     settings = {"plan": one_after_another(*planned), "evaluate": on_all_data(part), "batches": planned_batches()}
     return run_trials(
         TrialSettings(schedule=schedule, beta=0.9),
         trainable=part,
-        collective=SerialCollective(),
+        context=rank_context(stop_requested=stop_requested),
         **(settings | options),
     )
 
@@ -129,12 +142,12 @@ def test_without_a_finite_loss_before_any_step_nothing_is_compared(loss: float) 
     """Every trial would count as diverged, and the learning rate would be blamed for the data."""
     result = confirm(trainable(), (0.01, 3), evaluate=lambda: Evaluation(loss))
     assert result.trials == ()
-    assert "check data.val" in result.trouble
+    assert "check data.val" in result.failure_reason
 
 
 def test_an_empty_plan_is_told() -> None:
     """A budget may be too small for a single run."""
-    assert confirm(trainable()).trouble == "the budget allows no confirmation run; raise confirm.budget_steps"
+    assert confirm(trainable()).failure_reason == "the budget allows no confirmation run; raise confirm.budget_steps"
 
 
 @pytest.mark.parametrize("request_at", [0, 4, 12])
@@ -170,7 +183,7 @@ def test_reading_late_changes_no_trial(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a GPU: the last step is read before the evaluation, and a trial that diverges ends where it did."""
     planned = ((0.01, 8), (1e9, 50))
     prompt = confirm(trainable(optimizer=lambda p: torch.optim.SGD(p, lr=1.0)), *planned).trials
-    monkeypatch.setattr(engine, "reads_late", lambda *args, **kwargs: True)
+    monkeypatch.setattr(train_step, "reads_late", lambda *args, **kwargs: True)
     late = confirm(trainable(optimizer=lambda p: torch.optim.SGD(p, lr=1.0)), *planned).trials
     assert [dataclasses.replace(trial, elapsed_s=0.0) for trial in late] == [
         dataclasses.replace(trial, elapsed_s=0.0) for trial in prompt

@@ -15,12 +15,12 @@ import pytest
 import torch
 
 from lrrunner.records import Step, StopReason, Trial, TrialOutcome
-from lrrunner.training import checkpoints, engine
+from lrrunner.training import checkpoints, train_step
 from lrrunner.training.checkpoints import Checkpoints, read_newest
 from lrrunner.training.collectives import SerialCollective
 from lrrunner.training.engine import SweepResult, run_sweep
 from lrrunner.training.snapshot import RngState, Snapshot
-from tests.multiprocess.sweeps import ladder, planned_batches, squared_error, trainable
+from tests.multiprocess.sweeps import ladder, planned_batches, rank_context, squared_error, trainable
 
 
 class Killed(BaseException):
@@ -47,9 +47,8 @@ def climb(folder: Path | None, *, die_at: int = -1, part: Any = None, **changes:
         part or trainable(),
         ladder(**{"num_steps": 20, "repeats": 2} | changes),
         planned_batches(),
-        collective=SerialCollective(),
+        context=rank_context(checkpoints=None if folder is None else saver(folder)),
         on_step=on_step,
-        checkpoints=None if folder is None else saver(folder),
     )
 
 
@@ -73,7 +72,7 @@ def test_a_ladder_that_is_read_late_is_saved_behind_the_step_that_runs(
     die_at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The model has taken a step more than was read; its record must not be lost, nor the step repeated."""
-    monkeypatch.setattr(engine, "reads_late", lambda *args, **kwargs: True)
+    monkeypatch.setattr(train_step, "reads_late", lambda *args, **kwargs: True)
     with pytest.raises(Killed):
         climb(tmp_path, die_at=die_at)
     assert without_times(climb(tmp_path)) == without_times(climb(None))
@@ -82,7 +81,7 @@ def test_a_ladder_that_is_read_late_is_saved_behind_the_step_that_runs(
 @pytest.mark.parametrize("late", [False, True])
 def test_a_stop_saves_though_no_save_is_due(late: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever asks to stop wants to go on later, from there."""
-    monkeypatch.setattr(engine, "reads_late", lambda *args, **kwargs: late)
+    monkeypatch.setattr(train_step, "reads_late", lambda *args, **kwargs: late)
     calls: list[int] = []
 
     def stop_requested() -> bool:
@@ -94,9 +93,7 @@ def test_a_stop_saves_though_no_save_is_due(late: bool, tmp_path: Path, monkeypa
         part,
         ladder(num_steps=20),
         planned_batches(),
-        collective=SerialCollective(),
-        stop_requested=stop_requested,
-        checkpoints=saver(tmp_path, every_s=1e5),
+        context=rank_context(stop_requested=stop_requested, checkpoints=saver(tmp_path, every_s=1e5)),
     )
     assert first.stops[0].reason == StopReason.INTERRUPTED
     saved = saver(tmp_path)
@@ -120,9 +117,7 @@ def test_a_stop_at_the_step_that_diverges_ends_the_ladder_when_it_is_resumed(tmp
         trainable(),
         ladder(num_steps=40, end_lr=1e3),
         planned_batches(),
-        collective=SerialCollective(),
-        stop_requested=stop_requested,
-        checkpoints=saver(tmp_path, every_s=1e5),
+        context=rank_context(stop_requested=stop_requested, checkpoints=saver(tmp_path, every_s=1e5)),
     )
     assert first.stops[0].reason == StopReason.INTERRUPTED
     assert without_times(climb(tmp_path, repeats=1, num_steps=40, end_lr=1e3)) == without_times(whole)
@@ -197,8 +192,7 @@ def test_nothing_is_saved_when_it_is_not_due(tmp_path: Path) -> None:
         trainable(),
         ladder(num_steps=5),
         planned_batches(),
-        collective=SerialCollective(),
-        checkpoints=saver(tmp_path / "none", every_s=1e5),
+        context=rank_context(checkpoints=saver(tmp_path / "none", every_s=1e5)),
     )
     assert not (tmp_path / "none").exists()
 

@@ -15,17 +15,17 @@ from torch import nn
 
 from lrrunner.core.lr_schedules import exponential_lr
 from lrrunner.records import Step, StopReason
-from lrrunner.training import engine
-from lrrunner.training.collectives import SerialCollective
-from lrrunner.training.engine import MAX_SKIPS_IN_A_ROW, SweepResult, run_sweep
+from lrrunner.training import train_step
+from lrrunner.training.engine import SweepResult, run_sweep
 from lrrunner.training.learning_rate import LearningRate
+from lrrunner.training.sweep_run import MAX_SKIPS_IN_A_ROW
 from lrrunner.training.trainable import Trainable
-from tests.multiprocess.sweeps import ladder, planned_batches, small_model, squared_error, trainable
+from tests.multiprocess.sweeps import ladder, planned_batches, rank_context, small_model, squared_error, trainable
 from tests.unit.training.optimizers import AveragingSGD
 
 
 def sweep(part: Trainable, batches: Any = None, **changes: Any) -> SweepResult:
-    return run_sweep(part, ladder(**changes), batches or planned_batches(), collective=SerialCollective())
+    return run_sweep(part, ladder(**changes), batches or planned_batches(), context=rank_context())
 
 
 class SpySGD(torch.optim.SGD):
@@ -88,7 +88,7 @@ def test_tensor_learning_rates_are_filled_in_place_and_restored() -> None:
         part,
         ladder(num_steps=3),
         planned_batches(),
-        collective=SerialCollective(),
+        context=rank_context(),
         on_step=lambda step: seen.append(held.item()),
     )
     assert seen == pytest.approx([1e-6, 10**-2.5, 10.0], rel=1e-6)
@@ -176,7 +176,7 @@ def test_each_repeat_begins_with_the_weights_and_the_optimizer_of_the_first() ->
         dataclasses.replace(part, objective=objective),
         ladder(num_steps=20, repeats=3, new_stop_rule=Never),
         planned_batches(),
-        collective=SerialCollective(),
+        context=rank_context(),
     )
     assert len(seen) == 3
     assert seen[0] == seen[1] == seen[2]
@@ -286,7 +286,7 @@ def test_a_micro_batch_without_items_counts_nothing() -> None:
             part,
             ladder(lrs=[0.5]),
             lambda repeat: iter([(inputs, targets), (inputs, torch.full_like(targets, -100))]),
-            collective=SerialCollective(),
+            context=rank_context(),
             on_step=lambda step, part=part: ends.append([p.detach().clone() for p in part.model.parameters()]),
         )
         assert result.stops[0].reason == StopReason.END_OF_SCHEDULE
@@ -298,7 +298,7 @@ def test_a_micro_batch_without_items_counts_nothing() -> None:
 @pytest.fixture
 def late_reading(monkeypatch: pytest.MonkeyPatch) -> None:
     """Read each step while the next one runs, as on a GPU."""
-    monkeypatch.setattr(engine, "reads_late", lambda *args, **kwargs: True)
+    monkeypatch.setattr(train_step, "reads_late", lambda *args, **kwargs: True)
 
 
 def test_reading_late_changes_no_record(late_reading: None) -> None:
@@ -306,7 +306,7 @@ def test_reading_late_changes_no_record(late_reading: None) -> None:
     late = sweep(trainable(), num_steps=20, end_lr=1e-3)
     assert [step.step for step in late.steps] == list(range(20))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine, "reads_late", lambda *args, **kwargs: False)
+        patch.setattr(train_step, "reads_late", lambda *args, **kwargs: False)
         prompt = sweep(trainable(), num_steps=20, end_lr=1e-3)
     assert [step.loss for step in late.steps] == [step.loss for step in prompt.steps]
 
@@ -352,7 +352,7 @@ def test_an_error_behind_a_good_step_is_raised_and_the_good_step_recorded(late_r
             trainable(objective=objective),
             ladder(),
             planned_batches(),
-            collective=SerialCollective(),
+            context=rank_context(),
             on_step=lambda step: seen.append(step.step),
         )
     assert seen == [0, 1, 2, 3, 4]
@@ -362,10 +362,10 @@ def test_only_a_gpu_without_scaler_is_read_late() -> None:
     """fp16 waits by itself, and sync_every_step is the user's way out."""
     gpu, cpu = torch.device("cuda"), torch.device("cpu")
     scaler = torch.amp.GradScaler("cpu")
-    assert engine.reads_late(gpu, None, sync_every_step=False)
-    assert not engine.reads_late(gpu, None, sync_every_step=True)
-    assert not engine.reads_late(gpu, scaler, sync_every_step=False)
-    assert not engine.reads_late(cpu, None, sync_every_step=False)
+    assert train_step.reads_late(gpu, None, sync_every_step=False)
+    assert not train_step.reads_late(gpu, None, sync_every_step=True)
+    assert not train_step.reads_late(gpu, scaler, sync_every_step=False)
+    assert not train_step.reads_late(cpu, None, sync_every_step=False)
 
 
 def test_repeats_start_from_the_same_weights_with_another_data_order() -> None:
@@ -419,7 +419,7 @@ def test_gradient_clipping_bounds_the_step_and_records_the_norm_before_it() -> N
     def on_step(step: Step) -> None:
         ends.append(torch.cat([p.detach().flatten().clone() for p in part.model.parameters()]))
 
-    result = run_sweep(part, ladder(lrs=[1.0]), planned_batches(), collective=SerialCollective(), on_step=on_step)
+    result = run_sweep(part, ladder(lrs=[1.0]), planned_batches(), context=rank_context(), on_step=on_step)
     squared_error(part.model, next(planned_batches()(0))).backward()
     norm = math.sqrt(sum(float(p.grad.square().sum()) for p in part.model.parameters() if p.grad is not None))
     assert result.steps[0].grad_norm == pytest.approx(norm, rel=1e-9)
@@ -541,7 +541,7 @@ def test_counts_keep_float64_exact(as_tensor: bool) -> None:
         part,
         ladder(lrs=[0.5]),
         planned_batches(accumulation_steps=2),
-        collective=SerialCollective(),
+        context=rank_context(),
         on_step=lambda step: ends.extend(p.detach().clone() for p in part.model.parameters()),
     )
     batches = planned_batches(accumulation_steps=2)(0)

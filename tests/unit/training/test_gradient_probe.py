@@ -12,10 +12,17 @@ from torch.utils.checkpoint import checkpoint
 
 from lrrunner.core.noise_scale import noise_scale
 from lrrunner.records import Suggestion, Verdict
-from lrrunner.training.collectives import SerialCollective
 from lrrunner.training.engine import SweepResult, run_sweep
 from lrrunner.training.gradient_probe import GradientProbe
-from tests.multiprocess.sweeps import ladder, planned_batches, regression_data, small_model, squared_error, trainable
+from tests.multiprocess.sweeps import (
+    ladder,
+    planned_batches,
+    rank_context,
+    regression_data,
+    small_model,
+    squared_error,
+    trainable,
+)
 
 SUGGESTION = Suggestion(lr=1.0, method="auto", verdict=Verdict.OK, reason="", interval=(1.0, 1.0))
 
@@ -41,7 +48,7 @@ def probed_sweep(part: Any, batches: Any = None, **changes: Any) -> SweepResult:
         part,
         ladder(**(ALMOST_STILL | changes)),
         batches,
-        collective=SerialCollective(),
+        context=rank_context(),
         probe=GradientProbe(part.parameters),
     )
 
@@ -66,7 +73,7 @@ def test_a_step_is_what_it_was_to_the_last_bit_and_no_hook_stays() -> None:
     """A measurement that moves what it measures is none; a hook that stays costs the user's own training."""
     part = trainable(accumulation_steps=3, max_grad_norm=0.5, dtype=torch.float32)
     batches = planned_batches(accumulation_steps=3, dtype=torch.float32)
-    plain = run_sweep(part, ladder(), batches, collective=SerialCollective())
+    plain = run_sweep(part, ladder(), batches, context=rank_context())
     probed = probed_sweep(part, batches, start_lr=1e-6, end_lr=10.0)
     assert [(step.loss, step.grad_norm) for step in probed.steps] == [(s.loss, s.grad_norm) for s in plain.steps]
     assert {step.gradient_variance for step in plain.steps} == {None}

@@ -1,0 +1,118 @@
+"""DataLoaders over the batches that the batch plan assigns to this rank."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from lrrunner.config.schema import Config
+from lrrunner.core.batch_plan import BatchPlan, evaluation_batches, micro_batches
+from lrrunner.training.collectives import Collective
+
+
+@dataclass(frozen=True, kw_only=True)
+class Datasets:
+    """The data sets of a job.
+
+    Attributes:
+        train: Map-style data set of the training samples.
+        num_samples: Samples in ``train``.
+        validation: Data set of evaluations; None evaluates a part of ``train``.
+        collate_fn: Makes a batch from a list of samples; None is torch's default.
+    """
+
+    train: Dataset[Any]
+    num_samples: int
+    validation: Dataset[Any] | None = None
+    collate_fn: Callable[[list[Any]], Any] | None = None
+
+
+class RankBatches:
+    """Batches of this rank; calling it yields training batches, as :class:`lrrunner.training.trainable.Batches` says.
+
+    Args:
+        datasets: What is read.
+        job: Batch size, accumulation, seed and options of the loaders.
+        collective: The world this rank belongs to.
+    """
+
+    def __init__(self, datasets: Datasets, job: Config, *, collective: Collective) -> None:
+        self._datasets, self._options, self._seed = datasets, job.data.dataloader, job.sweep.seed
+        self._evaluated: Any = datasets.train if datasets.validation is None else datasets.validation
+        self._rank = collective.rank
+        self._plan = BatchPlan(
+            dataset_size=datasets.num_samples,
+            global_batch_size=job.data.global_batch_size,
+            world_size=collective.world_size,
+            accumulation_steps=job.train.accumulation_steps,
+        )
+
+    @property
+    def num_evaluation_samples(self) -> int:
+        """Samples in the data set of evaluations."""
+        return len(self._evaluated)
+
+    def __call__(self, repeat: int, first_step: int = 0) -> Iterator[Any]:
+        """Yield endless micro-batches of one repeat, from optimizer step ``first_step`` on.
+
+        Loader workers have random number generators of their own, and only reading the earlier batches advances these.
+        """
+        if self._options.num_workers == 0:
+            return iter(self._train_loader(repeat, first_step))
+        num_skipped = first_step * self._plan.accumulation_steps
+        return itertools.islice(self._train_loader(repeat, 0), num_skipped, None)
+
+    def evaluation(self, *, num_samples: int) -> Callable[[], Iterator[tuple[Any, int]]]:
+        """Choose a fixed random part of the data set of evaluations, the same for every world size.
+
+        Args:
+            num_samples: Samples to choose at most, over all ranks.
+
+        Returns:
+            Function that reads this rank's share: batches, and the number of samples that each counts for.
+        """
+        share = evaluation_batches(
+            dataset_size=self.num_evaluation_samples,
+            num_samples=num_samples,
+            batch_size=self._plan.micro_batch_size,
+            world_size=self._plan.world_size,
+            rank=self._rank,
+            seed=self._seed,
+        )
+        indices, weights = [batch for batch, _ in share], [weight for _, weight in share]
+        return lambda: zip(self._loader(self._evaluated, indices), weights, strict=True)
+
+    def _train_loader(self, repeat: int, first_step: int) -> DataLoader[Any]:
+        sampler = _BatchSampler(self._plan, seed=self._seed, repeat=repeat, rank=self._rank, first_step=first_step)
+        return self._loader(self._datasets.train, sampler, persistent_workers=self._options.persistent_workers)
+
+    def _loader(
+        self, dataset: Dataset[Any], batch_sampler: Any, *, persistent_workers: bool = False
+    ) -> DataLoader[Any]:
+        options = self._options
+        return DataLoader(
+            dataset,
+            batch_sampler=batch_sampler,
+            collate_fn=self._datasets.collate_fn,
+            num_workers=options.num_workers,
+            pin_memory=torch.cuda.is_available() if options.pin_memory is None else options.pin_memory,
+            persistent_workers=persistent_workers,
+            prefetch_factor=options.prefetch_factor,
+        )
+
+
+class _BatchSampler:
+    """The endless index lists of one repeat."""
+
+    def __init__(self, plan: BatchPlan, *, seed: int, repeat: int, rank: int, first_step: int) -> None:
+        self._plan, self._seed, self._repeat, self._rank, self._first_step = plan, seed, repeat, rank, first_step
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return micro_batches(
+            self._plan, seed=self._seed, repeat=self._repeat, rank=self._rank, first_step=self._first_step
+        )

@@ -1,0 +1,89 @@
+"""The two evaluations of a job: the validation loss that a sweep monitors, and the loss that trials are compared on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from lrrunner.config.schema import Config
+from lrrunner.core.batch_plan import EVALUATION_DATA_ORDER
+from lrrunner.sweep.data_loading import RankBatches
+from lrrunner.training import collectives
+from lrrunner.training.collectives import Collective
+from lrrunner.training.engine import RankContext
+from lrrunner.training.evaluation import Evaluation, evaluate, undisturbed
+from lrrunner.training.snapshot import seed_rngs
+from lrrunner.training.trainable import Trainable
+
+FIRST_EVALUATION_TIMEOUT_S = 3600.0
+"""Limit on collectives in the first evaluation of trials, which may compile the model and read files the first time."""
+
+MIN_EVALUATED, EVALUATED_BATCHES = 2048, 20
+"""Trials are evaluated on the larger of so many samples and so many global batches, or on all samples there are. The
+standard error of the mean is then a fiftieth of the standard deviation of a sample, or less."""
+
+MAX_EVALUATION_PASSES = 100
+"""Most forward passes of a rank in an evaluation. With small batches, evaluating would otherwise cost more than
+training."""
+
+
+def num_evaluated(global_batch_size: int, *, accumulation_steps: int) -> int:
+    """How many samples an evaluation of trials takes at most; independent of the number of ranks.
+
+    >>> num_evaluated(64, accumulation_steps=1), num_evaluated(512, accumulation_steps=2)
+    (2048, 10240)
+    >>> num_evaluated(4, accumulation_steps=1)
+    400
+    """
+    wanted = max(MIN_EVALUATED, EVALUATED_BATCHES * global_batch_size)
+    return min(wanted, MAX_EVALUATION_PASSES * global_batch_size // accumulation_steps)
+
+
+def validation_monitor(
+    job: Config, trainable: Trainable, batches: RankBatches, *, collective: Collective
+) -> Callable[[], Evaluation]:
+    """Make the evaluation that ``sweep.monitor=val`` runs between training steps, and leave training undisturbed.
+
+    It always evaluates the same few whole batches, which are read here, once. A stop request waits for its end, so that
+    the records of a resumed sweep are those of an uninterrupted one.
+
+    Returns:
+        Function that evaluates. Every rank must call it.
+    """
+    seed, batch_size = job.sweep.seed, job.data.global_batch_size
+    num_batches = min(job.sweep.val_batches, batches.num_evaluation_samples // batch_size)
+    read = batches.evaluation(num_samples=num_batches * batch_size)
+    with undisturbed(trainable):
+        seed_rngs(seed, EVALUATION_DATA_ORDER, collective.rank)
+        held = list(read())
+
+    def evaluate_now() -> Evaluation:
+        with undisturbed(trainable):
+            seed_rngs(seed, EVALUATION_DATA_ORDER, collective.rank)
+            return evaluate(trainable, held, collective=collective, batch_statistics=True)
+
+    return evaluate_now
+
+
+def trial_evaluator(
+    job: Config, trainable: Trainable, batches: RankBatches, *, context: RankContext
+) -> Callable[[], Evaluation]:
+    """Make the evaluation that trials are compared on: always the same samples, with the same random numbers.
+
+    Returns:
+        Function that evaluates. Every rank must call it.
+    """
+    read = batches.evaluation(
+        num_samples=num_evaluated(job.data.global_batch_size, accumulation_steps=job.train.accumulation_steps)
+    )
+    timeout_s = max(FIRST_EVALUATION_TIMEOUT_S, job.run.timeout_s)
+
+    def evaluate_now() -> Evaluation:
+        nonlocal timeout_s
+        collectives.set_timeout(timeout_s)
+        timeout_s = job.run.timeout_s
+        seed_rngs(job.sweep.seed, EVALUATION_DATA_ORDER, context.collective.rank)
+        evaluation = evaluate(trainable, read(), collective=context.collective, stop_requested=context.stop_requested)
+        collectives.set_timeout(timeout_s)
+        return evaluation
+
+    return evaluate_now
