@@ -126,7 +126,7 @@ def test_the_validation_set_is_built_where_it_is_read_only() -> None:
     ):
         parts = build(composed(*overrides), device=torch.device("cpu"), errors=[])
         assert parts is not None
-        validation: Any = parts.validation
+        validation: Any = parts.datasets.validation
         assert (None if validation is None else len(validation)) == size
 
 
