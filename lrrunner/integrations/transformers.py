@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from lrrunner.errors import ArgumentError
+from lrrunner.integrations.attribute_snapshot import attributes_preserved
 from lrrunner.library import range_test as library
 from lrrunner.library.result import RangeTest
 from lrrunner.training.snapshot import RngState
@@ -31,7 +32,10 @@ def range_test(trainer: Trainer, **options: Any) -> RangeTest:
     The sweep takes the trainer's loss (``compute_loss``, with its weighting by tokens), gradient accumulation,
     clipping, mixed precision and gradient checkpointing, not what ``train`` alone sets up (NEFTune, Liger kernels, a
     ``training_step`` of your own). Callbacks are not called, the trainer logs and saves nothing, and it is afterwards
-    as before: what ``train`` then does is the same to the last bit, if the collator can be copied.
+    as before: what ``train`` then does is the same to the last bit, if the collator can be copied. That includes what
+    the trainer, its state and its callbacks accumulate in attributes (meters, log buffers, token counters), as far as
+    these are numbers, tensors and plain containers of them. What other objects that the trainer holds do to themselves
+    is not undone.
 
     Nothing is applied. To train with the suggestion, if there is one, set ``trainer.args.learning_rate =
     result.suggestion.lr``; an optimizer that is there already (given to the trainer, or left by an earlier ``train``)
@@ -135,17 +139,16 @@ def _untouched(trainer: Trainer) -> Iterator[None]:
     accelerator, model = trainer.accelerator, trainer.model
     assert model is not None
     rng = RngState.capture(accelerator.device)
-    optimizer = trainer.optimizer
+    owners = [trainer, trainer.state, trainer.control, *trainer.callback_handler.callbacks]
     remembered = {name: _copied(getattr(accelerator, name)) for name in PREPARED}
     attributes = dict(vars(model))  # preparing replaces forward, and leaves marks
     try:
-        with _checkpointing(model, trainer.args):
+        with attributes_preserved(owners), _checkpointing(model, trainer.args):
             yield
     finally:
         vars(model).clear()
         vars(model).update(attributes)
         vars(accelerator).update(remembered)
-        trainer.optimizer = optimizer
         gc.collect()  # DDP unhooks itself from the parameters when it is freed
         rng.restore(accelerator.device)
 

@@ -222,3 +222,30 @@ def test_what_cannot_be_swept_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"num_steps must be at least 2, got 1"):
         range_test(trainer, num_steps=1)
     assert trainer.optimizer is None
+
+
+class Metered(Trainer):
+    """Keeps meters of its own, as TRL's trainers do."""
+
+    def __init__(self, *arguments: Any, **settings: Any) -> None:
+        super().__init__(*arguments, **settings)
+        self.meters: dict[str, list[float]] = {"loss": []}
+        self.num_tokens = 0
+
+    def compute_loss(self, model: Any, inputs: Any, *arguments: Any, **settings: Any) -> Any:
+        loss = super().compute_loss(model, inputs, *arguments, **settings)
+        self.meters["loss"].append(0.0)
+        self.num_tokens += inputs["input_ids"].numel()
+        return loss
+
+
+def test_a_trainers_own_meters_do_not_remember_the_sweep(tmp_path: Path) -> None:
+    """TRL's num_tokens was 5824 in the first log instead of 64."""
+    trainer = Metered(
+        model=gpt2(), args=arguments(tmp_path), data_collator=language_batch, train_dataset=Subset(windows(), range(64))
+    )
+    meters = trainer.meters
+    range_test(trainer, num_steps=20)
+    assert trainer.num_tokens == 0
+    assert trainer.meters is meters
+    assert meters == {"loss": []}

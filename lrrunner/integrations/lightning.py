@@ -1,0 +1,156 @@
+"""A range test on a Lightning module with its own trainer: training step, optimizer, precision, loaders, strategy."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.plugins import DoublePrecision, HalfPrecision, MixedPrecision, Precision
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from lightning.pytorch.utilities.exceptions import _TunerExitException
+from torch import nn
+
+from lrrunner.errors import ArgumentError
+from lrrunner.integrations.attribute_snapshot import attributes_preserved
+from lrrunner.library.range_test import range_test as library_range_test
+from lrrunner.library.result import RangeTest
+from lrrunner.training.snapshot import RngState
+
+PRECISIONS = (Precision, MixedPrecision, HalfPrecision, DoublePrecision)
+MODULE_INTERNALS = ("_parameters", "_buffers", "_modules")
+"""What the sweep itself restores of a module."""
+
+TRAINER_SETTINGS = ("callbacks", "loggers", "num_sanity_val_steps", "enable_autolog_hparams")
+
+
+def range_test(
+    trainer: pl.Trainer, module: pl.LightningModule, datamodule: pl.LightningDataModule | None = None, **options: Any
+) -> RangeTest:
+    """Find the learning rate that ``trainer.fit(module)`` should train with. Every rank must call this, before ``fit``.
+
+    Lightning prepares everything itself, as ``fit`` does (strategy, precision, loaders, ``configure_optimizers``), and
+    hands over before its first step. The sweep runs the module's ``training_step`` under the trainer's precision,
+    accumulation and clipping; a step that returns None contributes nothing. ``self.log`` does nothing meanwhile, and
+    the trainer's callbacks and loggers are not called. Module, trainer and random number generators are afterwards as
+    before; the module is left on the CPU, as ``fit`` leaves it.
+
+    Nothing is applied: make the module's optimizer with ``result.suggestion.lr``.
+
+    Args:
+        trainer: On one device or with DDP, also one that starts its ranks itself.
+        module: With automatic optimization and one optimizer.
+        datamodule: Where the module has no ``train_dataloader`` of its own.
+        options: Those of :func:`lrrunner.range_test`.
+
+    Returns:
+        The result, the same on every rank.
+
+    Raises:
+        ValueError: trainer, module or an option cannot be swept.
+    """
+    if errors := _errors(trainer, module):
+        raise ArgumentError(errors)
+    hook = _SweepOnFitStart(options)
+    rng = RngState.capture(torch.device("cpu"))
+    is_training = {name: part.training for name, part in module.named_modules()}
+    settings = {name: getattr(trainer, name) for name in TRAINER_SETTINGS}
+    owners = [module, *(part for part in module.modules() if part is not module), trainer.fit_loop]
+    try:
+        with attributes_preserved(owners, ignored=MODULE_INTERNALS):
+            trainer.callbacks, trainer.loggers = [hook], []  # type: ignore[attr-defined]
+            trainer.num_sanity_val_steps, trainer.enable_autolog_hparams = 0, False
+            trainer.fit(module, datamodule=datamodule)
+    finally:
+        for name, value in settings.items():
+            setattr(trainer, name, value)
+        for name, part in module.named_modules():
+            part.training = is_training.get(name, part.training)
+        gc.collect()  # DDP unhooks itself from the parameters when it is freed
+        rng.restore(torch.device("cpu"))
+    assert hook.result is not None
+    return hook.result
+
+
+class _SweepOnFitStart(pl.Callback):
+    """Takes over where ``fit`` has set everything up, and ends it before its first step."""
+
+    def __init__(self, options: dict[str, Any]) -> None:
+        self._options = options
+        self.result: RangeTest | None = None
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        trainer.fit_loop.setup_data()
+        loader = trainer.train_dataloader
+        assert loader is not None
+        model = trainer.strategy.model
+        assert model is not None
+        given: dict[str, Any] = {
+            "accumulation_steps": trainer.accumulate_grad_batches,
+            "max_grad_norm": trainer.gradient_clip_val or None,
+            "scaler": getattr(trainer.precision_plugin, "scaler", None),
+        }
+        pl_module.train()
+        with _without_logging(pl_module):
+            self.result = library_range_test(
+                None, model, trainer.optimizers[0], loader, _training_step(trainer), **(given | self._options)
+            )
+        raise _TunerExitException
+
+
+def _errors(trainer: pl.Trainer, module: pl.LightningModule) -> list[str]:
+    """What no sweep can do with this trainer and module; the same on every rank."""
+    errors = []
+    if not module.automatic_optimization:
+        errors.append(
+            "module.automatic_optimization must be True, got False: its training_step steps the optimizers itself; "
+            "call lrrunner.range_test with one model, optimizer and loss"
+        )
+    if not isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy):
+        errors.append(
+            f"trainer.strategy must be one device or ddp, got {type(trainer.strategy).__name__}; sweep the same global "
+            "batch with strategy='ddp'"
+        )
+    if type(trainer.precision_plugin) not in PRECISIONS:
+        errors.append(
+            f"trainer.precision must be 32, 64, 16 or bf16 (true or mixed), got "
+            f"{type(trainer.precision_plugin).__name__}; sweep with one of these"
+        )
+    if trainer.gradient_clip_val and trainer.gradient_clip_algorithm == "value":
+        errors.append("trainer.gradient_clip_algorithm must be norm, got value; clip by norm, or leave clipping out")
+    return errors
+
+
+def _training_step(trainer: pl.Trainer) -> Callable[[nn.Module, Any], Any]:
+    """The module's loss of a batch, computed as the loop of ``fit`` does."""
+    module, strategy = trainer.lightning_module, trainer.strategy
+    loop = trainer.fit_loop.epoch_loop
+
+    def loss_fn(model: nn.Module, batch: Any) -> Any:
+        batch = trainer.precision_plugin.convert_input(batch)
+        batch = module._on_before_batch_transfer(batch, dataloader_idx=0)
+        batch = strategy.batch_to_device(batch, dataloader_idx=0)
+        arguments = loop._build_kwargs({}, batch, 0)  # type: ignore[arg-type]
+        output = strategy.training_step(*arguments.values())
+        loss = output["loss"] if isinstance(output, dict) else output
+        return loss if loss is not None else (_zero_loss(model), 0)
+
+    return loss_fn
+
+
+def _zero_loss(model: nn.Module) -> torch.Tensor:
+    """A loss that reaches every parameter and moves none: a skipped batch takes part in DDP's reduction."""
+    return torch.stack([(p * 0).sum() for p in model.parameters() if p.requires_grad]).sum()
+
+
+@contextmanager
+def _without_logging(module: pl.LightningModule) -> Iterator[None]:
+    """``self.log`` does nothing: outside of a loop of Lightning's there is nothing that would take it."""
+    module.__dict__["log"] = lambda *args, **kwargs: None
+    try:
+        yield
+    finally:
+        del module.__dict__["log"]

@@ -1,0 +1,169 @@
+"""Lightning's Trainer: a module is swept as ``fit`` would train it, and left ready to fit."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # Lightning's own imports
+    import lightning.pytorch as pl
+
+from lrrunner.integrations.lightning import range_test
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*:UserWarning:lightning"),  # advice about loaders and loggers
+    pytest.mark.filterwarnings("ignore:.*LeafSpec.*"),  # Lightning's own use of torch
+]
+
+ROOT = Path(__file__).resolve().parents[2]
+NUM_FITTED = 20
+
+
+class Net(pl.LightningModule):
+    """Counts what it sees in Python attributes, as many modules do, and has batch norm."""
+
+    def __init__(self, *, skip_every: int = 0, as_dict: bool = False) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(20, 64), nn.BatchNorm1d(64), nn.ReLU(), nn.Linear(64, 2))
+        self.skip_every, self.as_dict = skip_every, as_dict
+        self.num_seen, self.losses, self.grad_norms = 0, [], []
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        inputs, targets = batch
+        self.num_seen += 1
+        if self.skip_every and self.num_seen % self.skip_every == 0:
+            return None
+        loss = nn.functional.cross_entropy(self.net(inputs), targets)
+        self.log("loss", loss)
+        self.losses.append(loss.item())
+        return {"loss": loss} if self.as_dict else loss
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        self.grad_norms.append(
+            nn.utils.get_total_norm([p.grad for p in self.parameters() if p.grad is not None]).item()
+        )
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.AdamW(self.parameters(), lr=1e-9)
+        return {"optimizer": optimizer, "lr_scheduler": torch.optim.lr_scheduler.StepLR(optimizer, 10)}
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        inputs = torch.randn(2048, 20, generator=torch.Generator().manual_seed(0))
+        return DataLoader(TensorDataset(inputs, (inputs[:, 0] > 0).long()), 32, shuffle=True)
+
+
+class Manual(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+
+
+def trainer(**changes: Any) -> pl.Trainer:
+    settings: dict[str, Any] = {"accelerator": "cpu", "devices": 1, "max_steps": NUM_FITTED, "logger": False}
+    settings |= dict.fromkeys(("enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+    return pl.Trainer(**(settings | changes))
+
+
+def in_order(module: Net) -> Net:
+    """The same module on data that is not shuffled."""
+    dataset = module.train_dataloader().dataset
+    module.train_dataloader = lambda: DataLoader(dataset, 32)  # type: ignore[method-assign]
+    return module
+
+
+def fitted(*, sweep: bool, num_devices: int = 1) -> tuple[dict[str, Any], float | None]:
+    """What ``fit`` leaves, after a sweep or without one; called on every rank."""
+    torch.manual_seed(1)
+    module = Net()
+    strategy = "ddp" if num_devices > 1 else "auto"
+    own = trainer(devices=num_devices, strategy=strategy, gradient_clip_val=1.0, accumulate_grad_batches=2)
+    lr = range_test(own, module).suggestion.lr if sweep else None
+    assert module.num_seen == 0
+    assert module.losses == []
+    own.fit(module)
+    state = {
+        "parameters": [p.tolist() for p in module.state_dict().values()],
+        "losses": module.losses,
+        "grad_norms": module.grad_norms,
+        "rng": torch.get_rng_state().tolist(),
+    }
+    return state, lr
+
+
+def test_fit_does_not_notice_a_sweep_before_it() -> None:
+    """Parameters, batch norm, data order, meters of the module and random numbers, to the last bit."""
+    undisturbed, _ = fitted(sweep=False)
+    disturbed, lr = fitted(sweep=True)
+    assert disturbed == undisturbed
+    assert len(undisturbed["losses"]) == 2 * NUM_FITTED
+    assert lr is not None
+
+
+def test_two_ranks_of_ddp_agree_and_fit_as_without_a_sweep(tmp_path: Path) -> None:
+    """Lightning's own finder looks at rank 0 alone. Here the trainer starts its second rank by itself."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import json, os, pathlib, sys, warnings\n"
+        "warnings.simplefilter('ignore')\n"
+        f"sys.path.insert(0, {str(ROOT)!r})\n"
+        "from tests.integration.test_lightning import fitted\n"
+        "undisturbed, _ = fitted(sweep=False, num_devices=2)\n"
+        "disturbed, lr = fitted(sweep=True, num_devices=2)\n"
+        "name = os.environ.get('LOCAL_RANK', '0')\n"
+        f"pathlib.Path({str(tmp_path)!r}, name + '.json').write_text(json.dumps([undisturbed == disturbed, lr]))\n"
+    )
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr
+    (same, lr), (same_on_1, lr_on_1) = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
+    assert same
+    assert same_on_1
+    assert lr == lr_on_1
+    assert lr is not None
+
+
+def test_the_gradient_is_that_of_fit() -> None:
+    """Accumulation, loss scale and the norm before clipping, step by step: the LR is too small to move anything."""
+    fitted, swept = in_order(Net()), in_order(Net())
+    swept.load_state_dict(fitted.state_dict())
+    trainer(accumulate_grad_batches=4, max_steps=6).fit(fitted)
+    options: dict[str, Any] = {"start_lr": 1e-9, "end_lr": 1.01e-9, "num_steps": 6, "auto_range": False}
+    result = range_test(trainer(accumulate_grad_batches=4), swept, **options)
+    assert [step.grad_norm for step in result.steps] == pytest.approx(fitted.grad_norms, rel=1e-5)
+
+
+def test_a_skipped_step_contributes_nothing_and_a_dictionary_holds_a_loss() -> None:
+    """training_step returns None for a batch that it skips."""
+    result = range_test(trainer(accumulate_grad_batches=2), Net(skip_every=3, as_dict=True), num_steps=60)
+    assert min(step.num_items for step in result.steps) == 32
+    assert max(step.num_items for step in result.steps) == 64
+    assert result.suggestion.lr is not None
+
+
+@pytest.mark.parametrize(
+    ("module", "changes", "message"),
+    [
+        (Manual(), {}, r"module\.automatic_optimization must be True, got False"),
+        (
+            Net(),
+            {"gradient_clip_val": 1.0, "gradient_clip_algorithm": "value"},
+            r"trainer\.gradient_clip_algorithm must be norm, got value",
+        ),
+    ],
+)
+def test_what_cannot_be_swept_is_refused(module: pl.LightningModule, changes: dict[str, Any], message: str) -> None:
+    """With a message about the trainer or the module, and both ready to fit."""
+    own = trainer(**changes)
+    callbacks = list(own.callbacks)
+    with pytest.raises(ValueError, match=message):
+        range_test(own, module)
+    assert own.callbacks == callbacks
