@@ -225,7 +225,7 @@ def keep(folder: Path, kept: Path) -> None:
         (kept / name).write_text(text.replace(str(folder), "FOLDER"))
 
 
-def record(out: Path, *, array_module: str, only: list[str]) -> None:
+def record(out: Path, *, array_module: str, only: Sequence[str]) -> None:
     """Run the jobs and keep what they write below ``out``.
 
     Raises:
@@ -243,9 +243,10 @@ def record(out: Path, *, array_module: str, only: list[str]) -> None:
         print(f"{name}: {time.perf_counter() - started:.1f} s", flush=True)
 
 
-def differences(before: Path, after: Path) -> Iterator[str]:
-    """Lines of a unified diff of two recordings."""
-    for name in sorted({*files_below(before), *files_below(after)}):
+def differences(before: Path, after: Path, *, only: Sequence[str] = ()) -> Iterator[str]:
+    """Lines of a unified diff of two recordings, or of some jobs in them."""
+    names = {*files_below(before), *files_below(after)}
+    for name in sorted(name for name in names if not only or name.partition("/")[0] in only):
         old, new = (
             (folder / name).read_text().splitlines() if (folder / name).exists() else [] for folder in (before, after)
         )
@@ -259,15 +260,16 @@ def main() -> int:
     recording = commands.add_parser("record")
     recording.add_argument("out", type=Path, help="a new folder")
     recording.add_argument("--array-module", default="lrrunner.slurm.array", help="lrrunner.array in older code")
-    recording.add_argument("--only", nargs="*", default=[], metavar="JOB")
     comparing = commands.add_parser("compare")
     comparing.add_argument("before", type=Path)
     comparing.add_argument("after", type=Path)
+    for command in (recording, comparing):
+        command.add_argument("--only", nargs="+", default=(), metavar="JOB", help="these jobs instead of all")
     arguments = parser.parse_args()
     if arguments.command == "record":
         record(arguments.out, array_module=arguments.array_module, only=arguments.only)
         return 0
-    lines = list(differences(arguments.before, arguments.after))
+    lines = list(differences(arguments.before, arguments.after, only=arguments.only))
     print("\n".join(lines) if lines else "no differences")
     return int(bool(lines))
 

@@ -1,4 +1,4 @@
-"""Datasets for the packaged experiments: what scikit-learn and Python bundle, MNIST, and any text file."""
+"""Datasets of the packaged experiments: the digits shipped with the package, MNIST, and windows of a text file."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import importlib
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
+from importlib.resources import files
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,9 +21,13 @@ Example = tuple[torch.Tensor, torch.Tensor]
 
 SPLITS = ("train", "val")
 
+NUM_VAL_DIGITS = 360
+MAX_PIXEL = 16
+"""A pixel of the digits counts the ink in a block of 4 x 4."""
+
 
 def digits(*, split: str, as_image: bool = False) -> TensorDataset:
-    """scikit-learn's bundled 8x8 digits in [0, 1]: 1,437 to train, 360 to validate, in a fixed random split.
+    """The embedded 8x8 digits in [0, 1]: 1,437 to train, 360 to validate, in a fixed random split.
 
     Args:
         split: "train" or "val".
@@ -30,17 +35,18 @@ def digits(*, split: str, as_image: bool = False) -> TensorDataset:
 
     Raises:
         ValueError: unknown split.
-    """
-    from sklearn.datasets import load_digits
 
+    References:
+        Alpaydin, Kaynak 1998, "Optical Recognition of Handwritten Digits"; see digits_notice.md.
+    """
     _check_split(split)
-    bunch = load_digits()
-    order = np.random.default_rng(0).permutation(len(bunch.target))
-    chosen = order[:360] if split == "val" else order[360:]
-    images = torch.tensor(bunch.data[chosen] / 16, dtype=torch.float32)
-    if as_image:
-        images = images.view(-1, 1, 8, 8)
-    return TensorDataset(images, torch.tensor(bunch.target[chosen], dtype=torch.int64))
+    with files("lrrunner.tasks").joinpath("digits.npz").open("rb") as file, np.load(file) as arrays:
+        images, labels = arrays["images"], arrays["labels"]
+    order = np.random.default_rng(0).permutation(len(labels))
+    chosen = order[:NUM_VAL_DIGITS] if split == "val" else order[NUM_VAL_DIGITS:]
+    shape = (-1, 1, 8, 8) if as_image else (-1, 64)
+    inputs = torch.tensor(images[chosen] / MAX_PIXEL, dtype=torch.float32).view(shape)
+    return TensorDataset(inputs, torch.tensor(labels[chosen], dtype=torch.int64))
 
 
 class MnistFile(NamedTuple):
@@ -73,11 +79,11 @@ def mnist(*, root: str, split: str, url: str = MNIST_URL, timeout_s: float = 15.
         root: Folder of the four IDX .gz files.
         split: "train" or "val".
         url: Where to download missing files from.
-        timeout_s: Seconds that a download may stay silent.
+        timeout_s: Seconds without data after which a download fails.
 
     Raises:
         ValueError: unknown split, or a file with a wrong checksum.
-        FileNotFoundError: files are missing and cannot be downloaded; says which to put where.
+        FileNotFoundError: files are missing and cannot be downloaded; the message says which, and where to put them.
 
     References:
         LeCun, Cortes, Burges, "The MNIST database of handwritten digits".
@@ -170,7 +176,7 @@ def _download(path: Path, url: str, sha256: str, timeout_s: float) -> None:
             partial.write_bytes(content)
             partial.replace(path)
     except (urllib.error.URLError, OSError) as error:
-        names = ", ".join(file.name for files in MNIST_FILES.values() for file in files)
+        names = ", ".join(file.name for split in MNIST_FILES.values() for file in split)
         raise FileNotFoundError(
             f"{path} is missing and could not be downloaded from {url} ({error}); put {names} into {path.parent}, "
             "or set data.root to the folder that holds them"

@@ -103,7 +103,7 @@ def _stacked(dataset: Any) -> Tensors:
 
 @functools.cache
 def digits(split: str, as_image: bool = False) -> Tensors:
-    """scikit-learn's digits."""
+    """The embedded digits."""
     inputs, targets = tasks.digits(split=split, as_image=as_image).tensors
     return inputs, targets
 

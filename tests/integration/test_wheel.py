@@ -26,13 +26,14 @@ def test_the_wheel_carries_configuration_and_types_and_runs_from_anywhere(tmp_pa
     names = set(zipfile.ZipFile(wheel).namelist())
     assert {"lrrunner/py.typed", "lrrunner/conf/config.yaml", "lrrunner/conf/experiment/digits_mlp.yaml"} <= names
     assert "lrrunner/integrations/transformers.py" in names
+    assert {"lrrunner/tasks/digits.npz", "lrrunner/tasks/digits_notice.md"} <= names
     assert not any(name.startswith(("tests/", "scripts/")) for name in names)
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path / "site")
     code = (
         "import lrrunner; from lrrunner.config.command_line import parse_command_line as parse; "
-        "from lrrunner.config.composition import compose_job; "
-        "print(lrrunner.__file__, compose_job(parse(['model=cnn'])).model['_target_'])"
+        "from lrrunner.config.composition import compose_job; from lrrunner.tasks.data import digits; "
+        "print(lrrunner.__file__, compose_job(parse(['model=cnn'])).model['_target_'], len(digits(split='train')))"
     )
     done = subprocess.run(
         [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(tmp_path / 'site')!r}); {code}"],
@@ -41,4 +42,4 @@ def test_the_wheel_carries_configuration_and_types_and_runs_from_anywhere(tmp_pa
         cwd=tmp_path,
         check=True,
     )
-    assert done.stdout.split() == [str(tmp_path / "site/lrrunner/__init__.py"), "lrrunner.tasks.models.Cnn"]
+    assert done.stdout.split() == [str(tmp_path / "site/lrrunner/__init__.py"), "lrrunner.tasks.models.Cnn", "1437"]

@@ -87,6 +87,30 @@ def test_digits_are_split_without_overlap() -> None:
     assert float(train.max()) == 1.0
 
 
+@pytest.mark.parametrize(
+    ("split", "inputs", "targets"),
+    [
+        (
+            "train",
+            "e4d8bdbccd143867ba087588b51454f82fc6b54657677e9255060efa41ef6152",
+            "f3013980fdfb2ba3a068d608da78dc7659953516f20f123c379b6a4741d686a7",
+        ),
+        (
+            "val",
+            "09d7105524be1236ea5ada4cc54c0359ad61589e0d1409b31bd6bf6cad8f0cb2",
+            "7323f6e1154dacb0e6f4a73e53f60074e1956b6498cca186d030e07a7ce38ee6",
+        ),
+    ],
+)
+def test_embedded_digits_are_those_of_scikit_learn(split: str, inputs: str, targets: str) -> None:
+    """Checksums are those of load_digits: sweeps recorded on digits stay reproducible to the last bit."""
+    for as_image, shape in ((False, (64,)), (True, (1, 8, 8))):
+        dataset = data.digits(split=split, as_image=as_image)
+        assert dataset[0][0].shape == shape
+        found = [hashlib.sha256(tensor.numpy().tobytes()).hexdigest() for tensor in dataset.tensors]
+        assert found == [inputs, targets]
+
+
 def test_text_targets_are_the_inputs_one_character_later(tmp_path: Path) -> None:
     """Windows do not overlap; what is not ASCII becomes a question mark."""
     path = tmp_path / "text.txt"
