@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from lrrunner.results.run_state import RunState
+from lrrunner.system.plain_values import from_plain, to_plain
 
 FILE_NAME = "ledger.jsonl"
 
@@ -50,7 +50,7 @@ class Entry:
 def append(directory: Path, entry: Entry) -> None:
     """Write one line, in one go and down to the disk; a line that a crash cut off before it stays by itself."""
     path = directory / FILE_NAME
-    line = (json.dumps(asdict(entry)) + "\n").encode()
+    line = (json.dumps(to_plain(entry)) + "\n").encode()
     if path.exists() and not path.read_bytes().endswith(b"\n") and path.stat().st_size:
         line = b"\n" + line
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
@@ -77,13 +77,6 @@ def latest(entries: Sequence[Entry]) -> dict[str, Entry]:
 
 def _entry(line: str) -> Entry | None:
     try:
-        content: dict[str, Any] = json.loads(line)
-        known = {item.name: content[item.name] for item in fields(Entry) if item.name in content}
-        known["state"] = RunState(known["state"])
-        known["overrides"] = tuple(known["overrides"])
-        if known.get("interval") is not None:
-            low, high = known["interval"]
-            known["interval"] = (low, high)
-        return Entry(**known)
-    except (ValueError, KeyError, TypeError):
+        return from_plain(Entry, json.loads(line))
+    except (ValueError, TypeError):
         return None

@@ -49,7 +49,6 @@ from lrrunner.config.serialization import to_plain
 from lrrunner.errors import ConfigError
 from lrrunner.launch.job import Job
 from lrrunner.launch.supervise import machine_errors
-from lrrunner.results.reader import shown_path
 from lrrunner.results.run_state import RunState
 from lrrunner.system import exit_codes
 from lrrunner.system.atomic_files import write_text
@@ -57,7 +56,7 @@ from lrrunner.system.devices import usable_cores, visible_gpus
 from lrrunner.system.interrupt_counter import InterruptCounter
 from lrrunner.system.job_log import JobLog, wake_loggers
 from lrrunner.system.redaction import Redactor
-from lrrunner.system.terminal import write_line
+from lrrunner.system.terminal import shown_path, write_line
 from lrrunner.version import __version__
 
 PLUGIN_MODULE = "hydra_plugins.lrrunner_launcher"

@@ -19,8 +19,9 @@ from lrrunner.batch.state import read_state, update_state
 from lrrunner.errors import ConfigError
 from lrrunner.launch.job import Job, OutputFiles
 from lrrunner.launch.worker_group import WorkerGroup
-from lrrunner.results.reader import read_run, read_status, write_status
-from lrrunner.results.run_state import ENDED_WITHOUT_REPORT, JobResult, RunState, state_in
+from lrrunner.results.reader import read_run
+from lrrunner.results.run_state import JobResult, RunState, state_in
+from lrrunner.results.status_file import close_abandoned, read_status
 from lrrunner.system import exit_codes
 from lrrunner.system.interrupt_counter import InterruptCounter
 from lrrunner.system.terminal import write_line
@@ -155,7 +156,7 @@ class Batch:
             if key in by_key and state_in(read_status(directory)) == RunState.FINISHED:
                 run, item = read_run(directory), by_key.pop(key)
                 result = JobResult(state=RunState.FINISHED, exit_code=exit_codes.OK)
-                seconds = run.steps[-1].elapsed_s if run.steps else 0.0
+                seconds = run.records.steps[-1].elapsed_s if run.records.steps else 0.0
                 there = replace(item, job=item.job.in_directory(directory))
                 entry = self._entry(there, result, run_id=run.status.get("mlflow_run_id"), seconds=seconds)
                 ledger.append(self.directory, entry)
@@ -281,8 +282,7 @@ def _in_free_directory(job: Job) -> Job:
     """The job, in a directory that holds no run: an earlier attempt's stays as it is, closed."""
     directory, attempt = job.directory, 1
     while directory.exists() and any(directory.iterdir()):
-        if state_in(read_status(directory)) == RunState.RUNNING:
-            write_status(directory, state=RunState.KILLED, cause=ENDED_WITHOUT_REPORT)
+        close_abandoned(directory)
         attempt += 1
         directory = job.directory.with_name(f"{job.directory.name}-{attempt}")
     return job.in_directory(directory)

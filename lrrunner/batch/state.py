@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 
 from lrrunner.config.schema import Config
 from lrrunner.config.serialization import to_plain
-from lrrunner.system.atomic_files import write_json
+from lrrunner.system.atomic_files import read_json, write_json
 
 STATE_FILE = "batch.json"
 LOCK_FILE = ".lock"
@@ -72,11 +72,7 @@ def batch_lock(directory: Path) -> Iterator[None]:
 
 def read_state(directory: Path) -> dict[str, Any]:
     """What batch.json says; empty where there is none."""
-    try:
-        content: dict[str, Any] = json.loads((directory / STATE_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content
+    return read_json(directory / STATE_FILE) or {}
 
 
 def update_state(directory: Path, **changes: Any) -> dict[str, Any]:

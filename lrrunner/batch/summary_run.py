@@ -102,7 +102,7 @@ def write_summary(directory: Path, entries: Sequence[Entry]) -> list[Path]:
         if entry.run_dir is None or entry.state != RunState.FINISHED:
             continue
         run = read_run(directory / entry.run_dir)
-        curve = curve_from_steps(run.test.curve_steps if run.test else run.steps, beta=run.job.sweep.smoothing)
+        curve = curve_from_steps(run.test.curve_steps if run.test else run.records.steps, beta=run.job.sweep.smoothing)
         if curve is not None:
             curves.append((label, curve, entry.lr))
     pictures = []

@@ -16,8 +16,9 @@ from lrrunner.batch.state import STATE_FILE, batch_lock, read_state, update_stat
 from lrrunner.batch.summary_run import batch_state, finish_summary_run, start_summary_run, write_summary
 from lrrunner.config.schema import TrackingConfig
 from lrrunner.errors import ConfigError
-from lrrunner.results.reader import RunFiles, read_run, write_status
+from lrrunner.results.reader import RunFiles, read_run
 from lrrunner.results.run_state import ENDED_WITHOUT_REPORT, RunState, state_in
+from lrrunner.results.status_file import write_status
 from lrrunner.system import exit_codes
 from lrrunner.system.process_identity import is_alive
 from lrrunner.system.redaction import MASK, Redactor
@@ -149,7 +150,7 @@ def _check_sent(run: MlflowRun) -> None:
 
 def _closed(files: RunFiles) -> RunFiles:
     """A run that is over; one whose process has gone without a word is closed here."""
-    if state_in(files.status) != RunState.RUNNING:
+    if files.state != RunState.RUNNING:
         return files
     identity = files.status.get("process")
     if identity is None or files.status.get("host") != socket.gethostname() or is_alive(identity):

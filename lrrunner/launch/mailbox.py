@@ -8,7 +8,6 @@ read them.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
 import signal
@@ -20,7 +19,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from lrrunner.system.atomic_files import write_json
+from lrrunner.system.atomic_files import read_json, write_json
 from lrrunner.system.process_identity import is_alive, process_identity
 
 RANK_POLL_S = 0.02
@@ -88,7 +87,7 @@ class Heartbeat:
 def sweep(folders: Iterable[Path]) -> None:
     """Remove the folders whose supervisor, on this machine, is dead: jobs in them may hold secrets."""
     for folder in folders:
-        owner = _read(folder / OWNER_FILE) or {}
+        owner = read_json(folder / OWNER_FILE) or {}
         if owner.get("host") == socket.gethostname() and not is_alive(owner.get("process", "elsewhere:::")):
             shutil.rmtree(folder, ignore_errors=True)
 
@@ -153,7 +152,7 @@ class JobMailbox:
         """
         checked = time.monotonic()
         while not (self.folder / "stop").exists():
-            content = _read(self._job(number))
+            content = read_json(self._job(number))
             if content is not None:
                 return JobMessage(**content)
             if time.monotonic() - checked > HEARTBEAT_INTERVAL_S:
@@ -170,7 +169,7 @@ class JobMailbox:
     def outcomes(self, number: int) -> list[RankOutcome]:
         """How a job ended on the ranks that have reported so far, in the order of their reports."""
         found = sorted((self.folder / "outcomes").glob(f"{number}.*.json"), key=_modified)
-        contents = [_read(path) for path in found]
+        contents = [read_json(path) for path in found]
         return [RankOutcome(**content) for content in contents if content is not None]
 
     def beat(self, rank: int, beat: Heartbeat) -> None:
@@ -179,7 +178,7 @@ class JobMailbox:
 
     def beats(self, world_size: int) -> dict[int, Heartbeat]:
         """The last sign of life of each rank that has left one."""
-        found = {rank: _read(self.folder / "beats" / f"{rank}.json") for rank in range(world_size)}
+        found = {rank: read_json(self.folder / "beats" / f"{rank}.json") for rank in range(world_size)}
         return {rank: Heartbeat(**content) for rank, content in found.items() if content is not None}
 
     def _job(self, number: int) -> Path:
@@ -216,11 +215,3 @@ def _modified(path: Path) -> float:
         return path.stat().st_mtime
     except OSError:
         return 0.0
-
-
-def _read(path: Path) -> dict[str, Any] | None:
-    try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return content

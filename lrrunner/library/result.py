@@ -20,13 +20,14 @@ from lrrunner.errors import ArgumentError, ConfigError
 from lrrunner.records import RangeTestResult, Step
 from lrrunner.reporting import run_summary
 from lrrunner.results.artifacts import FIGURE, artifacts
-from lrrunner.results.reader import INTEGERS
+from lrrunner.results.codec import STEP_COLUMNS
 from lrrunner.results.resume_checks import code_versions
 from lrrunner.results.run_state import RunState
-from lrrunner.results.writer import RECORD_COLUMNS, RunDirectory
+from lrrunner.results.writer import RunDirectory
+from lrrunner.system.plain_values import field_types
 from lrrunner.system.redaction import Redactor
-from lrrunner.tracking.metric_names import final_points, live_prefix, superseded
-from lrrunner.tracking.mlflow_run import MetricPoint, MlflowRun, script_tracking
+from lrrunner.tracking.metric_names import MetricPoint, final_points, live_prefix, step_point, superseded
+from lrrunner.tracking.mlflow_run import MlflowRun, script_tracking
 from lrrunner.training.learning_rate import LearningRate
 from lrrunner.version import __version__
 
@@ -37,6 +38,9 @@ if TYPE_CHECKING:
 
 SECTIONS = ("model", "data", "objective", "optimizer", "sweep", "suggestion", "train")
 """What a call has of a configuration."""
+
+
+DTYPES: dict[type, type[np.generic]] = {int: np.int64, float: np.float64, bool: np.bool_}
 
 
 class Records(Mapping[str, npt.NDArray[Any]]):
@@ -50,10 +54,9 @@ class Records(Mapping[str, npt.NDArray[Any]]):
     """
 
     def __init__(self, steps: Sequence[Step]) -> None:
-        types = dict.fromkeys(INTEGERS, np.int64) | {"skipped": np.bool_}
-        self._columns = {
-            name: np.array([getattr(step, name) for step in steps], dtype=types.get(name, np.float64))
-            for name in RECORD_COLUMNS
+        types = field_types(Step)
+        self._columns: dict[str, npt.NDArray[Any]] = {
+            name: np.array([getattr(step, name) for step in steps], dtype=DTYPES[types[name]]) for name in STEP_COLUMNS
         }
 
     def __getitem__(self, name: str) -> npt.NDArray[Any]:
@@ -207,7 +210,7 @@ class RangeTest(RangeTestResult):
         is_superseded = superseded(self)
         for step in self.steps:
             if not is_superseded(prefix := live_prefix(step, self.job.sweep)):
-                yield MetricPoint(step, prefix)
+                yield step_point(step, prefix)
         yield from final_points(self, self.job.sweep)
 
     def _write(self, path: Path, *, shown: str) -> RunDirectory:

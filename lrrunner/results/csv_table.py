@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import csv
 import io
-import math
 import os
 from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 TIMES = ("elapsed_s", "timestamp_ms")
 """Columns in which two lives of a run may differ."""
@@ -35,7 +33,7 @@ class CsvTable:
         self._file.truncate(sum(map(len, self._known)))
         self.write(columns)
 
-    def write(self, row: Sequence[Any]) -> dict[str, str] | None:
+    def write(self, row: Sequence[object]) -> dict[str, str] | None:
         """Write one row, flushed; one that was there already is returned as it stands, by column."""
         line = _line(row)
         if self._known:
@@ -64,17 +62,11 @@ class CsvTable:
         return [cell for i, cell in enumerate(cells) if i >= len(self._columns) or self._columns[i] not in TIMES]
 
 
-def _line(row: Sequence[Any]) -> bytes:
+def _line(row: Sequence[object]) -> bytes:
     text = io.StringIO()
-    csv.writer(text).writerow([_cell(value) for value in row])
+    csv.writer(text).writerow(row)
     return text.getvalue().encode()
 
 
 def _cells(line: bytes) -> list[str]:
     return next(csv.reader([line.decode(errors="replace")]), [])
-
-
-def _cell(value: Any) -> Any:
-    if isinstance(value, bool):
-        return int(value)
-    return repr(value) if isinstance(value, float) and math.isfinite(value) else value

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,24 +12,25 @@ import yaml
 
 from lrrunner.config.schema import Config
 from lrrunner.config.serialization import config_from
-from lrrunner.records import NoiseScale, RangeTestResult, Step, Stop, StopReason, Suggestion, Verdict
-from lrrunner.system.atomic_files import write_json
-
-INTEGERS = ("sweep_pass", "repeat", "step", "timestamp_ms")
+from lrrunner.records import RangeTestResult, Step
+from lrrunner.results.codec import step_from, trial_from
+from lrrunner.results.recorder import RunRecords
+from lrrunner.results.run_state import RunState, state_in
+from lrrunner.results.status_file import read_status
+from lrrunner.results.suggestion_file import SUGGESTION_FILE, range_test_from
+from lrrunner.system.atomic_files import read_json
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunFiles:
-    """What a run directory holds; parts are missing where the run did not come to them.
+    """What a run directory holds; parts are missing where the run ended before.
 
     Attributes:
         path: The directory.
         status: status.json.
         config: config.yaml, secrets masked.
         overrides: overrides.yaml, secrets masked.
-        steps: records.csv.
-        trial_steps: Records of each confirmation run, by its number.
-        trials: The end of each confirmation run, as a step.
+        records: Steps of the sweep, confirmation runs and their steps.
         test: The range test, once there is a suggestion; without its passes and confirmation runs.
         note: note.md; empty before the run's end.
     """
@@ -40,9 +39,7 @@ class RunFiles:
     status: dict[str, Any]
     config: dict[str, Any]
     overrides: list[str]
-    steps: tuple[Step, ...]
-    trial_steps: dict[int, list[Step]]
-    trials: list[Step]
+    records: RunRecords
     test: RangeTestResult | None
     note: str
 
@@ -52,40 +49,34 @@ class RunFiles:
         return config_from(self.config)
 
     @property
+    def state(self) -> RunState | None:
+        """The state of the run; None without a status."""
+        return state_in(self.status)
+
+    @property
     def best_loss(self) -> float | None:
         """Lowest smoothed loss."""
-        return min((step.smoothed_loss for step in self.steps if math.isfinite(step.smoothed_loss)), default=None)
+        losses = [step.smoothed_loss for step in self.records.steps]
+        return min(filter(math.isfinite, losses), default=None)
 
 
 def read_run(path: Path) -> RunFiles:
     """Read what there is."""
-    status = _json(path / "status.json")
-    steps = tuple(Step(**_values(row)) for row in _rows(path / "records.csv"))
-    trial_steps = _trial_steps(path)
-    suggestion = _json(path / "suggestion.json")
+    records = RunRecords(
+        steps=[step_from(row) for row in _rows(path / "records.csv")],
+        trial_steps=_trial_steps(path),
+        trials=[trial_from(row) for row in _rows(path / "trials.csv")],
+    )
+    suggestion = read_json(path / SUGGESTION_FILE)
     return RunFiles(
         path=path,
-        status=status,
-        config=_yaml(path / "config.yaml") or {},
+        status=read_status(path),
+        config=read_config(path),
         overrides=_yaml(path / "overrides.yaml") or [],
-        steps=steps,
-        trial_steps=trial_steps,
-        trials=_trials(path, trial_steps),
+        records=records,
         note=_text(path / "note.md"),
-        test=_range_test(suggestion, steps) if suggestion else None,
+        test=range_test_from(suggestion, tuple(records.steps)) if suggestion else None,
     )
-
-
-def shown_path(path: Path) -> str:
-    """Relative to the current directory where it lies below it."""
-    with contextlib.suppress(ValueError):
-        return str(path.relative_to(Path.cwd()))
-    return str(path)
-
-
-def read_status(path: Path) -> dict[str, Any]:
-    """status.json of a run directory, empty where there is none."""
-    return _json(path / "status.json")
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -94,60 +85,15 @@ def read_config(path: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def write_status(path: Path, **changes: Any) -> None:
-    """Correct status.json from outside, where the run's own process could not; nothing without a run directory."""
-    if not path.is_dir():
-        return
-    write_json(path / "status.json", read_status(path) | changes, durable=True)
-
-
-def _range_test(content: dict[str, Any], steps: tuple[Step, ...]) -> RangeTestResult:
-    interval = content["interval"]
-    suggestion = Suggestion(
-        lr=content["lr"],
-        method=content["method"],
-        verdict=Verdict(content["verdict"]),
-        reason=content["reason"],
-        interval=None if interval is None else (interval[0], interval[1]),
-        candidates=content["candidates"],
-    )
-    curve_pass = next((number for number, item in enumerate(content.get("passes", ())) if item["is_curve"]), None)
-    stop = Stop(
-        reason=StopReason(content["stop_reason"]),
-        step=content["stop_step"],
-        ranks=tuple(content.get("stop_ranks", ())),
-        sweep_pass=curve_pass or 0,
-    )
-    return RangeTestResult(
-        steps=steps,
-        stops=(stop,),
-        suggestion=suggestion,
-        world_size=content["world_size"],
-        global_batch_size=content["global_batch_size"],
-        curve_pass=curve_pass,
-        noise_scale=NoiseScale(**content["noise_scale"]) if "noise_scale" in content else None,
-    )
-
-
 def _trial_steps(path: Path) -> dict[int, list[Step]]:
     found: dict[int, list[Step]] = {}
     for row in _rows(path / "trial_records.csv"):
-        found.setdefault(int(row.pop("trial")), []).append(Step(**_values(row)))
+        found.setdefault(int(row["trial"]), []).append(step_from(row))
     return found
 
 
-def _trials(path: Path, trial_steps: dict[int, list[Step]]) -> list[Step]:
-    """The end of each trial, at the time of its last step."""
-    ends = []
-    for row in _rows(path / "trials.csv"):
-        number, steps = int(row["trial"]), trial_steps.get(int(row["trial"]), [])
-        time_ms = steps[-1].timestamp_ms if steps else 0
-        ends.append(Step(step=number, lr=float(row["lr"]), loss=float(row["loss"]), timestamp_ms=time_ms))
-    return ends
-
-
 def _rows(path: Path) -> list[dict[str, str]]:
-    """Whole rows; the last one may be cut off where the machine died."""
+    """Complete rows; the last one may be incomplete where the machine died."""
     try:
         with path.open(newline="", encoding="utf-8") as file:
             return [row for row in csv.DictReader(file) if None not in row and None not in row.values()]
@@ -155,32 +101,11 @@ def _rows(path: Path) -> list[dict[str, str]]:
         return []
 
 
-def _values(row: dict[str, str]) -> dict[str, Any]:
-    values = {name: _value(name, text) for name, text in row.items()}
-    return values if values.get("val_loss", 0.0) is not None else values | {"is_monitored": False}
-
-
-def _value(name: str, text: str) -> Any:
-    if name == "skipped":
-        return text == "1"
-    if name == "val_loss" and not text:
-        return None
-    return int(text) if name in INTEGERS else float(text)
-
-
 def _text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except OSError:
         return ""
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content
 
 
 def _yaml(path: Path) -> Any:

@@ -15,38 +15,12 @@ import yaml
 
 from lrrunner.errors import ConfigError
 from lrrunner.records import RangeTestResult, Step, Trial
+from lrrunner.results.codec import STEP_COLUMNS, TRIAL_COLUMNS, TRIAL_STEP_COLUMNS, cells
 from lrrunner.results.csv_table import CsvTable
-from lrrunner.results.reader import read_status, write_status
-from lrrunner.results.run_state import ENDED_WITHOUT_REPORT, RunState, state_in
+from lrrunner.results.status_file import STATUS_FILE, read_status
+from lrrunner.results.suggestion_file import SUGGESTION_FILE, suggestion_content
 from lrrunner.system.atomic_files import write_json, write_text
 from lrrunner.system.redaction import Redactor
-
-RECORD_COLUMNS = (
-    "sweep_pass",
-    "repeat",
-    "step",
-    "lr",
-    "loss",
-    "smoothed_loss",
-    "grad_norm",
-    "num_items",
-    "skipped",
-    "elapsed_s",
-    "timestamp_ms",
-)
-
-TRIAL_COLUMNS = (
-    "trial",
-    "schedule",
-    "lr",
-    "num_steps",
-    "num_steps_run",
-    "loss",
-    "outcome",
-    "elapsed_s",
-)
-
-TRIAL_RECORD_COLUMNS = ("trial", *RECORD_COLUMNS[2:])
 
 STATUS_INTERVAL_S = 2.0
 
@@ -56,20 +30,13 @@ def new_run_path() -> Path:
     return Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
 
 
-def close_abandoned(path: Path) -> None:
-    """Say in the status.json of a run whose process is gone that it is over."""
-    if state_in(read_status(path)) == RunState.RUNNING:
-        with contextlib.suppress(OSError):
-            write_status(path, state=RunState.KILLED, cause=ENDED_WITHOUT_REPORT)
-
-
 class RunDirectory:
     """The files of one run.
 
     Args:
         path: Where; made if missing. It must not hold a run yet, unless ``resumed``.
         redactor: Masks secrets in everything written.
-        more_columns: What records.csv holds beyond the usual: ``val_loss``, empty where a step was not evaluated, say.
+        optional_columns: Those of records.csv that only some sweeps have.
         resumed: Go on with the run in it. The rows it has stay; one that is recorded again is only compared, and what
             follows the first one that differs gives way.
 
@@ -78,9 +45,9 @@ class RunDirectory:
     """
 
     def __init__(
-        self, path: Path, redactor: Redactor, *, more_columns: Sequence[str] = (), resumed: bool = False
+        self, path: Path, redactor: Redactor, *, optional_columns: Sequence[str] = (), resumed: bool = False
     ) -> None:
-        self._record_columns = (*RECORD_COLUMNS, *more_columns)
+        self._step_columns = (*STEP_COLUMNS, *optional_columns)
         self.path = path.expanduser().resolve()
         self._redactor = redactor
         self._resumed = resumed
@@ -89,9 +56,9 @@ class RunDirectory:
         self._tables: dict[str, CsvTable] = {}
         try:
             (self.path / "ranks").mkdir(parents=True, exist_ok=True)
-            if not resumed and (self.path / "status.json").exists():
+            if not resumed and (self.path / STATUS_FILE).exists():
                 raise ConfigError([f"run.dir must not hold a run yet, got {path}; choose another directory"])
-            self._records = self._table("records.csv", self._record_columns)
+            self._records = self._table("records.csv", self._step_columns)
         except OSError as error:
             reason = error.strerror or str(error)
             raise ConfigError(
@@ -136,20 +103,20 @@ class RunDirectory:
         Returns:
             The step, with the times of an earlier life that recorded it already.
         """
-        known = self._records.write([getattr(step, name) for name in self._record_columns])
+        known = self._records.write(cells(step, self._step_columns))
         if time.monotonic() - self._status_time > STATUS_INTERVAL_S:
             self.update_status(last_step=step.step)
         return _at_its_time(step, known)
 
     def record_trial_step(self, trial: int, step: Step) -> Step:
         """Append one row to trial_records.csv, flushed; the file is made with its first row. As :meth:`record`."""
-        values = [getattr(step, name) for name in TRIAL_RECORD_COLUMNS[1:]]
-        return _at_its_time(step, self._table("trial_records.csv", TRIAL_RECORD_COLUMNS).write([trial, *values]))
+        row = [str(trial), *cells(step, TRIAL_STEP_COLUMNS[1:])]
+        return _at_its_time(step, self._table("trial_records.csv", TRIAL_STEP_COLUMNS).write(row))
 
     def record_trial(self, trial: Trial, *, schedule: str) -> None:
         """Append one row to trials.csv, flushed; the file is made with its first row."""
-        values = {"schedule": schedule} | {item.name: getattr(trial, item.name) for item in dataclasses.fields(trial)}
-        self._table("trials.csv", TRIAL_COLUMNS).write([values[name] for name in TRIAL_COLUMNS])
+        number, *rest = cells(trial, [name for name in TRIAL_COLUMNS if name != "schedule"])
+        self._table("trials.csv", TRIAL_COLUMNS).write([number, schedule, *rest])
 
     def forget_unconfirmed(self) -> None:
         """The run is over: rows that only an earlier life knows, and that this one did not come to, are none of it."""
@@ -158,26 +125,7 @@ class RunDirectory:
 
     def write_suggestion(self, test: RangeTestResult) -> None:
         """suggestion.json."""
-        suggestion, stop = test.suggestion, test.stop
-        content = {
-            "lr": suggestion.lr,
-            "method": suggestion.method,
-            "verdict": suggestion.verdict,
-            "reason": suggestion.reason,
-            "interval": suggestion.interval,
-            "candidates": suggestion.candidates,
-            "group_lrs": test.group_lrs,
-            "stop_reason": stop.reason,
-            "stop_step": stop.step,
-            "stop_ranks": stop.ranks,
-            "world_size": test.world_size,
-            "global_batch_size": test.global_batch_size,
-            "passes": [_pass_content(test, number) for number in range(len(test.passes))],
-            "confirmation": _confirmation_content(test),
-        }
-        if test.noise_scale is not None:
-            content["noise_scale"] = dataclasses.asdict(test.noise_scale)
-        write_json(self.path / "suggestion.json", content, durable=True)
+        write_json(self.path / SUGGESTION_FILE, suggestion_content(test), durable=True)
 
     def write_note(self, note: str) -> None:
         """note.md: what the run came to, in words."""
@@ -187,43 +135,12 @@ class RunDirectory:
         """Change fields of status.json."""
         self._status |= self._redactor.tree(changes)
         self._status_time = time.monotonic()
-        write_json(self.path / "status.json", self._status, durable=True)
+        write_json(self.path / STATUS_FILE, self._status, durable=True)
 
     def _table(self, name: str, columns: Sequence[str]) -> CsvTable:
         if name not in self._tables:
             self._tables[name] = CsvTable(self.path / name, columns, resumed=self._resumed)
         return self._tables[name]
-
-
-def _pass_content(test: RangeTestResult, number: int) -> dict[str, Any]:
-    ladder = test.passes[number]
-    return {
-        "start_lr": ladder.start_lr,
-        "end_lr": ladder.end_lr,
-        "verdict": ladder.suggestion.verdict,
-        "lr": ladder.suggestion.lr,
-        "extension": ladder.extension or None,
-        "is_curve": number == test.curve_pass,
-    }
-
-
-def _confirmation_content(test: RangeTestResult) -> dict[str, Any] | None:
-    """What was measured, beside what the sweep alone says; null where nothing was to be confirmed."""
-    confirmation = test.confirmation
-    if confirmation is None:
-        return None
-    return {
-        "schedule": confirmation.schedule,
-        "monitored": confirmation.monitored,
-        "budget_steps": confirmation.budget_steps,
-        "horizon": confirmation.horizon,
-        "num_trials": len(test.trials),
-        "measured_steps": confirmation.measured_steps,
-        "extrapolated_to_steps": confirmation.horizon if confirmation.is_extrapolated else None,
-        "trouble": confirmation.trouble or None,
-        "sweep_lr": confirmation.sweep.lr,
-        "sweep_interval": confirmation.sweep.interval,
-    }
 
 
 def _at_its_time(step: Step, known: dict[str, str] | None) -> Step:

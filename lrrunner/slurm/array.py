@@ -23,7 +23,7 @@ from lrrunner.config.composition import compose_job, expand_grid
 from lrrunner.config.serialization import to_plain
 from lrrunner.errors import ConfigError
 from lrrunner.results.reader import read_run
-from lrrunner.results.run_state import RunState, state_in
+from lrrunner.results.run_state import RunState
 from lrrunner.system import exit_codes
 from lrrunner.system.redaction import Redactor
 
@@ -90,7 +90,7 @@ def _entry(folder: Path, number: int, overrides: tuple[str, ...]) -> Entry:
     """How one point ended, as its run directory tells."""
     name = f"{number:03d}"
     run = read_run(folder / name)
-    state = state_in(run.status) or RunState.FAILED
+    state = run.state or RunState.FAILED
     suggestion = run.test.suggestion if run.test and state == RunState.FINISHED else None
     return Entry(
         job=number,
@@ -103,7 +103,7 @@ def _entry(folder: Path, number: int, overrides: tuple[str, ...]) -> Entry:
         interval=suggestion.interval if suggestion else None,
         verdict=str(suggestion.verdict) if suggestion else None,
         best_loss=run.best_loss,
-        seconds=round(run.steps[-1].elapsed_s, 3) if run.steps else 0.0,
+        seconds=round(run.records.steps[-1].elapsed_s, 3) if run.records.steps else 0.0,
         cause=run.status.get("cause") if run.status else "it never began; see its task's output",
     )
 

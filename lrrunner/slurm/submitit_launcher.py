@@ -25,8 +25,8 @@ from lrrunner.config.command_line import CommandLine
 from lrrunner.config.composition import expand_grid, override_key
 from lrrunner.config.serialization import to_plain
 from lrrunner.errors import ConfigError
-from lrrunner.results.reader import read_status
 from lrrunner.results.run_state import RunState, state_in
+from lrrunner.results.status_file import read_status
 from lrrunner.slurm import array
 from lrrunner.system import exit_codes
 from lrrunner.system.redaction import Redactor

@@ -57,6 +57,15 @@ def write_json(path: Path, content: Any, *, durable: bool = False, private: bool
     write_text(path, json.dumps(content, indent=2) + "\n", durable=durable, private=private)
 
 
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The mapping in a JSON file; None where there is none, or none that can be read."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
 def is_partial(path: Path) -> bool:
     """Whether a file is what a process left that died while it wrote.
 

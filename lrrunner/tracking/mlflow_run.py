@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import math
 import os
 import queue
 import re
@@ -25,11 +24,12 @@ from filelock import FileLock
 
 from lrrunner.config.serialization import flattened
 from lrrunner.errors import ConfigError
-from lrrunner.records import RangeTestResult, Step
+from lrrunner.records import RangeTestResult
 from lrrunner.results.run_state import RunState
-from lrrunner.results.writer import close_abandoned
+from lrrunner.results.status_file import close_abandoned
 from lrrunner.system.process_identity import is_alive, process_identity
 from lrrunner.system.redaction import Redactor
+from lrrunner.tracking.metric_names import STEP_METRICS, MetricPoint
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -39,9 +39,6 @@ FLUSH_INTERVAL_S = 5.0
 
 MAX_DUTY = 0.01
 """Share of the time that sending may take while the sweep runs: the thread and the loop share one interpreter lock."""
-
-STEP_METRICS = ("lr", "log10_lr", "loss", "val_loss", "smoothed_loss", "grad_norm")
-TRIAL_METRICS = ("lr", "loss")
 
 MAX_STEPS_PER_BATCH = 1000 // len(STEP_METRICS)
 """MLflow takes a thousand metrics a call."""
@@ -84,14 +81,6 @@ def anchored_uri(uri: str) -> str:
     ('sqlite:////data/a.db', 'http://host:5000')
     """
     return f"{SQLITE}{Path(uri[len(SQLITE) :]).resolve()}" if uri.startswith(SQLITE) else uri
-
-
-class MetricPoint(NamedTuple):
-    """A step on its way to MLflow: which of its figures, and what goes before their names."""
-
-    step: Step
-    prefix: str = ""
-    names: Sequence[str] = STEP_METRICS
 
 
 class ScriptTracking(NamedTuple):
@@ -217,15 +206,9 @@ class MlflowRun:
             self._client.log_batch(self.run_id, params=chunk)
         self._thread.start()
 
-    def log(self, step: Step, *, prefix: str = "", names: Sequence[str] = STEP_METRICS) -> None:
-        """Hand a step over to the sending thread.
-
-        Args:
-            step: The record.
-            prefix: Goes before the names of its metrics.
-            names: Which of its figures.
-        """
-        self._queue.put(MetricPoint(step, prefix, names))
+    def log(self, point: MetricPoint) -> None:
+        """Pass metrics to the sending thread."""
+        self._queue.put(point)
 
     def finish(
         self,
@@ -431,17 +414,12 @@ class MlflowRun:
         logger.info("MLflow: %s", self.error)
 
 
-def _metrics(point: MetricPoint) -> Iterator[Metric]:
-    """A step's finite figures; a skipped or non-finite step is no point of a curve."""
+def _metrics(point: MetricPoint) -> list[Metric]:
     from mlflow.entities import Metric
 
-    step, prefix, names = point
-    if step.skipped or not math.isfinite(step.loss):
-        return
-    for name in names:
-        value: float | None = math.log10(step.lr) if name == "log10_lr" else getattr(step, name)
-        if value is not None and math.isfinite(value):
-            yield Metric(f"{prefix}{name}", value, step.timestamp_ms, step.step)
+    return [
+        Metric(f"{point.prefix}{name}", value, point.timestamp_ms, point.step) for name, value in point.values.items()
+    ]
 
 
 def _result_metrics(test: RangeTestResult) -> dict[str, float]:

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from lrrunner.config.schema import TrackingConfig
-from lrrunner.results.reader import read_run, read_status, write_status
+from lrrunner.results.reader import read_run
 from lrrunner.results.run_state import JobResult, RunState, state_in
+from lrrunner.results.status_file import read_status, write_status
 from lrrunner.system.redaction import Redactor
 from lrrunner.tracking.mlflow_run import MlflowRun, configure_mlflow
 from lrrunner.tracking.upload_run import upload_run

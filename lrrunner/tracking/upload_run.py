@@ -5,9 +5,16 @@ from __future__ import annotations
 from lrrunner.reporting import run_summary
 from lrrunner.results.artifacts import FIGURE, artifacts
 from lrrunner.results.reader import RunFiles
-from lrrunner.results.run_state import ENDED, RunState, state_in
-from lrrunner.tracking.metric_names import final_points, live_prefix, superseded
-from lrrunner.tracking.mlflow_run import TRIAL_METRICS, MlflowRun
+from lrrunner.results.run_state import ENDED, RunState
+from lrrunner.tracking.metric_names import (
+    final_points,
+    live_prefix,
+    step_point,
+    superseded,
+    trial_point,
+    trial_step_point,
+)
+from lrrunner.tracking.mlflow_run import MlflowRun
 
 
 def upload_run(run: MlflowRun, files: RunFiles, *, run_id: str) -> None:
@@ -20,15 +27,16 @@ def upload_run(run: MlflowRun, files: RunFiles, *, run_id: str) -> None:
     """
     sweep, test = files.job.sweep, files.test
     run.start(run_name=files.path.name, params=files.config, tags={}, run_id=run_id)
-    for step in files.steps:
-        run.log(step, prefix=live_prefix(step, sweep))
-    for number, steps in files.trial_steps.items():
+    records = files.records
+    for step in records.steps:
+        run.log(step_point(step, live_prefix(step, sweep)))
+    for number, steps in records.trial_steps.items():
         for step in steps:
-            run.log(step, prefix=f"trial_{number}/", names=TRIAL_METRICS)
-    for step in files.trials:
-        run.log(step, prefix="confirm/", names=TRIAL_METRICS)
+            run.log(trial_step_point(number, step))
+    for trial in records.trials:
+        run.log(trial_point(trial, timestamp_ms=records.trial_end_ms(trial.trial)))
     picture = files.path / FIGURE
-    state = state_in(files.status)
+    state = files.state
     failure = f"**{state.text if state else 'Ended'}**: {files.status.get('cause') or 'no cause known'}"
     run.finish(
         status=(state if state in ENDED else RunState.KILLED).mlflow_status,

@@ -18,8 +18,9 @@ from typing import Any, NamedTuple
 
 import torch
 
-from lrrunner.records import Step, Stop, StopReason, Trial, TrialOutcome
+from lrrunner.records import Step, Stop, Trial
 from lrrunner.system.atomic_files import atomic_file, remove_partial_files
+from lrrunner.system.plain_values import field_types, from_plain, to_plain
 from lrrunner.training.collectives import Collective
 from lrrunner.training.snapshot import RngState, Snapshot
 
@@ -86,8 +87,10 @@ class Checkpoints:
         self._number = 0
         self._is_broken = False
         if saved is not None:
-            self._finished = {key: _climbed(steps, stop) for key, steps, stop in saved["finished"]}
-            self._trials = {row["trial"]: _trial(row) for row in saved["trials"]}
+            self._finished = {
+                key: Climbed(tuple(_steps(steps)), from_plain(Stop, stop)) for key, steps, stop in saved["finished"]
+            }
+            self._trials = {row["trial"]: from_plain(Trial, row) for row in saved["trials"]}
             self._key, self._saved, self._number = saved["key"], saved, saved["number"]
         self._last = time.monotonic()
 
@@ -152,8 +155,8 @@ class Checkpoints:
                 "format": FORMAT,
                 "number": self._number,
                 "world_size": self._collective.world_size,
-                "finished": [(name, _rows(done.steps), _row(done.stop)) for name, done in self._finished.items()],
-                "trials": [_row(trial) for trial in self._trials.values()],
+                "finished": [(name, _rows(done.steps), to_plain(done.stop)) for name, done in self._finished.items()],
+                "trials": [to_plain(trial) for trial in self._trials.values()],
                 "key": key,
                 "steps": _rows(steps),
                 "ranks": [own for own, _ in by_rank],
@@ -272,27 +275,9 @@ def _shard_file(folder: Path, number: int, rank: int) -> Path:
     return folder / f"{number:08d}.rank{rank}"
 
 
-def _row(record: Step | Stop | Trial) -> dict[str, Any]:
-    """A record as plain values."""
-    values = {item.name: getattr(record, item.name) for item in dataclasses.fields(record)}
-    return {
-        name: str(value) if isinstance(value, StopReason | TrialOutcome) else value for name, value in values.items()
-    }
-
-
 def _rows(steps: Iterable[Step]) -> list[tuple[Any, ...]]:
-    names = [item.name for item in dataclasses.fields(Step)]
-    return [tuple(getattr(step, name) for name in names) for step in steps]
+    return [tuple(getattr(step, name) for name in field_types(Step)) for step in steps]
 
 
 def _steps(rows: Iterable[Sequence[Any]]) -> list[Step]:
-    names = [item.name for item in dataclasses.fields(Step)]
-    return [Step(**dict(zip(names, row, strict=True))) for row in rows]
-
-
-def _climbed(rows: Iterable[Sequence[Any]], stop: dict[str, Any]) -> Climbed:
-    return Climbed(tuple(_steps(rows)), Stop(**stop | {"reason": StopReason(stop["reason"])}))
-
-
-def _trial(row: dict[str, Any]) -> Trial:
-    return Trial(**row | {"outcome": TrialOutcome(row["outcome"])})
+    return [Step(**dict(zip(field_types(Step), row, strict=True))) for row in rows]

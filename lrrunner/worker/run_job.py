@@ -30,12 +30,12 @@ from lrrunner.launch.mailbox import ANOTHER_RANK_IS_GONE, ANOTHER_RANK_IS_SILENT
 from lrrunner.launch.rank_command import DEEPSPEED_REFUSED, launcher_says
 from lrrunner.library.restarted_loader import to_device
 from lrrunner.results.artifacts import CHECKPOINT_FOLDER
-from lrrunner.results.reader import shown_path
 from lrrunner.sweep.measure import Measured, measure
 from lrrunner.system import exit_codes
 from lrrunner.system.job_log import JobLog
 from lrrunner.system.redaction import Redactor
 from lrrunner.system.stop_signal import StopSignal
+from lrrunner.system.terminal import shown_path
 from lrrunner.training import checkpoints, collectives, fsdp
 from lrrunner.training.checkpoints import Checkpoints
 from lrrunner.training.collectives import Collective

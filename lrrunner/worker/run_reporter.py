@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from lrrunner.config.schema import Config, Monitor, batch_summary, budget_steps
+from lrrunner.config.schema import Config, batch_summary, budget_steps
 from lrrunner.config.serialization import to_plain
 from lrrunner.core.confirmation import PlannedTrial, confirmed, not_confirmed
 from lrrunner.core.noise_scale import noise_scale
@@ -20,7 +20,8 @@ from lrrunner.records import Confirmation, NoiseScale, RangeTestResult, Step, Su
 from lrrunner.reporting import run_summary
 from lrrunner.reporting.progress_bar import progress_bar, show
 from lrrunner.results.artifacts import CHECKPOINT_FOLDER, FIGURE, artifacts
-from lrrunner.results.reader import shown_path
+from lrrunner.results.codec import optional_step_columns
+from lrrunner.results.recorder import Recorder
 from lrrunner.results.resume_checks import code_versions, differences, directory_errors
 from lrrunner.results.run_state import RunState
 from lrrunner.results.writer import RunDirectory, new_run_path
@@ -28,8 +29,16 @@ from lrrunner.sweep.auto_range import Passes
 from lrrunner.sweep.confirmation_runs import Trials
 from lrrunner.system.process_identity import process_identity
 from lrrunner.system.redaction import Redactor
-from lrrunner.tracking.metric_names import final_points, live_prefix, superseded
-from lrrunner.tracking.mlflow_run import TRIAL_METRICS, MlflowRun, anchored_uri, configure_mlflow
+from lrrunner.system.terminal import shown_path
+from lrrunner.tracking.metric_names import (
+    final_points,
+    live_prefix,
+    step_point,
+    superseded,
+    trial_point,
+    trial_step_point,
+)
+from lrrunner.tracking.mlflow_run import MlflowRun, anchored_uri, configure_mlflow
 from lrrunner.training import checkpoints
 from lrrunner.version import __version__
 
@@ -70,9 +79,6 @@ class Reporter:
         tracking = dataclasses.replace(job.tracking, uri=anchored_uri(job.tracking.uri))
         self._config = to_plain(dataclasses.replace(job, tracking=tracking))
         self._command = redactor.text(command)
-        self._last_step: int | None = None
-        self._last_trial_ms = 0
-        self._recorded: list[Step] = []
         self._group_ratios: tuple[float, ...] = (1.0,)
         self._remark = ""
         errors: list[str] = []
@@ -96,6 +102,7 @@ class Reporter:
                 directory.discard()
             raise ConfigError(errors)
         self.directory = directory
+        self._recorder = Recorder(directory, schedule=job.confirm.schedule.value)
         self._bar = progress_bar("LR sweep", num_steps=job.sweep.num_steps * job.sweep.repeats)
 
     def _run_directory(self) -> RunDirectory:
@@ -103,19 +110,13 @@ class Reporter:
         run = self._job.run
         if run.resume is None:
             path = Path(run.dir) if run.dir else new_run_path()
-            return RunDirectory(path, self._redactor, more_columns=self._more_columns)
+            return RunDirectory(path, self._redactor, optional_columns=optional_step_columns(self._job.sweep))
         path = Path(run.resume).expanduser()
         if errors := directory_errors(run):
             raise ConfigError(errors)
         if errors := differences(path, self._redactor.tree(self._config), world_size=self._world_size):
             raise ConfigError(errors)
-        return RunDirectory(path, self._redactor, more_columns=self._more_columns, resumed=True)
-
-    @property
-    def _more_columns(self) -> list[str]:
-        """What records know beyond the usual."""
-        sweep = self._job.sweep
-        return ["val_loss"] * (sweep.monitor == Monitor.val) + ["gradient_variance"] * sweep.noise_scale
+        return RunDirectory(path, self._redactor, optional_columns=optional_step_columns(self._job.sweep), resumed=True)
 
     def discard(self) -> None:
         """The run does not start: leave nothing behind."""
@@ -158,11 +159,9 @@ class Reporter:
 
     def on_step(self, step: Step) -> None:
         """Take in one record, a known one of an earlier life too; no network and no drawing here."""
-        self._last_step = step.step
-        step = self.directory.record(step)
-        self._recorded.append(step)
+        step = self._recorder.record(step)
         if self._mlflow is not None:
-            self._mlflow.log(step, prefix=live_prefix(step, self._job.sweep))
+            self._mlflow.log(step_point(step, live_prefix(step, self._job.sweep)))
         show(self._bar, step)
 
     def on_extension(self, extension: Extension) -> None:
@@ -182,20 +181,18 @@ class Reporter:
 
     def on_trial_step(self, number: int, step: Step) -> None:
         """Take in one record of a confirmation run."""
-        step = self.directory.record_trial_step(number, step)
+        step = self._recorder.record_trial_step(number, step)
         self._tell(step.step)
-        self._last_trial_ms = step.timestamp_ms
         if self._mlflow is not None:
-            self._mlflow.log(step, prefix=f"trial_{number}/", names=TRIAL_METRICS)
+            self._mlflow.log(trial_step_point(number, step))
         show(self._bar, step)
 
     def on_trial(self, trial: Trial) -> None:
         """Take in the end of a confirmation run."""
         logger.info("%s", trial)
-        self.directory.record_trial(trial, schedule=self._job.confirm.schedule.value)
+        self._recorder.record_trial(trial)
         if self._mlflow is not None:
-            point = Step(step=trial.trial, lr=trial.lr, loss=trial.loss, timestamp_ms=self._last_trial_ms)
-            self._mlflow.log(point, prefix="confirm/", names=TRIAL_METRICS)
+            self._mlflow.log(trial_point(trial, timestamp_ms=self._recorder.records.trial_end_ms(trial.trial)))
 
     def finish(self, passes: Passes, trials: Trials) -> None:
         """After the last collective: suggestion, picture, MLflow, closing lines."""
@@ -213,7 +210,7 @@ class Reporter:
         state = RunState.KILLED if cause else RunState.FINISHED
         self.directory.update_status(
             state=state,
-            last_step=self._last_step,
+            last_step=self._recorder.records.last_step,
             cause=cause,
         )
         location = self._mlflow.location() if self._mlflow is not None else None
@@ -229,7 +226,7 @@ class Reporter:
         self._bar.close()
         files: list[Path] = []
         with contextlib.suppress(OSError):  # the directory itself may be what broke
-            self.directory.update_status(state=RunState.FAILED, last_step=self._last_step, cause=cause)
+            self.directory.update_status(state=RunState.FAILED, last_step=self._recorder.records.last_step, cause=cause)
             files = artifacts(self.directory.path)
         if self._mlflow is not None:
             note = f"**Failed** on {cause}"
@@ -238,7 +235,7 @@ class Reporter:
     def cut_off(self, cause: str) -> None:
         """The process ends within moments, from another thread: record only that."""
         with contextlib.suppress(OSError):
-            self.directory.update_status(state=RunState.KILLED, last_step=self._last_step, cause=cause)
+            self.directory.update_status(state=RunState.KILLED, last_step=self._recorder.records.last_step, cause=cause)
         if self._mlflow is not None:
             self._mlflow.set_status(RunState.KILLED.mlflow_status)
 
@@ -304,7 +301,7 @@ class Reporter:
         if self._remark:
             suggestion = dataclasses.replace(suggestion, reason=f"{suggestion.reason}; {self._remark}")
         return RangeTestResult(
-            steps=tuple(self._recorded),
+            steps=tuple(self._recorder.records.steps),
             stops=passes.stops,
             suggestion=suggestion,
             world_size=self._world_size,

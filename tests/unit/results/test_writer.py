@@ -22,7 +22,8 @@ from lrrunner.records import (
     Verdict,
 )
 from lrrunner.results.artifacts import artifacts
-from lrrunner.results.writer import RunDirectory, close_abandoned
+from lrrunner.results.status_file import close_abandoned
+from lrrunner.results.writer import RunDirectory
 from lrrunner.system.redaction import Redactor
 
 
