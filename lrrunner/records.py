@@ -199,7 +199,7 @@ class Confirmation:
         budget_steps: Optimizer steps that all of them together could plan.
         sweep: What the sweep suggested without them.
         measured_steps: Length of the runs that the suggestion was read from; None where it is the sweep's own.
-        trouble: Why they could confirm nothing, in words; empty where they did.
+        failure_reason: Why they confirmed nothing; empty where they did.
     """
 
     schedule: str
@@ -208,7 +208,7 @@ class Confirmation:
     budget_steps: int
     sweep: Suggestion
     measured_steps: int | None = None
-    trouble: str = ""
+    failure_reason: str = ""
 
     @property
     def is_extrapolated(self) -> bool:

@@ -61,12 +61,12 @@ class Confirmed(NamedTuple):
     Attributes:
         suggestion: What to train with.
         measured_steps: Length of the runs that it was read from; None where it is the sweep's own.
-        trouble: Why the runs could confirm nothing, in words; empty where they did.
+        failure_reason: Why the runs confirmed nothing; empty where they did.
     """
 
     suggestion: Suggestion
     measured_steps: int | None = None
-    trouble: str = ""
+    failure_reason: str = ""
 
 
 class _Start(NamedTuple):
@@ -188,7 +188,7 @@ def confirmed(
         initial_loss: The same loss before any training; NaN when it is not known.
 
     Returns:
-        The sweep's own suggestion and the trouble when nothing was compared, or nothing learnt; without an LR when
+        The sweep's own suggestion and the failure reason when nothing was compared, or nothing learnt; without an LR when
         every run diverged; else with another LR, interval and reason. An interval ends at a trial's distance from the
         lowest loss, but is open as far as the sweep's own where the lowest loss is the last one that was tried.
     """
@@ -239,7 +239,7 @@ def not_confirmed(sweep: Suggestion, why: str, *, too_high: float = math.inf) ->
         raise ValueError("the sweep must have suggested an LR")
     if sweep.lr >= too_high:
         return Confirmed(_without_lr(sweep, f"a confirmation run diverged at {too_high:.1e}, and below it {why}"))
-    return Confirmed(dataclasses.replace(sweep, reason=f"{sweep.reason}; not confirmed: {why}"), trouble=why)
+    return Confirmed(dataclasses.replace(sweep, reason=f"{sweep.reason}; not confirmed: {why}"), failure_reason=why)
 
 
 def _without_lr(sweep: Suggestion, reason: str) -> Suggestion:

@@ -63,7 +63,7 @@ def describe_trials(test: RangeTestResult) -> str:
     confirmation = test.confirmation
     if confirmation is None:
         return ""
-    not_confirmed = f"not confirmed: {confirmation.trouble}" if confirmation.trouble else ""
+    not_confirmed = f"not confirmed: {confirmation.failure_reason}" if confirmation.failure_reason else ""
     if not test.trials:
         return not_confirmed
     lengths = sorted({trial.num_steps for trial in test.trials})

@@ -344,7 +344,7 @@ class Reporter:
             budget_steps=budget_steps(job),
             sweep=sweep,
             measured_steps=found.measured_steps,
-            trouble=found.trouble,
+            failure_reason=found.failure_reason,
         )
         return found.suggestion, confirmation
 

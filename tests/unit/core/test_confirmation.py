@@ -520,9 +520,12 @@ def test_what_was_measured_is_told_apart_from_what_was_not() -> None:
     """Closing lines and suggestion.json say which runs the LR was read from, or why none: not from the longest run."""
     trials = [*trials_at({-1: 1.25, 0: 1.0, 1: 1.25}), *trials_at({0: 0.5}, num_steps=366)]
     found = confirmed(sweep_at(), trials, horizon=None, monitored="validation loss")
-    assert (found.measured_steps, found.trouble) == (100, "")
+    assert (found.measured_steps, found.failure_reason) == (100, "")
     alone = confirmed(sweep_at(), trials_at({0: 1.0}), horizon=None, monitored="validation loss")
-    assert (alone.measured_steps, alone.trouble) == (None, "a single run compares nothing; raise confirm.budget_steps")
+    assert (alone.measured_steps, alone.failure_reason) == (
+        None,
+        "a single run compares nothing; raise confirm.budget_steps",
+    )
 
 
 def test_a_bracketed_minimum_settles_the_verdict() -> None:

@@ -151,7 +151,7 @@ def test_the_suggestion_keeps_what_the_sweep_said_and_what_was_only_extrapolated
         "num_trials": 1,
         "measured_steps": 80,
         "extrapolated_to_steps": 5000,
-        "trouble": None,
+        "failure_reason": None,
         "sweep_lr": 1e-3,
         "sweep_interval": [5e-4, 2e-3],
     }
