@@ -37,8 +37,9 @@ from lrrunner.sweep.auto_range import Passes, run_passes, sweep_plan
 from lrrunner.training import collectives, fsdp
 from lrrunner.training.collectives import Collective
 from lrrunner.training.engine import RankContext, SweepResult, run_sweep
-from lrrunner.training.learning_rate import LearningRate, held_optimizer, optimizer_errors, remark, unwrapped
-from lrrunner.training.trainable import Trainable, set_optimizer_mode
+from lrrunner.training.learning_rate import LearningRate
+from lrrunner.training.optimizers import held_optimizer, lr_remark, optimizer_errors, set_optimizer_mode, unwrapped
+from lrrunner.training.trainable import Trainable
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -173,7 +174,7 @@ def range_test(
     job.data.global_batch_size = sum(num_samples_by_rank) or round(passes.steps[0].num_items)
     _describe(job, accelerator, model, trainable.optimizer, train_loader, loss_fn)
     suggestion = passes.suggestion
-    reasons = [in_python(suggestion.reason, PYTHON_NAMES), remark(trainable.optimizer)]
+    reasons = [in_python(suggestion.reason, PYTHON_NAMES), lr_remark(trainable.optimizer)]
     return RangeTest(
         steps=passes.steps,
         stops=passes.stops,

@@ -29,6 +29,7 @@ from lrrunner.system.redaction import Redactor
 from lrrunner.tracking.metric_names import MetricPoint, final_points, live_prefix, step_point, superseded
 from lrrunner.tracking.mlflow_run import MlflowRun, script_tracking
 from lrrunner.training.learning_rate import LearningRate
+from lrrunner.training.optimizers import unwrapped
 from lrrunner.version import __version__
 
 if TYPE_CHECKING:
@@ -124,7 +125,7 @@ class RangeTest(RangeTestResult):
                 f"suggestion.lr must be a number to be applied, got none (verdict {suggestion.verdict}: "
                 f"{suggestion.reason}); test its value before"
             )
-        LearningRate(optimizer).apply(suggestion.lr)
+        LearningRate(unwrapped(optimizer)).apply(suggestion.lr)
 
     def save(self, directory: str | os.PathLike[str]) -> Path:
         """Write the run directory that the command line would have left. Rank 0 does, the others do nothing.

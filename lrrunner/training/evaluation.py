@@ -13,8 +13,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 from lrrunner.training.collectives import Collective
+from lrrunner.training.optimizers import set_optimizer_mode
 from lrrunner.training.snapshot import RngState, restore_buffers, saved_buffers
-from lrrunner.training.trainable import Trainable, set_optimizer_mode
+from lrrunner.training.trainable import Trainable
 
 
 class Evaluation(NamedTuple):

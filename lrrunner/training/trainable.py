@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
+from lrrunner.training.optimizers import set_optimizer_mode
 from lrrunner.training.snapshot import RngState, Snapshot
 
 Objective = Callable[[nn.Module, Any], Any]
@@ -66,17 +67,6 @@ class Trainable:
         """Put the model in training mode, and a schedule-free optimizer, which averages weights, too."""
         self.model.train()
         set_optimizer_mode(self.optimizer, training=True)
-
-
-def set_optimizer_mode(optimizer: torch.optim.Optimizer, *, training: bool) -> None:
-    """Set the mode of an optimizer that evaluates other weights than it trains; does nothing for other optimizers.
-
-    References:
-        Defazio et al. 2024, "The Road Less Scheduled", arXiv:2405.15682.
-    """
-    mode = getattr(optimizer, "train" if training else "eval", None)
-    if callable(mode):
-        mode()
 
 
 @contextmanager

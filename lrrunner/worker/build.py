@@ -22,7 +22,7 @@ from lrrunner.config.validation import FSDP_HIDES_NOISE, FSDP_NEEDS_RANKS
 from lrrunner.launch.rank_command import launcher_says
 from lrrunner.sweep.data_loading import Datasets
 from lrrunner.training import fsdp
-from lrrunner.training.learning_rate import optimizer_errors
+from lrrunner.training.optimizers import optimizer_errors
 from lrrunner.training.snapshot import seed_rngs
 from lrrunner.training.trainable import Objective
 

@@ -40,7 +40,8 @@ from lrrunner.training import checkpoints, collectives, fsdp
 from lrrunner.training.checkpoints import Checkpoints
 from lrrunner.training.collectives import Collective
 from lrrunner.training.engine import RankContext
-from lrrunner.training.learning_rate import LearningRate, remark
+from lrrunner.training.learning_rate import LearningRate
+from lrrunner.training.optimizers import lr_remark
 from lrrunner.training.trainable import Trainable
 from lrrunner.worker.build import Components, ExecutionSettings, build, execution_settings
 from lrrunner.worker.run_reporter import Reporter
@@ -214,7 +215,7 @@ def _run(session: Session, stop_signal: StopSignal) -> int:
             overrides=list(session.work.command_line.overrides),
             device=f"{PartialState().device}",
             group_ratios=LearningRate(parts.optimizer).ratios,
-            remark=remark(parts.optimizer),
+            remark=lr_remark(parts.optimizer),
         )
     measured = _sweep(session, job, parts, chosen, stop_signal, _checkpoints(session, job))
     stop_signal.loop_ended()

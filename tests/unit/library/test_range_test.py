@@ -22,7 +22,7 @@ from lrrunner.config.schema import SuggestionConfig, SweepConfig
 from lrrunner.library.range_test import disagreements
 from lrrunner.results.reader import read_run
 from tests.multiprocess.sweeps import regression_data, small_model, squared_error
-from tests.unit.training.optimizers import AveragingSGD, Lookahead, SelfScalingSGD
+from tests.unit.training.unusual_optimizers import AveragingSGD, Lookahead, SelfScalingSGD
 
 
 def loader(**options: Any) -> DataLoader[Any]:

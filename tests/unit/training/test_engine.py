@@ -21,7 +21,7 @@ from lrrunner.training.learning_rate import LearningRate
 from lrrunner.training.sweep_run import MAX_SKIPS_IN_A_ROW
 from lrrunner.training.trainable import Trainable
 from tests.multiprocess.sweeps import ladder, planned_batches, rank_context, small_model, squared_error, trainable
-from tests.unit.training.optimizers import AveragingSGD
+from tests.unit.training.unusual_optimizers import AveragingSGD
 
 
 def sweep(part: Trainable, batches: Any = None, **changes: Any) -> SweepResult:

@@ -6,11 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-from accelerate.optimizer import AcceleratedOptimizer
 
-from lrrunner.training.learning_rate import LearningRate, optimizer_errors, remark, unwrapped
+from lrrunner.training.learning_rate import LearningRate
 from tests.multiprocess.sweeps import small_model
-from tests.unit.training.optimizers import Lookahead, SelfScalingSGD
 
 
 def two_groups(**options: Any) -> list[dict[str, Any]]:
@@ -41,7 +39,6 @@ def test_groups_that_all_left_the_default_are_recorded_by_the_largest() -> None:
     learning_rate = LearningRate(optimizer)
     assert learning_rate.base_lr == 0.5
     assert learning_rate.ratios == pytest.approx((1.0, 0.1))
-    assert remark(optimizer) == "the LR is that of parameter group 0, the others keep their ratios to it"
 
 
 def test_a_schedule_on_tensor_learning_rates_leaves_the_ratios_alone() -> None:
@@ -73,39 +70,3 @@ def test_an_applied_lr_fills_a_tensor() -> None:
     LearningRate(optimizer).apply(0.25)
     assert optimizer.param_groups[0]["lr"] is lr
     assert lr.item() == 0.25
-
-
-def test_optimizers_whose_lr_cannot_be_swept_say_why() -> None:
-    """L-BFGS searches along a line; nothing can be multiplied to climb from 0."""
-    parameters = list(small_model().parameters())
-    (refusal,) = optimizer_errors(torch.optim.LBFGS(parameters))
-    assert refusal.startswith("optimizer must step without a closure, got LBFGS")
-    (refusal,) = optimizer_errors(torch.optim.SGD(parameters, lr=0.0))
-    assert refusal.startswith("optimizer.lr must be above 0, got 0")
-    nameless = torch.optim.SGD(parameters, lr=0.1)
-    del nameless.param_groups[0]["lr"]
-    (refusal,) = optimizer_errors(nameless)
-    assert refusal.startswith("optimizer must have an LR in every group, got SGD")
-    assert optimizer_errors(torch.optim.SGD(parameters, lr=0.1)) == []
-
-
-def test_only_accelerates_wrapper_is_looked_into() -> None:
-    """What others do around an inner optimizer's step would be left out, and its state not be put back."""
-    inner = torch.optim.SGD(small_model().parameters(), lr=0.1)
-    prepared = object.__new__(AcceleratedOptimizer)
-    prepared.optimizer = inner
-    assert unwrapped(prepared) is inner
-    wrapper = Lookahead(inner)
-    assert unwrapped(wrapper) is wrapper
-    (refusal,) = optimizer_errors(wrapper)
-    assert refusal.startswith("optimizer must keep its state by itself, got Lookahead around SGD")
-    chained = torch.optim.SGD(small_model().parameters(), lr=0.1)
-    chained.parts = [inner]  # type: ignore[attr-defined]
-    assert len(optimizer_errors(chained)) == 1
-
-
-def test_an_optimizer_that_finds_its_step_size_says_what_its_lr_means() -> None:
-    """1e-3 as an LR of Prodigy is a thousandth of what it would do by itself."""
-    parameters = list(small_model().parameters())
-    assert remark(SelfScalingSGD(parameters)) == "the LR multiplies the step size that SelfScalingSGD finds by itself"
-    assert remark(torch.optim.Adam(parameters)) == ""

@@ -1,0 +1,56 @@
+"""Which optimizers are refused, and what is said about the LR of unusual ones."""
+
+from __future__ import annotations
+
+import torch
+from accelerate.optimizer import AcceleratedOptimizer
+
+from lrrunner.training.optimizers import lr_remark, optimizer_errors, unwrapped
+from tests.multiprocess.sweeps import small_model
+from tests.unit.training.test_learning_rate import two_groups
+from tests.unit.training.unusual_optimizers import Lookahead, SelfScalingSGD
+
+
+def test_optimizers_whose_lr_cannot_be_swept_say_why() -> None:
+    """L-BFGS searches along a line; nothing can be multiplied to climb from 0."""
+    parameters = list(small_model().parameters())
+    (refusal,) = optimizer_errors(torch.optim.LBFGS(parameters))
+    assert refusal.startswith("optimizer must step without a closure, got LBFGS")
+    (refusal,) = optimizer_errors(torch.optim.SGD(parameters, lr=0.0))
+    assert refusal.startswith("optimizer.lr must be above 0, got 0")
+    nameless = torch.optim.SGD(parameters, lr=0.1)
+    del nameless.param_groups[0]["lr"]
+    (refusal,) = optimizer_errors(nameless)
+    assert refusal.startswith("optimizer must have an LR in every group, got SGD")
+    assert optimizer_errors(torch.optim.SGD(parameters, lr=0.1)) == []
+
+
+def test_only_accelerates_wrapper_is_looked_into() -> None:
+    """What others do around an inner optimizer's step would be left out, and its state not be put back."""
+    inner = torch.optim.SGD(small_model().parameters(), lr=0.1)
+    prepared = object.__new__(AcceleratedOptimizer)
+    prepared.optimizer = inner
+    assert unwrapped(prepared) is inner
+    wrapper = Lookahead(inner)
+    assert unwrapped(wrapper) is wrapper
+    (refusal,) = optimizer_errors(wrapper)
+    assert refusal.startswith("optimizer must keep its state by itself, got Lookahead around SGD")
+    chained = torch.optim.SGD(small_model().parameters(), lr=0.1)
+    chained.parts = [inner]  # type: ignore[attr-defined]
+    assert len(optimizer_errors(chained)) == 1
+
+
+def test_an_optimizer_that_finds_its_step_size_says_what_its_lr_means() -> None:
+    """1e-3 as an LR of Prodigy is a thousandth of what it would do by itself."""
+    parameters = list(small_model().parameters())
+    assert (
+        lr_remark(SelfScalingSGD(parameters)) == "the LR multiplies the step size that SelfScalingSGD finds by itself"
+    )
+    assert lr_remark(torch.optim.Adam(parameters)) == ""
+
+
+def test_groups_that_differ_are_named() -> None:
+    """The suggested LR is that of one group."""
+    optimizer = torch.optim.SGD(two_groups(lr=0.05))
+    optimizer.param_groups[0]["lr"] = 0.5
+    assert lr_remark(optimizer) == "the LR is that of parameter group 0, the others keep their ratios to it"
