@@ -1,4 +1,4 @@
-"""Errors a user can act on: field, rule, value, next move."""
+"""Errors that a user can act on; each message names field, rule, value and next move."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 
 class ConfigError(ValueError):
-    """The configuration is wrong; carries every error of its stage, so that all are shown at once."""
+    """The configuration is wrong. Holds all errors of a validation stage, so that they are shown at once."""
 
     subject = "the configuration is"
 
@@ -21,6 +21,6 @@ class ConfigError(ValueError):
 
 
 class ArgumentError(ConfigError):
-    """The same for the arguments of a call."""
+    """The arguments of a call are wrong."""
 
     subject = "the arguments are"

@@ -1,4 +1,4 @@
-"""The vocabulary of a range test: what a step, a stop and a suggestion are. Standard library only."""
+"""The records of a range test: steps, stops, trials, suggestions. Standard library only."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ class StopReason(StrEnum):
     """Why a sweep ended."""
 
     END_OF_SCHEDULE = "end_of_ladder"
-    """Every rung was applied."""
+    """Every step of the LR schedule was applied."""
     DIVERGED = "diverged"
     """The stop rule fired on the smoothed loss."""
     NON_FINITE = "non_finite"
@@ -40,7 +40,7 @@ class TrialOutcome(StrEnum):
     DIVERGED = "diverged"
     """The loss went non-finite or the stop rule fired: its loss counts as infinite."""
     INTERRUPTED = "interrupted"
-    """A rank was asked to stop (a signal): it measured nothing."""
+    """A rank was asked to stop (a signal): it has no loss."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,23 +48,23 @@ class Step:
     """One optimizer step of a sweep, as every rank agreed on it.
 
     Attributes:
-        sweep_pass: 0 for the first ladder; later passes are ladders extended by auto-range.
-        repeat: Which repetition of the ladder, from 0.
-        step: Rung of the ladder, from 0. A skipped step and its retry share it.
+        sweep_pass: 0 for the first pass; auto-range adds passes over an extended range.
+        repeat: Repeat of the pass, from 0.
+        step: Step of the LR schedule, from 0. A skipped step and its retry share it.
         lr: The optimizer's base learning rate used by this step.
         loss: Raw training loss, the mean over micro-batches and ranks weighted by items.
         smoothed_loss: Causal bias-corrected EMA of the monitored loss so far.
         grad_norm: L2 norm of the averaged gradient before clipping.
-        num_items: Items (samples or tokens) behind ``loss``, over all ranks.
+        num_items: Items (samples or tokens) that ``loss`` is the mean of, over all ranks.
         skipped: The gradient scaler skipped the update (fp16 overflow): no point of the curve.
         elapsed_s: Seconds since the sweep began.
         timestamp_ms: Unix time in milliseconds at which the step's loss was read.
         rank_losses: Each rank's own mean loss, in rank order.
-        val_loss: Raw validation loss behind the step, where the sweep monitors it and the step was evaluated.
-        val_items: Items behind ``val_loss``, over all ranks, where there is one.
+        val_loss: Raw validation loss after the step, if the sweep monitors it and the step was evaluated.
+        val_items: Items that ``val_loss`` is the mean of, over all ranks.
         is_monitored: False for a step that was not evaluated where the sweep monitors the validation loss.
         gradient_variance: Unbiased estimate of the trace of the covariance of one item's gradient; NaN where the step
-            gave none, None where nobody asked.
+            gave none, None if the sweep does not measure it.
     """
 
     sweep_pass: int = 0
@@ -86,27 +86,27 @@ class Step:
 
     @property
     def monitored_loss(self) -> float | None:
-        """The raw loss that the sweep is judged by; None where the step is no point of its curve."""
+        """Raw loss of the curve; None if the step is no point of it."""
         if self.skipped or not self.is_monitored:
             return None
         return self.loss if self.val_loss is None else self.val_loss
 
     @property
     def is_finite(self) -> bool:
-        """Whether every loss that was measured is."""
+        """Whether every measured loss is finite."""
         return math.isfinite(self.loss) and (self.val_loss is None or math.isfinite(self.val_loss))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Stop:
-    """Why and where one ladder ended.
+    """Why and where one repeat of a pass ended.
 
     Attributes:
         reason: One of the enumerated reasons.
-        step: Rung at which it was decided (the last recorded one).
+        step: Step at which it was decided (the last recorded one).
         ranks: The ranks that caused it, where ranks differ (non-finite loss, signal).
-        repeat: The repeat that it ended.
-        sweep_pass: The pass that it ended.
+        repeat: The repeat that ended.
+        sweep_pass: Its pass.
     """
 
     reason: StopReason
@@ -128,7 +128,7 @@ class Trial:
         trial: Number, from 0.
         lr: Peak base learning rate of its schedule.
         num_steps: Optimizer steps of its complete schedule.
-        num_steps_run: Steps it was given; fewer when it diverged.
+        num_steps_run: Steps that were run; fewer if it diverged.
         loss: Loss on the validation set at the end (on a part of the training set where there is none); infinite when
             it diverged.
         outcome: How it ended.
@@ -152,7 +152,7 @@ class Suggestion:
         lr: Suggested base learning rate, or None when the curve supports none.
         method: Name of the rule that gave it.
         verdict: How far the curve supports it.
-        reason: The verdict in plain words, with what to change when ``lr`` is None.
+        reason: Why this verdict, and what to change if ``lr`` is None.
         interval: (low, high) in LR units around ``lr``; None without a suggestion.
         candidates: Every rule's LR on the same curve; None where a rule found nothing.
     """
@@ -173,7 +173,7 @@ class Suggestion:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SweepPass:
-    """One of the ladders that a range test climbed.
+    """One pass of a range test: a sweep over one range of LRs.
 
     Attributes:
         start_lr: Its first LR.
@@ -190,16 +190,16 @@ class SweepPass:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Confirmation:
-    """What confirmation runs were compared on.
+    """How confirmation runs were compared.
 
     Attributes:
         schedule: Name of the schedule each of them completed.
-        monitored: What their losses are, in words: "validation loss", say.
-        horizon: Steps of the real training; None when it is not known.
+        monitored: Name of the loss, "validation loss" for example.
+        horizon: Steps of the real training; None if not known.
         budget_steps: Optimizer steps that all of them together could plan.
-        sweep: What the sweep suggested without them.
-        measured_steps: Length of the runs that the suggestion was read from; None where it is the sweep's own.
-        failure_reason: Why they confirmed nothing; empty where they did.
+        sweep: The sweep's own suggestion.
+        measured_steps: Length of the runs that the suggestion was read from; None if it is the sweep's own.
+        failure_reason: Why they confirmed nothing; empty if they did.
     """
 
     schedule: str
@@ -218,7 +218,7 @@ class Confirmation:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NoiseScale:
-    """At which batch size a larger one stops paying, as the noise in the gradient says.
+    """Critical batch size, above which a larger batch stops paying, from the noise in the gradient.
 
     Attributes:
         critical_batch_size: Samples a step at which the noise of the mean gradient is as large as the gradient itself;
@@ -248,19 +248,19 @@ class NoiseScale:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RangeTestResult:
-    """A whole range test: the records of every pass and repeat, where each ladder ended, what it suggests.
+    """A whole range test: records of all passes and repeats, where each of them ended, and the suggestion.
 
     Attributes:
         steps: Records of all passes, in order.
         stops: Where each repeat of each pass ended.
-        suggestion: What all of it supports.
+        suggestion: The learning rate to train with.
         world_size: Number of ranks.
         global_batch_size: Samples per optimizer step.
-        passes: The ladders; empty where nobody noted them.
-        curve_pass: The pass whose curve the suggestion was read from; None is the last one.
+        passes: The passes; empty for a range test read back from files.
+        curve_pass: The pass whose curve the suggestion was read from; None: the last one.
         trials: Confirmation runs, in order.
-        confirmation: What these were compared on and came to; None where nothing was to be confirmed.
-        noise_scale: What the noise in the gradient says about the batch size; None where nobody asked.
+        confirmation: How they were compared; None without confirmation.
+        noise_scale: Critical batch size; None if it was not measured.
         group_ratios: Each parameter group's LR over the recorded one, in the optimizer's order.
     """
 
@@ -292,7 +292,7 @@ class RangeTestResult:
 
     @property
     def monitored(self) -> str:
-        """Which loss the curve is, in words."""
+        """Name of the loss of the curve."""
         return "loss" if all(step.val_loss is None for step in self.steps) else "validation loss"
 
     @property
@@ -304,6 +304,6 @@ class RangeTestResult:
 
     @property
     def stop(self) -> Stop:
-        """The stop that speaks for the whole sweep: an interruption if there was one, else that of the curve."""
+        """The stop of the whole sweep: an interruption if there was one, else the stop of the curve."""
         interruptions = [stop for stop in self.stops if stop.reason == StopReason.INTERRUPTED]
         return min(interruptions, key=lambda stop: stop.step) if interruptions else self.curve_stop

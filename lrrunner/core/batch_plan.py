@@ -1,7 +1,7 @@
-"""Who trains on which samples: a pure function of (seed, repeat, step), independent of the number of ranks.
+"""Which rank trains on which samples: a pure function of (seed, repeat, step), independent of the number of ranks.
 
-A global batch is cut first and shared out second, so any split of it over ranks and accumulation steps holds the
-same samples, and a position in the data is just a step number.
+The dataset is cut into global batches first, and these are split second, so any split over ranks and accumulation steps
+holds the same samples, and a position in the data is just a step number.
 """
 
 from __future__ import annotations
@@ -99,18 +99,18 @@ def micro_batches(plan: BatchPlan, *, seed: int, repeat: int, rank: int, first_s
 def evaluation_batches(
     *, dataset_size: int, num_samples: int, batch_size: int, world_size: int, rank: int, seed: int
 ) -> list[tuple[list[int], int]]:
-    """One rank's share of a fixed random part of a dataset, in batches to evaluate.
+    """One rank's part of a fixed random subset of a dataset, in batches to evaluate.
 
-    The part is the same for every world size. Every rank gets the same number of batches, since a forward pass may
+    The subset is the same for every world size. Every rank gets the same number of batches, since a forward pass may
     communicate: a rank with fewer samples repeats one with a weight of 0.
 
     Args:
         dataset_size: Samples in the dataset, at least 1.
-        num_samples: Most samples to choose of them.
-        batch_size: Most samples of a batch.
+        num_samples: Maximal size of the subset.
+        batch_size: Maximal size of a batch.
         world_size: Number of ranks.
-        rank: This one.
-        seed: Chooses the part.
+        rank: This rank.
+        seed: Chooses the subset.
 
     Returns:
         Pairs of sample indices and their weight: the number of samples, or 0 for a repeated one.
@@ -119,9 +119,9 @@ def evaluation_batches(
     [[([1], 1), ([2], 1)], [([0], 1), ([1], 0)]]
     """
     chosen = np.random.default_rng([seed, EVALUATION_DATA_ORDER]).permutation(dataset_size)[:num_samples]
-    share = chosen[rank::world_size].tolist()
+    own = chosen[rank::world_size].tolist()
     num_batches = -(-len(chosen[::world_size]) // batch_size)
-    batches = [share[i * batch_size : (i + 1) * batch_size] for i in range(num_batches)]
+    batches = [own[i * batch_size : (i + 1) * batch_size] for i in range(num_batches)]
     return [(batch, len(batch)) if batch else (chosen[:1].tolist(), 0) for batch in batches]
 
 

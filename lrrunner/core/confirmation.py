@@ -1,9 +1,9 @@
-"""Which short trainings to run around a suggestion, and what they say: pure functions of the trials so far.
+"""Which confirmation runs (trials) to do around a suggestion, and what they support: functions of the trials so far.
 
-Two rungs. The first runs trials of a fourteenth of the budget, a third of a decade apart, and walks towards the lowest
-loss until it has a worse neighbour on both sides. The second spends what is left on three longer trials around it. A
-trial is a complete schedule from the initial state, never the beginning of a longer one, so that no schedule is cut off
-before its learning rate has come down.
+Short trials of a fourteenth of the budget come first, a third of a decade apart, and move towards the lowest loss until
+it has a worse neighbour on both sides. What is left of the budget goes to three longer trials around it. A trial is a
+complete schedule from the initial state, never the beginning of a longer one, so that its learning rate always comes
+down before it ends.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ STEPS_PER_DECADE = 3
 achievable improvement from the best LR to its neighbour (`regret.py --landmarks`)."""
 
 SHORT_SHARE = 14
-"""The budget holds so many short trials; they may take six, the rest is for the long ones."""
+"""The budget holds so many short trials. At most six are run, the rest is for the long ones."""
 
 MAX_SHORT_TRIALS = 6
 NUM_LONG_TRIALS = 3
 
 WORTHWHILE = 1.5
-"""Long trials that are not this much longer than the short ones would say the same again."""
+"""Long trials must be this much longer than the short ones to give a new answer."""
 
 LOOK_UP = 2
-"""A first trial that learns less than the noise of a batch is followed by one so many thirds of a decade above it."""
+"""A first trial that gains less than the noise of a batch is followed by one so many thirds of a decade above it."""
 
 EVALUATION_ERROR = 0.2
 """A loss is evaluated on twenty batches or more, so that its standard error is at most 1 / sqrt(20) of a batch's noise:
@@ -60,8 +60,8 @@ class Confirmed(NamedTuple):
 
     Attributes:
         suggestion: What to train with.
-        measured_steps: Length of the runs that it was read from; None where it is the sweep's own.
-        failure_reason: Why the runs confirmed nothing; empty where they did.
+        measured_steps: Length of the runs that it was read from; None if it is the sweep's own.
+        failure_reason: Why the runs confirmed nothing; empty if they did.
     """
 
     suggestion: Suggestion
@@ -76,11 +76,11 @@ class _Start(NamedTuple):
     noise: float
 
     def is_near(self, loss: float) -> bool:
-        """Whether a loss lies clearly neither below nor above it; no where that is not known."""
+        """Whether a loss is neither clearly below nor clearly above it; False if it is not known."""
         return abs(loss - self.loss) <= self.noise
 
     def has_risen_to(self, loss: float) -> bool:
-        """Whether a loss lies clearly above it; no where that is not known."""
+        """Whether a loss is clearly above it; False if it is not known."""
         return loss > self.loss + self.noise
 
 
@@ -99,9 +99,9 @@ def next_trial(
 
     Args:
         sweep: What the sweep suggests; it must have an LR.
-        trials: What was run so far, in order.
+        trials: Trials so far, in order.
         budget_steps: Optimizer steps that all trials together may plan.
-        horizon: Steps of the real training; None when it is not known.
+        horizon: Steps of the real training; None if not known.
         initial_loss: What their losses are compared with: the same loss before any training; NaN when it is not known.
         noise: Standard deviation of the loss between batches.
     """
@@ -122,13 +122,13 @@ def next_trial(
 
 
 def _short_steps(budget_steps: int, horizon: int | None) -> int:
-    """Length of the short trials: the whole training, where that is hardly longer and a few of them fit."""
+    """Length of the short trials: that of the real training, if it is hardly longer and a few of them fit."""
     short = max(1, budget_steps // SHORT_SHARE)
     return horizon if horizon is not None and horizon < WORTHWHILE * short else short
 
 
 def _next_short(short: dict[int, float], start: _Start) -> int | None:
-    """Where the next short trial goes; None when the lowest loss lies between worse ones, or nothing is learnt."""
+    """Position of the next short trial; None if the lowest loss lies between worse ones, or no trial gained."""
     if not short:
         return 0
     if len(short) >= MAX_SHORT_TRIALS:
@@ -136,17 +136,17 @@ def _next_short(short: dict[int, float], start: _Start) -> int | None:
     best = _best(short, within=EVALUATION_ERROR * start.noise)
     if not math.isfinite(short[best]) or (start.has_risen_to(short[best]) and best == min(short)):
         return min(short) - DIVERGED_STEPS_BACK
-    if start.is_near(short[best]):  # there, a lower LR is mostly nearer to the start, and says nothing
+    if start.is_near(short[best]):  # a lower LR would mostly stay nearer to the start
         return LOOK_UP if list(short) == [0] else None
     sides = (best - 1, best + 1) if len(short) % 2 else (best + 1, best - 1)
     return next((side for side in sides if side not in short), None)
 
 
 def _next_long(short: dict[int, float], long: dict[int, float], start: _Start) -> int | None:
-    """Where the next long trial goes: the best short one, a neighbour, and then the side that promises more.
+    """Position of the next long trial: the best short one, a neighbour, and then the more promising side.
 
-    The lower neighbour, since longer trainings want less; the upper one, where the short trials learnt nothing. Never
-    to where one diverged, or above.
+    The lower neighbour, since longer trainings want a smaller LR; the upper one, if the short trials gained nothing.
+    Never where one diverged, or above.
     """
     best, side = _best(short, within=EVALUATION_ERROR * start.noise), -1
     if not math.isfinite(short[best]):
@@ -178,19 +178,19 @@ def confirmed(
     """The sweep's suggestion, moved and narrowed by its confirmation runs.
 
     The lowest point of a parabola through the lowest loss of the longest trials and its two neighbours, losses capped
-    at the initial one; brought from the length of these trials to the real training's by H**-0.32 where that is longer.
+    at the initial one; scaled from the length of these trials to that of a longer training by H**-0.32.
 
     Args:
         sweep: What the sweep suggests.
         trials: All confirmation runs.
-        horizon: Steps of the real training; None when it is not known.
-        monitored: What the trials' losses are, in words: "validation loss", say.
+        horizon: Steps of the real training; None if not known.
+        monitored: Name of the trials' loss, "validation loss" for example.
         initial_loss: The same loss before any training; NaN when it is not known.
 
     Returns:
-        The sweep's own suggestion and the failure reason when nothing was compared, or nothing learnt; without an LR when
-        every run diverged; else with another LR, interval and reason. An interval ends at a trial's distance from the
-        lowest loss, but is open as far as the sweep's own where the lowest loss is the last one that was tried.
+        The sweep's own suggestion with the failure reason if nothing was compared or gained; without an LR if every run
+        diverged; else with another LR, interval and reason. An interval ends at a trial's distance from the lowest
+        loss, but is as wide as the sweep's own where the lowest loss is the last one that was tried.
     """
     if not trials:
         return Confirmed(sweep)
@@ -203,37 +203,36 @@ def confirmed(
             "below that finished; warm up, clip gradients (train.max_grad_norm), or raise confirm.budget_steps"
         )
         return Confirmed(_without_lr(sweep, reason))
-    rung = _rung_to_believe(finished, too_high)
-    best = rung.trials[rung.lowest]
-    if len(rung.x) == 1:
+    group = _decisive_group(finished, too_high)
+    best = group.trials[group.lowest]
+    if len(group.x) == 1:
         return not_confirmed(sweep, "a single run compares nothing; raise confirm.budget_steps", too_high=too_high)
     if best.loss >= initial_loss:
         why = f"no run brought the {monitored} below its start, {initial_loss:.4g}"
         return not_confirmed(sweep, why, too_high=too_high)
     further = max(0.0, math.log10(horizon / best.num_steps)) if horizon is not None else 0.0
-    log_lr = _lowest_point(rung, cap=initial_loss) - HORIZON_EXPONENT * further
+    log_lr = _lowest_point(group, cap=initial_loss) - HORIZON_EXPONENT * further
     half_width = math.hypot(MEASURED_ERROR_DECADES, HORIZON_EXPONENT_ERROR * further)
     low, high = 10 ** (log_lr - half_width), 10 ** (log_lr + half_width)
-    if sweep.interval is not None and rung.lowest == 0:
+    if sweep.interval is not None and group.lowest == 0:
         low = min(low / 10 ** (1 / STEPS_PER_DECADE), sweep.interval[0])
-    if sweep.interval is not None and rung.is_last:
+    if sweep.interval is not None and group.is_last:
         high = max(high * 10 ** (1 / STEPS_PER_DECADE), sweep.interval[1])
-    words = [_measured(trials, best, monitored), *_caveats(rung, horizon)]
-    verdict, said = sweep.verdict, [sweep.reason]
-    if rung.is_closed:
-        verdict, said = Verdict.OK, [sweep.reason] if sweep.verdict == Verdict.OK else []
-    reason = "; ".join([*said, *words])
+    verdict, reasons = sweep.verdict, [sweep.reason]
+    if group.is_closed:
+        verdict, reasons = Verdict.OK, [sweep.reason] if sweep.verdict == Verdict.OK else []
+    reason = "; ".join([*reasons, _measured(trials, best, monitored), *_caveats(group, horizon)])
     found = dataclasses.replace(sweep, lr=10**log_lr, interval=(low, high), verdict=verdict, reason=reason)
     return Confirmed(found, measured_steps=best.num_steps)
 
 
 def not_confirmed(sweep: Suggestion, why: str, *, too_high: float = math.inf) -> Confirmed:
-    """The sweep's word, which nothing has confirmed.
+    """The sweep's own suggestion, unconfirmed.
 
     Args:
         sweep: What the sweep suggests; it must have an LR.
-        why: Why nothing has, in words.
-        too_high: The lowest LR that was seen to diverge; the sweep's own LR does not stand from there on.
+        why: The failure reason.
+        too_high: The lowest LR that diverged; the sweep's own LR is dropped from there on.
     """
     if sweep.lr is None:
         raise ValueError("the sweep must have suggested an LR")
@@ -246,8 +245,8 @@ def _without_lr(sweep: Suggestion, reason: str) -> Suggestion:
     return dataclasses.replace(sweep, lr=None, interval=None, verdict=Verdict.NO_DESCENT, reason=reason)
 
 
-class _Rung(NamedTuple):
-    """Trials of one length by LR, the lowest loss among them, and the divergence above them where one was seen."""
+class _TrialGroup(NamedTuple):
+    """Trials of one length by LR, the position of the lowest loss, and a divergence above them if one was seen."""
 
     trials: list[Trial]
     x: list[float]
@@ -265,16 +264,16 @@ class _Rung(NamedTuple):
         return 0 < self.lowest < len(self.x) - 1
 
 
-def _rung_to_believe(finished: Sequence[Trial], too_high: float) -> _Rung:
-    """The longest trials that there are several of."""
-    rungs = []
+def _decisive_group(finished: Sequence[Trial], too_high: float) -> _TrialGroup:
+    """The longest trials of which there are several."""
+    groups = []
     for num_steps in sorted({trial.num_steps for trial in finished}, reverse=True):
         trials = sorted((trial for trial in finished if trial.num_steps == num_steps), key=lambda trial: trial.lr)
         lrs, losses = [trial.lr for trial in trials], [trial.loss for trial in trials]
         if math.isfinite(too_high):
             lrs, losses = [*lrs, too_high], [*losses, math.inf]
-        rungs.append(_Rung(trials, [math.log10(lr) for lr in lrs], losses, losses.index(min(losses))))
-    return next((rung for rung in rungs if len(rung.x) > 1), rungs[0])
+        groups.append(_TrialGroup(trials, [math.log10(lr) for lr in lrs], losses, losses.index(min(losses))))
+    return next((group for group in groups if len(group.x) > 1), groups[0])
 
 
 def _measured(trials: Sequence[Trial], best: Trial, monitored: str) -> str:
@@ -284,33 +283,35 @@ def _measured(trials: Sequence[Trial], best: Trial, monitored: str) -> str:
     )
 
 
-def _caveats(rung: _Rung, horizon: int | None) -> list[str]:
+def _caveats(group: _TrialGroup, horizon: int | None) -> list[str]:
     """What the measurement does not cover."""
-    num_steps = rung.trials[rung.lowest].num_steps
-    words = []
-    if not rung.is_closed:
-        words.append(f"nothing {'lower' if rung.lowest == 0 else 'higher'} was tried (confirm.budget_steps)")
+    num_steps = group.trials[group.lowest].num_steps
+    caveats = []
+    if not group.is_closed:
+        caveats.append(f"nothing {'lower' if group.lowest == 0 else 'higher'} was tried (confirm.budget_steps)")
     if horizon is None:
-        words.append("longer trainings mostly want less (confirm.horizon)")
+        caveats.append("longer trainings mostly want less (confirm.horizon)")
     elif horizon > num_steps:
-        words.append(f"extrapolated from {num_steps} to {horizon} steps by ({num_steps}/{horizon})**{HORIZON_EXPONENT}")
-    return words
+        caveats.append(
+            f"extrapolated from {num_steps} to {horizon} steps by ({num_steps}/{horizon})**{HORIZON_EXPONENT}"
+        )
+    return caveats
 
 
-def _lowest_point(rung: _Rung, *, cap: float) -> float:
+def _lowest_point(group: _TrialGroup, *, cap: float) -> float:
     """Where a parabola through the lowest loss and its neighbours is lowest; the lowest itself at an end.
 
     Losses above ``cap`` count as ``cap`` (without one, as twice the spread of the finite ones above their lowest): how
-    far a run diverged says nothing about where the lowest loss is.
+    far a run diverged has nothing to do with where the lowest loss is.
     """
-    x, i = rung.x, rung.lowest
-    if not rung.is_closed:
+    x, i = group.x, group.lowest
+    if not group.is_closed:
         return x[i]
-    finite = [loss for loss in rung.losses if math.isfinite(loss)]
+    finite = [loss for loss in group.losses if math.isfinite(loss)]
     if not math.isfinite(cap) or cap <= min(finite):
         cap = min(finite) + 2 * (max(finite) - min(finite))
     left, right = x[i] - x[i - 1], x[i + 1] - x[i]
-    rise_left, rise_right = (min(rung.losses[j], cap) - rung.losses[i] for j in (i - 1, i + 1))
+    rise_left, rise_right = (min(group.losses[j], cap) - group.losses[i] for j in (i - 1, i + 1))
     curvature = rise_left * right + rise_right * left
     shift = 0.5 * (rise_left * right**2 - rise_right * left**2) / curvature if curvature > 0 else 0.0
     return x[i] + min(max(shift, -left / 2), right / 2)

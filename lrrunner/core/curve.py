@@ -19,7 +19,7 @@ BANDWIDTH_DECADES = 0.2
 """Kernel width of the zero-phase smoother: about 5 of the 12 points that 100 steps put on one decade."""
 
 MAX_POINTS = 600
-"""Longer ladders are averaged in neighbouring groups first: the smoother's matrices grow with the square."""
+"""Longer sweeps are averaged in neighbouring groups first: the smoother's matrices grow with the square."""
 
 MAD_TO_STD = 1.4826
 """Median absolute deviation to standard deviation, for normal noise."""
@@ -40,7 +40,7 @@ class Curve:
         level: Loss at the start: median over the first tenth of the log LR range.
         noise: Standard deviation of ``loss`` around its trend.
         error: Standard error of ``smoothed``, shape (T,).
-        smoother: The linear maps behind ``smoothed`` and ``slope``.
+        smoother: The linear maps that give ``smoothed`` and ``slope``.
     """
 
     lr: FloatArray
@@ -72,7 +72,7 @@ class Curve:
 
 
 def usable_points(steps: Iterable[Step]) -> list[Step]:
-    """Points of the last pass's curve: steps applied and monitored, below the first rung of a non-finite loss.
+    """Points of the last pass's curve: steps applied and monitored, before the first non-finite loss.
 
     A repeat that goes non-finite ends the curve for all: what the others still reach is beyond a proven limit.
     """
@@ -92,27 +92,27 @@ class Pooled(NamedTuple):
 
 
 def pooled(steps: Iterable[Step]) -> Pooled:
-    """Mean monitored raw loss and gradient norm by rung over the repeats of the last pass, usable points only.
+    """Mean monitored raw loss and gradient norm by step over the repeats of the last pass, usable points only.
 
-    A repeat that stopped early holds its last values for the rungs the others still reached: it diverged there.
+    A repeat that stopped early holds its last values for the steps the others still reached: it diverged there.
     """
     usable = usable_points(steps)
     if not usable:
         return Pooled(np.array([]), np.array([]), np.array([]))
-    lr_by_rung = {step.step: step.lr for step in sorted(usable, key=lambda step: step.step)}
+    lr_by_step = {step.step: step.lr for step in sorted(usable, key=lambda step: step.step)}
     by_repeat = itertools.groupby(sorted(usable, key=lambda s: (s.repeat, s.step)), key=lambda s: s.repeat)
     repeats = []
     for _, group in by_repeat:
-        by_rung = {step.step: (_monitored_loss(step), step.grad_norm) for step in group}
+        by_step = {step.step: (_monitored_loss(step), step.grad_norm) for step in group}
         column, last = [], (np.nan, np.nan)
-        for rung in lr_by_rung:
-            last = by_rung.get(rung, last)
+        for number in lr_by_step:
+            last = by_step.get(number, last)
             column.append(last)
         repeats.append(column)
     values = np.array(repeats)
     keep = np.isfinite(values[:, :, 0]).all(axis=0)
     losses, grad_norms = values[:, keep].mean(axis=0).T
-    return Pooled(np.array(list(lr_by_rung.values()))[keep], losses, grad_norms)
+    return Pooled(np.array(list(lr_by_step.values()))[keep], losses, grad_norms)
 
 
 def _monitored_loss(step: Step) -> float:
@@ -121,9 +121,9 @@ def _monitored_loss(step: Step) -> float:
 
 
 def pooled_steps(steps: Iterable[Step], *, beta: float) -> list[Step]:
-    """The repeats of the last pass as one curve: mean losses and gradient norm by rung, EMA of the monitored mean.
+    """The repeats of the last pass as one curve: mean losses and gradient norm by step, EMA of the monitored mean.
 
-    Rungs and losses are those of :func:`pooled`; counts and times are those of the last repeat.
+    LRs and losses are those of :func:`pooled`; counts and times are those of the last repeat.
     """
     usable = list(usable_points(steps))
     lr, loss, _ = pooled(usable)
@@ -190,7 +190,7 @@ def noise_std(losses: FloatArray) -> float:
 def sampling_noise(steps: Iterable[Step]) -> float:
     """Standard deviation of the monitored loss over the samples that might have been evaluated instead.
 
-    Evaluations of always the same samples follow a curve without noise, whose every wriggle is not every sample's. A
+    Evaluations on always the same samples give a curve without noise, but other samples would give another one. A
     batch of the training shows how much samples differ: s * sqrt(batch / samples). 0 for a training loss, whose own
     noise shows.
     """
@@ -206,8 +206,8 @@ def sampling_noise(steps: Iterable[Step]) -> float:
 def num_start_points(lr: FloatArray) -> int:
     """How many points lie in the first tenth of the log LR range, where the learning rate is too small to matter.
 
-    A short ladder has at least three points there, as long as they lie in the first third of the range: one bad batch
-    must not set the level of the curve. A linear ladder has its first point alone.
+    A short sweep has at least three points there, as long as they lie in the first third of the range: one bad batch
+    must not set the level of the curve. A linear sweep has its first point alone.
     """
     x = np.log(lr)
     within_tenth, within_third = (_num_within(x, (x[-1] - x[0]) / part) for part in (10, 3))
@@ -215,12 +215,12 @@ def num_start_points(lr: FloatArray) -> int:
 
 
 def _num_within(x: FloatArray, distance: float) -> int:
-    """Points up to ``distance`` behind the first one; on the boundary counts, whatever the unit of the LR rounds to."""
+    """Points up to ``distance`` after the first one; the boundary counts, whatever the unit of the LR rounds to."""
     return int(np.searchsorted(x, x[0] + distance + 1e-9, side="right"))
 
 
 def _divergence_index(causal: FloatArray, level: float) -> int:
-    """First index behind the lowest causal loss that lies above the initial level again."""
+    """First index after the lowest causal loss at which it is above the initial level again."""
     lowest = int(np.argmin(causal))
     above = np.flatnonzero(causal[lowest:] > level)
     return lowest + int(above[0]) if len(above) else len(causal)

@@ -1,4 +1,4 @@
-"""The ladder of a sweep: step -> learning rate."""
+"""LR schedules of sweeps and of trainings: step -> learning rate."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ def exponential_lr(*, start_lr: float, end_lr: float, num_steps: int) -> FloatAr
     Args:
         start_lr: First LR, finite and positive.
         end_lr: Last LR, finite and above ``start_lr``.
-        num_steps: Number of rungs N, at least 2.
+        num_steps: Number of steps N, at least 2.
 
     Returns:
         Learning rates, shape (N,), strictly increasing.
 
     Raises:
-        ValueError: bounds not finite, not positive or not increasing; fewer than two rungs.
+        ValueError: bounds not finite, not positive or not increasing; fewer than two steps.
 
     References:
         Smith 2015, arXiv:1506.01186, section 3.3; exponential spacing after fastai.
@@ -30,7 +30,7 @@ def exponential_lr(*, start_lr: float, end_lr: float, num_steps: int) -> FloatAr
     >>> exponential_lr(start_lr=0.25, end_lr=4.0, num_steps=5).tolist()
     [0.25, 0.5, 1.0, 2.0, 4.0]
     """
-    _check_ladder(start_lr, end_lr, num_steps)
+    _check_range(start_lr, end_lr, num_steps)
     fraction = np.arange(num_steps) / (num_steps - 1)
     lrs = np.exp2(np.log2(start_lr) * (1 - fraction) + np.log2(end_lr) * fraction)
     return _with_exact_ends(lrs, start_lr, end_lr)
@@ -49,7 +49,7 @@ def linear_lr(*, start_lr: float, end_lr: float, num_steps: int) -> FloatArray:
     >>> linear_lr(start_lr=1.0, end_lr=2.0, num_steps=3).tolist()
     [1.0, 1.5, 2.0]
     """
-    _check_ladder(start_lr, end_lr, num_steps)
+    _check_range(start_lr, end_lr, num_steps)
     fraction = np.arange(num_steps) / (num_steps - 1)
     return _with_exact_ends(start_lr * (1 - fraction) + end_lr * fraction, start_lr, end_lr)
 
@@ -92,7 +92,7 @@ def _with_exact_ends(lrs: FloatArray, start_lr: float, end_lr: float) -> FloatAr
     return lrs
 
 
-def _check_ladder(start_lr: float, end_lr: float, num_steps: int) -> None:
+def _check_range(start_lr: float, end_lr: float, num_steps: int) -> None:
     if not (np.isfinite(start_lr) and start_lr > 0):
         raise ValueError(f"start_lr must be finite and above 0, got {start_lr}; try 1e-7")
     if not np.isfinite(end_lr):

@@ -21,10 +21,10 @@ from lrrunner.core.lr_schedules import FloatArray
 from lrrunner.records import NoiseScale, Step, Suggestion
 
 MIN_STEPS = 8
-"""Fewer say too little about their own spread."""
+"""Fewer steps give no usable estimate of their own spread."""
 
 CONFIDENCE_Z = 1.6448536269514722
-"""Nine in ten: the 95 % quantile of the normal distribution, for an interval with two ends."""
+"""95 % quantile of the normal distribution: a two-sided 90 % interval."""
 
 
 class Ratio(NamedTuple):
@@ -60,7 +60,7 @@ def noise_scale(steps: Sequence[Step], suggestion: Suggestion, *, beta: float, g
     """The critical batch size over the stable part of a sweep.
 
     V and |G|^2 are estimated without bias in each step, averaged, and only then divided: a ratio of noisy numbers would
-    be biased. The interval has nine chances in ten; it takes in that neighbouring steps resemble each other.
+    be biased. The 90 % interval accounts for the correlation of neighbouring steps.
 
     Args:
         steps: Records of the pass that the suggestion is from, with ``gradient_variance``.
@@ -96,7 +96,7 @@ def stable_steps(steps: Sequence[Step], suggestion: Suggestion, *, beta: float) 
     """Applied steps up to the lower end of the suggestion's interval; repeats in order.
 
     Up to there the loss begins to fall, and gradients keep their size. Beyond, they grow a hundredfold within a few
-    steps, long before the loss tells of it, and a mean over both would be one over the last steps. Without a
+    steps, long before the loss rises, and a mean over both would be one over the last steps. Without a
     suggestion, up to the lowest smoothed loss.
     """
     curve = curve_from_steps(steps, beta=beta)

@@ -43,7 +43,7 @@ def power_law(x: FloatArray, lr: FloatArray, groups: Sequence[Hashable]) -> Powe
     Args:
         x: The swept number, shape (n,), above 0.
         lr: Suggested learning rates, shape (n,), above 0.
-        groups: What else was swept, one key a point: points of one group share a scale.
+        groups: One key a point, what else was swept; points of one group share a scale.
 
     Returns:
         The law, or None where no degree of freedom is left for its uncertainty.

@@ -1,4 +1,4 @@
-"""Whether a sweep's range was wrong, which range to sweep next, and which of several sweeps to believe."""
+"""Whether a sweep's range was wrong, which range to sweep next, and which of several passes the curve comes from."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from lrrunner.core.suggestion_rules import SIGNIFICANCE
 from lrrunner.records import Step, Stop, StopReason, Suggestion, Verdict
 
 MAX_PASSES = 3
-"""The first ladder, and at most two extended ones."""
+"""The first pass, and at most two over an extended range."""
 
 UP, UP_FLAT, DOWN = 1e2, 1e4, 1e3
-"""A loss that falls at the end of the ladder diverges within two decades, one that is still flat within four: a hundred
-steps go from useless to divergent in two to three. Three decades down, since a ladder that begins too high gives no
+"""A loss that falls at the end of the range diverges within two decades, one that is still flat within four: a hundred
+steps go from useless to divergent in two to three. Three decades down, since a range that begins too high gives no
 hint how far."""
 
 UP_LINEAR = DOWN_LINEAR = 10.0
-"""An even ladder has nothing left of its first rungs to see, so that it moves as a whole and not far."""
+"""A linear sweep has nearly no steps at the low end of its range, so the whole range moves, and not far."""
 
 HIGHEST_LR, LOWEST_LR = 1e4, 1e-12
 """Beyond these, float32 updates are absurd or vanish: what is flat up to there has another fault."""
@@ -56,9 +56,9 @@ def extension(
         steps: Records of one pass.
         stops: Where each of its repeats ended.
         suggestion: What its curve supports.
-        start_lr: First LR of its ladder.
-        end_lr: Last LR of its ladder.
-        linear: Whether its rungs lie at equal distances instead of equal ratios.
+        start_lr: First LR of the pass.
+        end_lr: Last LR of the pass.
+        linear: Whether its LRs lie at equal distances instead of equal ratios.
         beta: Memory of the causal EMA in [0, 1).
     """
     if any(stop.reason == StopReason.INTERRUPTED for stop in stops):
@@ -77,22 +77,22 @@ def extension(
 
 
 def curve_pass(suggestions: Sequence[Suggestion], *, interrupted: bool) -> int:
-    """Which pass to believe: one with an LR, seen to its end, up to a divergence; the last of several as good.
+    """The pass that gives the curve: one with an LR, not interrupted, up to a divergence; the last of several as good.
 
     Args:
         suggestions: What each pass supports, in order.
-        interrupted: Whether the last one was asked to stop.
+        interrupted: Whether a signal stopped the last one.
 
     Returns:
         Its index.
     """
 
-    seen = {Verdict.OK: 2, Verdict.NO_DIVERGENCE: 1}
+    completeness = {Verdict.OK: 2, Verdict.NO_DIVERGENCE: 1}
 
     def rank(number: int) -> tuple[bool, bool, int, int]:
         suggestion = suggestions[number]
         complete = not interrupted or number < len(suggestions) - 1
-        return suggestion.lr is not None, complete, seen.get(suggestion.verdict, 0), number
+        return suggestion.lr is not None, complete, completeness.get(suggestion.verdict, 0), number
 
     return max(range(len(suggestions)), key=rank)
 
@@ -100,7 +100,7 @@ def curve_pass(suggestions: Sequence[Suggestion], *, interrupted: bool) -> int:
 def _begins_too_high(
     steps: Sequence[Step], stops: Sequence[Stop], suggestion: Suggestion, *, linear: bool, beta: float
 ) -> str:
-    """Why smaller learning rates should be seen; empty where nothing says so."""
+    """Why the sweep should start lower; empty if it need not."""
     first_bad = min((stop.step for stop in stops if stop.reason == StopReason.NON_FINITE), default=None)
     blew_up = any(stop.reason in (StopReason.NON_FINITE, StopReason.DIVERGED) for stop in stops)
     if suggestion.verdict == Verdict.NON_FINITE_AT_START:  # at step 0, before any update, it is not the LR's fault
@@ -129,7 +129,7 @@ def _never_below_its_first(curve: Curve) -> bool:
 
 
 def _rises_from_the_start(curve: Curve, *, linear: bool) -> bool:
-    """Whether the causal loss leaves its initial level for good within two decades, or a tenth of an even ladder."""
+    """Whether the causal loss leaves its initial level for good within two decades, or a tenth of a linear sweep."""
     level = curve.level + max(SIGNIFICANCE * curve.noise, 1e-6 * abs(curve.level))
     below = np.flatnonzero(curve.causal <= level)
     limit = curve.lr[len(curve.lr) // 10] if linear else RISES_WITHIN * curve.lr[0]
@@ -138,7 +138,7 @@ def _rises_from_the_start(curve: Curve, *, linear: bool) -> bool:
 
 def _falls_from_the_start(curve: Curve) -> bool:
     """Whether the first tenth of the range, which should be flat, holds a share of the fall that is no noise."""
-    behind = min(curve.num_start, len(curve.lr) - 1)
-    drop = curve.smoothed[0] - curve.smoothed[behind]
-    error = np.hypot(curve.error[0], curve.error[behind])
+    end = min(curve.num_start, len(curve.lr) - 1)
+    drop = curve.smoothed[0] - curve.smoothed[end]
+    error = np.hypot(curve.error[0], curve.error[end])
     return bool(drop > max(SIGNIFICANCE * error, START_SHARE * (curve.smoothed[0] - curve.smoothed.min())))

@@ -1,4 +1,4 @@
-"""Two smoothers: a causal one that serves the stop, and a zero-phase one that serves the suggestions."""
+"""Two smoothers: a causal one for the stop rules, and a zero-phase one for the suggestion rules."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Ema:
     Attributes:
         beta: Memory in [0, 1); 0 returns the input.
         value: The average so far, in the unit of the input.
-        num_updates: How many losses it has seen (t).
+        num_updates: Number of losses so far (t).
 
     Raises:
         ValueError: beta outside [0, 1).
@@ -37,7 +37,7 @@ class Ema:
             raise ValueError(f"beta must lie in [0, 1), got {self.beta}; try 0.9")
 
     def update(self, loss: float) -> float:
-        """Take in one loss and return the new average."""
+        """Add one loss; returns the new average."""
         self.num_updates += 1
         weight = (1 - self.beta) / (1 - self.beta**self.num_updates)
         self.value = loss if self.num_updates == 1 else self.value + (loss - self.value) * weight
@@ -87,7 +87,7 @@ def local_linear(x: FloatArray, *, bandwidth: float, min_neighbours: int = 4) ->
 
     Symmetric in x, so it moves neither a minimum nor a steepest point of a symmetric neighbourhood, and unlike a
     moving average it does not flatten a slope at the ends. Where fewer than ``min_neighbours`` points lie within one
-    bandwidth (the sparse side of a linear ladder), the kernel widens to reach them.
+    bandwidth (the sparse side of a linear sweep), the kernel widens to reach them.
 
     Args:
         x: Positions (log10 of the LR for a sweep), shape (T,), strictly increasing, T >= 2.

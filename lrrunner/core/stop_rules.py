@@ -1,4 +1,4 @@
-"""When a sweep has gone too far. Each rule sees reduced losses only, so every rank decides alike."""
+"""When a sweep has diverged. Each rule sees reduced losses only, so every rank decides alike."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FLOAT32_RESOLUTION = 1e-6
 
 
 class StopRule(Protocol):
-    """Takes in one finite step at a time and says when the sweep has diverged."""
+    """Decides after each finite step whether the sweep has diverged."""
 
     def update(self, raw_loss: float, smoothed_loss: float, *, noisy_loss: float | None = None) -> bool:
         """True once the loss has diverged.
@@ -36,7 +36,7 @@ class StopRule(Protocol):
 
 @dataclass(slots=True)
 class RangeStop:
-    """Diverged when the smoothed loss climbs out of its lowest point by ``factor`` times the fall so far.
+    """Diverged when the smoothed loss rises above its lowest value by ``factor`` times the fall so far.
 
     s_i - best > factor * max(s_ref - best, c * noise), with best the lowest smoothed loss so far, s_ref the median of
     the first n = ``reference_steps`` smoothed losses, and noise an upper estimate (three standard errors) of the
@@ -93,7 +93,7 @@ class RatioStop:
 
 @dataclass(slots=True)
 class PatientStop:
-    """Diverged when another rule says so for ``patience`` steps in a row: a spike that recovers is no divergence.
+    """Diverged when another rule fires for ``patience`` steps in a row: a spike that recovers is no divergence.
 
     Args:
         rule: The rule to be confirmed.
@@ -111,7 +111,7 @@ class PatientStop:
 
 
 def trial_stop_rule(*, num_steps: int) -> StopRule:
-    """A fresh stop rule for a training of ``num_steps`` steps whose end shall be seen, unless it is lost.
+    """A new stop rule for a confirmation run of ``num_steps`` steps, which stops only what will not recover.
 
     The smoothed loss has to lie TRIAL_FACTOR falls above its best, for a quarter of the schedule: what a high learning
     rate throws up in the beginning may well come down again below everything else.
@@ -123,7 +123,7 @@ def trial_stop_rule(*, num_steps: int) -> StopRule:
 
 
 def stop_rule(name: str, *, factor: float, num_steps: int) -> StopRule:
-    """A fresh stop rule for one ladder of ``num_steps`` rungs.
+    """A new stop rule for one repeat of a sweep of ``num_steps`` steps.
 
     Raises:
         ValueError: unknown name.

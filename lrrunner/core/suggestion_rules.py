@@ -1,4 +1,4 @@
-"""From a curve to a learning rate: one function a rule, a registry by name, and one verdict for all of them."""
+"""From a curve to a learning rate: one function per rule, a registry by name, and one verdict for all of them."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ GRADIENT_RISE = 1.5
 0.006 and 0.004 more (`regret.py --landmarks`)."""
 
 UNSEEN_DIVERGENCE = 5.0
-"""A divergence beyond the ladder is taken to lie this far above the minimum; where one is seen on the development jobs,
+"""A divergence beyond the range is taken to lie this far above the minimum; where one is seen on the development jobs,
 it lies 2.5 to 8.5 times above it (quartiles of 51 sweeps; `regret.py --landmarks`)."""
 
 LOST_SHARE = 0.75
@@ -136,7 +136,7 @@ def slide(curve: Curve) -> float | None:
 
     References:
         ESRI's interval slide rule as in fastai 2.8, whose constants (15 points, 0.005 a point) are for 100 points over
-        8 decades and a fall of about 2; here they scale with ladder and loss.
+        8 decades and a fall of about 2; here they scale with the range and the loss.
     """
     x = np.log10(curve.lr)
     slope_error = curve.noise * np.linalg.norm(curve.smoother.slope, axis=1)
@@ -187,7 +187,7 @@ def longest_decreasing_subsequence(values: FloatArray) -> list[int]:
 
 
 def suggest(steps: Sequence[Step], stops: Sequence[Stop], *, method: str = "auto", beta: float = 0.9) -> Suggestion:
-    """Read a learning rate off a sweep, with an interval and a verdict, or say why there is none.
+    """Read a learning rate off a sweep, with an interval and a verdict, or the reason why there is none.
 
     A pure function of reduced records, so every rank computes the same suggestion.
 
@@ -281,8 +281,8 @@ def _without_descent(curve: Curve, rises: bool, blew_up: bool) -> _Finding:
         return _Finding(Verdict.NO_DESCENT, True, reason)
     if rises:
         reason = (
-            "the loss rises without having fallen; if it rises from the start, lower sweep.start_lr (sweep.end_lr on a "
-            "linear ladder), else raise sweep.num_steps, sweep.repeats or data.global_batch_size"
+            "the loss rises without having fallen; if it rises from the start, lower sweep.start_lr (sweep.end_lr with "
+            "sweep.mode=linear), else raise sweep.num_steps, sweep.repeats or data.global_batch_size"
         )
         return _Finding(Verdict.NO_DESCENT, False, reason)
     if curve.noise > NOISY_SHARE * abs(curve.level):
@@ -295,7 +295,7 @@ def _without_descent(curve: Curve, rises: bool, blew_up: bool) -> _Finding:
 
 
 def _falls(curve: Curve) -> bool:
-    """Whether the loss falls, behind its start, by more than noise and rounding."""
+    """Whether the loss falls, after its start, by more than noise and rounding."""
     lowest = curve.minimum_index
     error = np.hypot(curve.error[lowest], 1.25 * curve.noise / np.sqrt(curve.num_start))
     return lowest >= curve.num_start and curve.fall > max(SIGNIFICANCE * error, 1e-6 * abs(curve.level))
@@ -310,7 +310,7 @@ def _still_falls(curve: Curve) -> bool:
 
 
 def _rises(curve: Curve, lowest: int) -> bool:
-    """Whether the loss climbs behind its lowest point by more than noise and a fifth of the fall.
+    """Whether the loss rises after its lowest point by more than noise and a fifth of the fall.
 
     Or above the initial level: what lies there is capped in the smoothed loss, but not in the causal EMA.
     """
@@ -349,11 +349,11 @@ def _auto_log_lrs(curve: Curve, losses: FloatArray) -> FloatArray:
 
 def _fall_logs(curve: Curve, smoothed: FloatArray) -> FloatArray:
     """log10 of the geometric mean of steepest point and minimum of each column of ``smoothed``, before the blow-up."""
-    x, rungs = np.log10(curve.lr), np.arange(len(curve.lr))[:, None]
+    x, indices = np.log10(curve.lr), np.arange(len(curve.lr))[:, None]
     blow_up = _blow_up_index(curve)
     end = len(x) if blow_up is None else max(blow_up, curve.num_start + 1)
     lowest = smoothed[:end].argmin(axis=0)
-    slopes = np.where(rungs <= lowest, np.gradient(smoothed, x, axis=0), np.inf)
+    slopes = np.where(indices <= lowest, np.gradient(smoothed, x, axis=0), np.inf)
     return np.asarray((x[lowest] + x[slopes.argmin(axis=0)]) / 2)
 
 
@@ -364,13 +364,13 @@ def _blow_up_log(curve: Curve) -> float:
 
 
 def _blow_up_index(curve: Curve) -> int | None:
-    """First rung whose raw loss, as a median of three, is clear of noise and has lost most of the fall so far again."""
+    """First index at which the raw loss, as a median of three, has clearly lost most of the fall so far again."""
     level = max(curve.level, float(np.median(curve.raw[: len(curve.raw) // 3 + 1])))  # whichever start was calmer
     medians = _medians_of_three(curve.raw)
-    behind_start = np.where(np.arange(len(medians)) < curve.num_start, level, medians)
-    fall = level - np.minimum.accumulate(np.minimum(behind_start, level))
+    after_start = np.where(np.arange(len(medians)) < curve.num_start, level, medians)
+    fall = level - np.minimum.accumulate(np.minimum(after_start, level))
     limit = level - (1 - LOST_SHARE) * fall + max(CLEAR_OF_NOISE * curve.noise, 1e-6 * abs(level))
-    return _first_above(medians, limit, behind=curve.num_start)
+    return _first_above(medians, limit, start=curve.num_start)
 
 
 def _gradient_rise_log(curve: Curve) -> float:
@@ -378,7 +378,7 @@ def _gradient_rise_log(curve: Curve) -> float:
     norms = np.log(np.maximum(curve.grad_norm, np.finfo(float).tiny))
     start = norms[: max(curve.num_start, len(norms) // 4)]
     clear = np.median(start) + max(np.log(GRADIENT_RISE), GRADIENT_NOISE * noise_std(start))
-    index = _first_above(_medians_of_three(norms), clear, behind=curve.num_start)
+    index = _first_above(_medians_of_three(norms), clear, start=curve.num_start)
     return np.nan if index is None else float(np.log10(curve.lr[index]))
 
 
@@ -388,10 +388,10 @@ def _medians_of_three(values: FloatArray) -> FloatArray:
     return np.asarray(np.median(np.stack([padded[:-2], padded[1:-1], padded[2:]]), axis=0))
 
 
-def _first_above(values: FloatArray, limit: FloatArray | float, *, behind: int) -> int | None:
-    """First index from ``behind`` on at which a value exceeds the limit."""
-    found = np.flatnonzero((values > limit)[behind:])
-    return behind + int(found[0]) if len(found) else None
+def _first_above(values: FloatArray, limit: FloatArray | float, *, start: int) -> int | None:
+    """First index from ``start`` on at which a value exceeds the limit."""
+    found = np.flatnonzero((values > limit)[start:])
+    return start + int(found[0]) if len(found) else None
 
 
 def _interval(curve: Curve, lr: float) -> tuple[float, float]:
