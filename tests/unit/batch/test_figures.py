@@ -12,7 +12,7 @@ from lrrunner.batch.summary_table import SweptPoint
 from lrrunner.core.curve import curve_from_steps
 from lrrunner.core.power_law import power_law
 from lrrunner.reporting.sweep_figure import save_png
-from tests.unit.core.curves import fall_and_blow_up, ladder, records
+from tests.unit.core.curves import fall_and_blow_up, records, sweep_lrs
 
 VALUES = (16.0, 64.0, 256.0, 1024.0)
 
@@ -25,7 +25,7 @@ def points(group: str, scale: float) -> list[SweptPoint]:
 
 def test_every_curve_and_every_suggestion_is_drawn(tmp_path: Path) -> None:
     """A job without a suggestion has a curve and no dot; a legend too long is cut and says so."""
-    curve = curve_from_steps(records(ladder(), fall_and_blow_up(ladder())), beta=0.9)
+    curve = curve_from_steps(records(sweep_lrs(), fall_and_blow_up(sweep_lrs())), beta=0.9)
     assert curve is not None
     figure = overlay_figure([(f"model.width={i}", curve, 1e-3 if i else None) for i in range(20)], title="20 sweeps")
     (axes,) = figure.axes

@@ -1,4 +1,4 @@
-"""Builders of sweeps whose shape is known: records in, nothing of the code under test behind them."""
+"""Builders of sweeps whose shape is known: made of records, without the code under test."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ FloatArray = npt.NDArray[np.float64]
 PROPERTY = settings(max_examples=50, deadline=None, derandomize=True)
 """For every property: the same examples in each run, so that a failure is a change of the code."""
 
-RUNG_DECADES = 8 / 99
-"""Distance of two rungs of the default ladder, in decades."""
+STEP_DECADES = 8 / 99
+"""Distance of two steps of the default sweep, in decades."""
 
 
-def ladder(num_steps: int = 100, *, low: float = -7.0, high: float = 1.0) -> FloatArray:
+def sweep_lrs(num_steps: int = 100, *, low: float = -7.0, high: float = 1.0) -> FloatArray:
     """Learning rates from 10**low to 10**high at equal ratios."""
     return np.asarray(10.0 ** np.linspace(low, high, num_steps))
 
@@ -65,7 +65,7 @@ def records(
     skipped: bool = False,
     grad_norms: FloatArray | Sequence[float] | None = None,
 ) -> list[Step]:
-    """One record a rung, for as many rungs as there are losses."""
+    """One record a step, for as many steps as there are losses."""
     norms = [math.nan] * len(losses) if grad_norms is None else grad_norms
     return [
         Step(
@@ -82,7 +82,7 @@ def records(
 
 
 def ended(step: int = 99) -> list[Stop]:
-    """The ladder came to its end."""
+    """Every step was applied."""
     return [Stop(reason=StopReason.END_OF_SCHEDULE, step=step)]
 
 

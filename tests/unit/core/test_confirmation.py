@@ -1,4 +1,4 @@
-"""The plan of confirmation runs and what they say, against losses whose lowest point is known."""
+"""The plan of confirmation runs and what they support, against losses whose lowest point is known."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ some_positions = st.lists(st.integers(-9, 6), min_size=1, max_size=6, unique=Tru
 
 
 def sweep_at(lr: float | None = START) -> Suggestion:
-    """What a sweep might say."""
+    """A suggestion of a sweep."""
     return Suggestion(
         lr=lr,
         method="auto",
@@ -175,7 +175,7 @@ def test_short_trials_bracket_the_lowest_loss_before_long_ones_refine_it() -> No
 
 
 def test_third_long_trial_goes_to_the_better_side() -> None:
-    """Where the lower neighbour wins, its own lower neighbour tells more than the upper one of the short trials."""
+    """Where the lower neighbour wins, its own lower neighbour is worth more than the upper one of the short trials."""
     trials = run_plan(lambda lr, num_steps: valley(-3.0 if num_steps == 100 else -3.4)(lr, num_steps))
     assert thirds(trials)[3:] == [(0, 366), (-1, 366), (-2, 366)]
 
@@ -196,7 +196,7 @@ def test_third_long_trial_goes_to_the_better_side() -> None:
         (1400, 1, [1, 1, 1]),
     ],
 )
-def test_lengths_of_the_rungs(budget: int, horizon: int | None, lengths: list[int]) -> None:
+def test_lengths_of_the_trials(budget: int, horizon: int | None, lengths: list[int]) -> None:
     """A 14th of the budget, then a third of the rest; never beyond the horizon, and no long trial below 1.5 short."""
     assert [trial.num_steps for trial in run_plan(valley(-3.0), budget=budget, horizon=horizon)] == lengths
 
@@ -232,7 +232,7 @@ def test_diverged_start_goes_down_by_a_decade(cliff: float) -> None:
 
 
 def test_plan_ends_where_everything_diverges() -> None:
-    """Six trials over five decades are enough to say so; long ones would only cost."""
+    """Six trials over five decades are enough to know; long ones would only cost."""
     trials = run_plan(lambda lr, num_steps: math.inf)
     assert thirds(trials) == [(0, 100), (-3, 100), (-6, 100), (-9, 100), (-12, 100), (-15, 100)]
 
@@ -348,7 +348,7 @@ def test_any_budget_gives_an_answer_not_far_from_its_trials(offset: float, budge
     assert abs(decades(found.lr) - decades(best.lr)) <= THIRD / 2 + 1e-9
 
 
-# What the trials say.
+# What the trials support.
 
 
 def test_no_trials_leave_the_suggestion_of_the_sweep() -> None:
@@ -391,7 +391,7 @@ def test_longest_trials_decide() -> None:
 @pytest.mark.parametrize("budget", [1, 5, 10, 500])
 @pytest.mark.parametrize("monitored", ["validation loss", "training loss"])
 def test_no_lr_where_every_trial_diverged(budget: int, monitored: str) -> None:
-    """An LR that was seen to diverge is no suggestion, whatever the sweep made of it; the reason says what to do."""
+    """An LR that was seen to diverge is no suggestion, whatever the sweep made of it; the reason names what to do."""
     trials = run_plan(lambda lr, num_steps: math.inf, budget=budget)
     found = confirm(trials, monitored=monitored, initial_loss=2.3, horizon=10_000)
     assert found.lr is None
@@ -472,7 +472,7 @@ def test_long_divergence_at_three_lrs_leaves_the_shorter_trials_below_them() -> 
 @pytest.mark.parametrize("initial_loss", [math.nan, 2.3], ids=["unknown", "above"])
 @pytest.mark.parametrize("height", [math.inf, 1e6, 1e30, 1e300])
 def test_how_far_a_run_blew_up_does_not_matter(height: float, initial_loss: float) -> None:
-    """A neighbour of 1e300 and one that is infinite say the same; warnings are errors here."""
+    """A neighbour of 1e300 and one that is infinite mean the same; warnings are errors here."""
     found = decades(confirm(trials_at({-1: 1.2, 0: 1.0, 1: height}), initial_loss=initial_loss).lr)
     assert -3.0 - THIRD / 2 - 1e-9 <= found < -3.0
 
@@ -485,7 +485,7 @@ def test_losses_above_the_initial_one_count_as_the_initial_one() -> None:
 
 @pytest.mark.parametrize("initial_loss", [1.0, 0.5])
 def test_losses_that_are_all_above_the_initial_one_confirm_nothing(initial_loss: float) -> None:
-    """Which of several failures is the smallest says nothing about the training."""
+    """Which of several failures is the smallest has nothing to do with the training."""
     found = confirm(trials_at({-1: 1.25, 0: 1.0, 1: 1.75}), initial_loss=initial_loss)
     assert (found.lr, found.interval) == (sweep_at().lr, sweep_at().interval)
     assert "not confirmed: no run brought the validation loss below its start" in found.reason
@@ -510,14 +510,14 @@ def test_one_run_confirms_nothing() -> None:
     assert "not confirmed: a single run" in found.reason
 
 
-def test_unfinished_long_rung_falls_back_to_the_short_one() -> None:
+def test_unfinished_long_trials_fall_back_to_the_short_one() -> None:
     """One long trial compares nothing; three short ones around the lowest loss do."""
     trials = [*trials_at({-1: 1.25, 0: 1.0, 1: 1.25}), *trials_at({0: 0.5}, num_steps=366)]
     assert decades(confirm(trials).lr) == pytest.approx(-3.0, abs=1e-9)
 
 
 def test_what_was_measured_is_told_apart_from_what_was_not() -> None:
-    """Closing lines and suggestion.json say which runs the LR was read from, or why none: not from the longest run."""
+    """Closing lines and suggestion.json name the runs that the LR was read from, or why none."""
     trials = [*trials_at({-1: 1.25, 0: 1.0, 1: 1.25}), *trials_at({0: 0.5}, num_steps=366)]
     found = confirmed(sweep_at(), trials, horizon=None, monitored="validation loss")
     assert (found.measured_steps, found.failure_reason) == (100, "")
@@ -576,7 +576,7 @@ def test_longer_horizon_lowers_the_lr_and_widens_the_interval(
 @PROPERTY
 @given(losses=st.dictionaries(st.integers(-9, 6), any_loss, min_size=1, max_size=6), horizon=any_horizon)
 def test_interval_holds_the_lr(losses: dict[int, float], horizon: int | None) -> None:
-    """A factor of 10**0.2 to either side at least: half of the distance of two trials cannot be told apart."""
+    """A factor of 10**0.2 to either side at least: half of the distance of two trials cannot be distinguished."""
     found = confirm(trials_at(losses), horizon=horizon)
     assert found.lr is not None
     assert found.interval is not None
@@ -649,7 +649,7 @@ def test_order_of_the_trials_does_not_matter(losses: dict[int, float], data: st.
     assert confirm(data.draw(st.permutations(trials))) == confirm(trials)
 
 
-# The words.
+# The reason.
 
 
 @pytest.mark.parametrize("horizon", [300, 366])
@@ -668,7 +668,7 @@ def test_reason_says_what_was_extrapolated() -> None:
 
 
 def test_reason_without_a_horizon_points_to_it() -> None:
-    """The user who named none is told that it matters, and the option's name."""
+    """The user who named none learns that it matters, and the option's name."""
     reason = confirm(trials_at({-1: 1.2, 0: 1.0, 1: 1.2})).reason
     assert "3 runs compared" in reason
     assert reason.endswith("; longer trainings mostly want less (confirm.horizon)")

@@ -8,7 +8,7 @@ import pytest
 
 from lrrunner.core.curve import Curve, curve_from_steps, noise_std, num_start_points, pooled, pooled_steps
 from lrrunner.records import Step
-from tests.unit.core.curves import FloatArray, fall_and_blow_up, ladder, noise, records, sigmoid_fall, with_tail
+from tests.unit.core.curves import FloatArray, fall_and_blow_up, noise, records, sigmoid_fall, sweep_lrs, with_tail
 
 LRS = [0.1, 0.2, 0.4, 0.8]
 
@@ -31,7 +31,7 @@ def test_one_repeat_is_its_own_pool() -> None:
     assert pooled_lists(records(LRS, [4.0, 3.0, 2.0, 5.0])) == (LRS, [4.0, 3.0, 2.0, 5.0])
 
 
-def test_repeats_are_averaged_rung_by_rung() -> None:
+def test_repeats_are_averaged_step_by_step() -> None:
     """Law 1: repeats differ in data order only, so their mean is the less noisy curve."""
     steps = records(LRS, [4.0, 3.0, 2.0, 5.0]) + records(LRS, [6.0, 4.0, 2.0, 9.0], repeat=1)
     assert pooled_lists(steps) == (LRS, [5.0, 3.5, 2.0, 7.0])
@@ -50,14 +50,14 @@ def test_order_of_the_records_does_not_matter() -> None:
 
 
 def test_skipped_steps_are_no_points() -> None:
-    """Law 9: an overflowed fp16 step trained nothing; its retry at the same rung is the point."""
+    """Law 9: an overflowed fp16 step trained nothing; its retry at the same step is the point."""
     overflowed = Step(step=1, lr=0.2, loss=50.0, skipped=True)
     steps = records(LRS, [4.0, 3.0, 2.0, 5.0])
     assert pooled_lists([steps[0], overflowed, *steps[1:]]) == (LRS, [4.0, 3.0, 2.0, 5.0])
 
 
-def test_rung_that_was_only_ever_skipped_is_missing() -> None:
-    """A rung whose retries all overflowed has no loss, and gets none."""
+def test_step_that_was_only_ever_skipped_is_missing() -> None:
+    """A step whose retries all overflowed has no loss, and gets none."""
     steps = records(LRS, [4.0, 3.0, 2.0, 5.0])
     steps[1] = dataclasses.replace(steps[1], skipped=True)
     assert pooled_lists(steps) == ([0.1, 0.4, 0.8], [4.0, 2.0, 5.0])
@@ -70,7 +70,7 @@ def test_non_finite_losses_are_no_points(bad: float) -> None:
 
 
 def test_only_the_last_pass_counts() -> None:
-    """Auto-range climbs another ladder because the first one did not do; the two must not mix."""
+    """Auto-range adds a pass because the range of the first one was wrong; the two must not mix."""
     first = records(LRS, [4.0, 4.0, 4.0, 4.0])
     last = records([0.8, 1.6], [3.0, 2.0], sweep_pass=1)
     assert pooled_lists(first + last) == ([0.8, 1.6], [3.0, 2.0])
@@ -104,7 +104,7 @@ def evaluated(losses: list[float], val_losses: list[float | None], *, repeat: in
     """Records of a sweep that monitors the validation loss, four batches each."""
     return [
         dataclasses.replace(step, val_loss=val_loss, is_monitored=val_loss is not None, num_items=64.0, val_items=256.0)
-        for step, val_loss in zip(records(ladder(len(losses)), losses, repeat=repeat), val_losses, strict=True)
+        for step, val_loss in zip(records(sweep_lrs(len(losses)), losses, repeat=repeat), val_losses, strict=True)
     ]
 
 
@@ -147,14 +147,14 @@ def test_fewer_than_two_points_make_no_curve(num_points: int) -> None:
 @pytest.mark.parametrize("num_points", [2, 3, 4, 5])
 def test_very_short_curves_are_finite(num_points: int) -> None:
     """Catalogue row 27: a curve too short to judge is still a curve to plot."""
-    curve = curve_of(ladder(num_points), np.arange(num_points, 0.0, -1.0))
+    curve = curve_of(sweep_lrs(num_points), np.arange(num_points, 0.0, -1.0))
     assert np.isfinite(curve.smoothed).all()
     assert np.isfinite(curve.slope).all()
 
 
 def test_straight_fall_keeps_its_values_and_its_slope_per_decade() -> None:
     """Slopes are per decade of LR; a line is the one curve for which they are known exactly (off the capped start)."""
-    lrs = ladder(81)
+    lrs = sweep_lrs(81)
     line = 2.0 - 0.25 * (np.log10(lrs) + 7.0)
     curve = curve_of(lrs, line)
     assert curve.slope[25:] == pytest.approx(np.full(56, -0.25), abs=1e-9)
@@ -166,12 +166,12 @@ def test_level_is_the_median_of_the_first_tenth() -> None:
     """Catalogue row 29: a mean would let one early spike of 1000 set the level."""
     losses = np.full(100, 1.0)
     losses[:10] = [2.0, 2.0, 1000.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0]
-    assert curve_of(ladder(), losses).level == 2.0
+    assert curve_of(sweep_lrs(), losses).level == 2.0
 
 
 def test_divergence_is_capped_at_the_initial_level() -> None:
     """Law 6: without noise the cap is the level itself, so how wildly a loss explodes no longer matters."""
-    lrs = ladder()
+    lrs = sweep_lrs()
     curve = curve_of(lrs, with_tail(np.full(100, 2.0), first=60, value=400.0))
     assert curve.loss.tolist() == [2.0] * 100
     assert (curve.level, curve.noise) == (2.0, 0.0)
@@ -180,7 +180,7 @@ def test_divergence_is_capped_at_the_initial_level() -> None:
 def test_cap_leaves_room_for_noise() -> None:
     """Cutting at the bare level would turn symmetric noise at the start into a bias downwards."""
     losses = 2.0 + noise(0, 400, std=0.1)
-    kept = curve_of(ladder(400), losses).loss == losses
+    kept = curve_of(sweep_lrs(400), losses).loss == losses
     assert kept.mean() > 0.97
 
 
@@ -192,11 +192,11 @@ def test_causal_average_is_not_capped() -> None:
 
 def test_fall_reaches_from_level_to_the_lowest_smoothed_loss() -> None:
     """The depth of the curve is the unit in which rules measure; this one falls by 1.8 onto a long plateau."""
-    assert curve_of(ladder(), sigmoid_fall(ladder(), at=-4.0, width=0.2)).fall == pytest.approx(1.8, abs=0.01)
+    assert curve_of(sweep_lrs(), sigmoid_fall(sweep_lrs(), at=-4.0, width=0.2)).fall == pytest.approx(1.8, abs=0.01)
 
 
-def test_long_ladders_are_averaged_in_neighbouring_groups() -> None:
-    """1200 rungs become 600 pairs: geometric mean of the LRs, mean of the losses (3, 5 -> 4)."""
+def test_long_sweeps_are_averaged_in_neighbouring_groups() -> None:
+    """1200 steps become 600 pairs: geometric mean of the LRs, mean of the losses (3, 5 -> 4)."""
     lrs = np.asarray(1e-7 * 1.01 ** np.arange(1200), dtype=np.float64)
     losses = np.where(np.arange(1200) % 2 == 0, 3.0, 5.0)
     curve = curve_of(lrs, losses)
@@ -206,9 +206,9 @@ def test_long_ladders_are_averaged_in_neighbouring_groups() -> None:
     assert curve.loss.tolist() == [4.0] * 600
 
 
-def test_six_hundred_rungs_are_left_alone() -> None:
+def test_six_hundred_steps_are_left_alone() -> None:
     """The boundary: no averaging where none is needed."""
-    assert curve_of(ladder(600), fall_and_blow_up(ladder(600))).lr.tolist() == ladder(600).tolist()
+    assert curve_of(sweep_lrs(600), fall_and_blow_up(sweep_lrs(600))).lr.tolist() == sweep_lrs(600).tolist()
 
 
 def test_noise_of_alternating_losses() -> None:
@@ -231,31 +231,31 @@ def test_noise_of_too_few_losses_is_zero(num_losses: int) -> None:
 @pytest.mark.parametrize("seed", range(20))
 def test_noise_of_a_flat_curve_is_its_standard_deviation(seed: int) -> None:
     """Every verdict compares with the noise: from 99 differences it is known to a fifth, so 40 % is generous."""
-    curve = curve_of(ladder(), 2.3 + noise(seed, std=0.1))
+    curve = curve_of(sweep_lrs(), 2.3 + noise(seed, std=0.1))
     assert curve.noise == pytest.approx(0.1, rel=0.4)
 
 
 @pytest.mark.parametrize("seed", range(20))
 def test_noise_of_a_good_curve_is_not_its_fall_nor_its_explosion(seed: int) -> None:
     """A trend is not noise: the curve falls by 1.8 and explodes by 1000, its noise stays 0.1."""
-    curve = curve_of(ladder(), fall_and_blow_up(ladder()) + noise(seed, std=0.1))
+    curve = curve_of(sweep_lrs(), fall_and_blow_up(sweep_lrs()) + noise(seed, std=0.1))
     assert curve.noise == pytest.approx(0.1, rel=0.4)
 
 
 @pytest.mark.parametrize(("num_steps", "expected"), [(100, 10), (41, 5), (600, 60)])
-def test_start_is_the_first_tenth_of_an_exponential_ladder(num_steps: int, expected: int) -> None:
-    """Where LRs are too small to matter: 0.8 of 8 decades, which hold 0.8 / (8 / 99) = 9 gaps of the default ladder."""
-    assert num_start_points(ladder(num_steps)) == expected
+def test_start_is_the_first_tenth_of_an_exponential_sweep(num_steps: int, expected: int) -> None:
+    """Where LRs are too small to matter: 0.8 of 8 decades, which hold 0.8 / (8 / 99) = 9 gaps of the default sweep."""
+    assert num_start_points(sweep_lrs(num_steps)) == expected
 
 
 @pytest.mark.parametrize(("num_steps", "expected"), [(21, 3), (41, 5), (81, 9), (161, 17)])
 def test_start_does_not_depend_on_the_unit_of_the_lr(num_steps: int, expected: int) -> None:
-    """Catalogue row 30: a rung exactly on the boundary must not fall to either side of it by rounding."""
-    found = [num_start_points(ladder(num_steps) * 10.0**shift) for shift in np.linspace(-4.0, 4.0, 101)]
+    """Catalogue row 30: a step exactly on the boundary must not fall to either side of it by rounding."""
+    found = [num_start_points(sweep_lrs(num_steps) * 10.0**shift) for shift in np.linspace(-4.0, 4.0, 101)]
     assert found == [expected] * 101
 
 
-def test_start_of_a_linear_ladder_is_not_most_of_its_decades() -> None:
+def test_start_of_a_linear_sweep_is_not_most_of_its_decades() -> None:
     """A tenth of the points of 1e-7 ... 10 reaches up to LR 1, far past the fall that it should be the level of."""
     lrs = np.linspace(1e-7, 10.0, 100)
     assert lrs[num_start_points(lrs) - 1] < 1e-5

@@ -1,4 +1,4 @@
-"""Records of real sweeps, kept: what the rules say about them changes only on purpose."""
+"""Records of real sweeps, kept: what the rules make of them changes only on purpose."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The critical batch size: right on average, honest about its error, and none where there is nothing to say."""
+"""The critical batch size: right on average, honest about its error, and none where nothing was measured."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from lrrunner.core.noise_scale import gradient_variance, noise_scale, ratio_of_means, stable_steps
 from lrrunner.records import NoiseScale, RangeTestResult, Step, Stop, StopReason, Suggestion, Verdict
 from lrrunner.reporting.run_summary import describe_noise_scale
-from tests.unit.core.curves import cosine_valley, ladder, records
+from tests.unit.core.curves import cosine_valley, records, sweep_lrs
 
 SUGGESTION = Suggestion(lr=3e-3, method="auto", verdict=Verdict.OK, reason="", interval=(1e-3, 1e-2))
 
@@ -45,7 +45,7 @@ def test_nine_of_ten_intervals_hold_the_ratio(memory: float, at_least: float) ->
 
 
 def test_interval_has_no_upper_end_where_the_gradient_drowns_in_noise() -> None:
-    """A mean squared gradient that may be 0 sets no limit to the batch size; the lower end still says something."""
+    """A mean squared gradient that may be 0 sets no limit to the batch size; the lower end is still known."""
     swings = np.array([3.0, -2.5] * 15) * np.random.default_rng(0).normal(1, 0.3, 30)
     ratio = ratio_of_means([np.full(30, 50.0)], [0.05 + swings])
     assert ratio.high == math.inf
@@ -58,7 +58,7 @@ def stepping(gradient_variance: float = 8.0) -> list[Step]:
     norm = math.sqrt(2 + 8 / 32)
     return [
         dataclasses.replace(step, num_items=32.0, gradient_variance=gradient_variance, grad_norm=norm)
-        for step in records(ladder(), cosine_valley(ladder()))
+        for step in records(sweep_lrs(), cosine_valley(sweep_lrs()))
     ]
 
 
@@ -101,7 +101,7 @@ def test_too_little_says_why() -> None:
 
 
 @pytest.mark.parametrize(
-    ("noise", "words"),
+    ("noise", "text"),
     [
         (None, ""),
         (
@@ -123,9 +123,9 @@ def test_too_little_says_why() -> None:
         ),
     ],
 )
-def test_in_words(noise: NoiseScale | None, words: str) -> None:
+def test_as_text(noise: NoiseScale | None, text: str) -> None:
     stop = Stop(reason=StopReason.END_OF_SCHEDULE, step=99)
     test = RangeTestResult(
         steps=(), stops=(stop,), suggestion=SUGGESTION, world_size=2, global_batch_size=64, noise_scale=noise
     )
-    assert describe_noise_scale(test) == words
+    assert describe_noise_scale(test) == text

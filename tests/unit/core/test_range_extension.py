@@ -15,11 +15,11 @@ from tests.unit.core.curves import (
     diverged,
     ended,
     fall_and_blow_up,
-    ladder,
     noise,
     non_finite,
     records,
     sigmoid_fall,
+    sweep_lrs,
 )
 
 
@@ -35,14 +35,14 @@ def noisy(losses: FloatArray) -> FloatArray:
 
 def test_a_good_curve_is_not_swept_again() -> None:
     """Two more sweeps would cost what they cannot return."""
-    lrs = ladder()
+    lrs = sweep_lrs()
     assert decided(records(lrs, noisy(fall_and_blow_up(lrs))), diverged()) is None
 
 
 @pytest.mark.parametrize("high", [-3.0, -1.0])
 def test_a_curve_that_still_falls_gets_a_larger_end(high: float) -> None:
     """Two decades: the divergence at 10**-0.5 and beyond comes into sight."""
-    lrs = ladder(high=high)
+    lrs = sweep_lrs(high=high)
     found = decided(records(lrs, noisy(sigmoid_fall(lrs))), ended())
     assert found is not None
     assert (found.start_lr, found.end_lr) == pytest.approx((1e-7, 10.0 ** (high + 2)))
@@ -51,25 +51,25 @@ def test_a_curve_that_still_falls_gets_a_larger_end(high: float) -> None:
 
 def test_a_flat_curve_gets_a_larger_end() -> None:
     """The learning rates may all have been too small: four decades, for fall and divergence."""
-    lrs = ladder(high=-4.0)
+    lrs = sweep_lrs(high=-4.0)
     found = decided(records(lrs, noisy(np.full(100, 2.3))), ended())
     assert found is not None
     assert (found.start_lr, found.end_lr) == pytest.approx((1e-7, 1.0))
     assert found.reason == "the loss is flat up to 1.0e-04"
 
 
-def test_no_ladder_goes_beyond_1e4() -> None:
+def test_no_sweep_goes_beyond_1e4() -> None:
     """A loss that no learning rate moves has another fault than its range."""
     flat = np.full(100, 2.3)
-    found = decided(records(ladder(high=3.0), flat), ended())
+    found = decided(records(sweep_lrs(high=3.0), flat), ended())
     assert found is not None
     assert found.end_lr == 1e4
-    assert decided(records(ladder(high=4.0), flat), ended()) is None
+    assert decided(records(sweep_lrs(high=4.0), flat), ended()) is None
 
 
 def test_a_curve_that_rises_from_the_start_gets_a_smaller_start() -> None:
-    """Three decades below a first rung that was too high already."""
-    lrs = ladder(low=-1.0, high=2.0)
+    """Three decades below a first LR that was too high already."""
+    lrs = sweep_lrs(low=-1.0, high=2.0)
     losses = 2.3 + np.expm1(2 * (np.log10(lrs) + 1))
     found = decided(records(lrs, noisy(losses))[:60], diverged(59))
     assert found is not None
@@ -80,7 +80,7 @@ def test_a_curve_that_rises_from_the_start_gets_a_smaller_start() -> None:
 def test_a_curve_that_explodes_at_once_and_settles_gets_a_smaller_start() -> None:
     """Adam at 1: 2.3, then 1800, then about 4: level and noise of the curve are those of the explosion."""
     losses = np.concatenate([[2.31], 4 + 1800 * np.exp(-np.arange(99.0))])
-    steps = records(ladder(low=0.0, high=4.0), losses + np.abs(noise(2, std=0.5)))
+    steps = records(sweep_lrs(low=0.0, high=4.0), losses + np.abs(noise(2, std=0.5)))
     found = decided(steps, diverged())
     assert found is not None
     assert found.start_lr == pytest.approx(1e-3)
@@ -89,7 +89,7 @@ def test_a_curve_that_explodes_at_once_and_settles_gets_a_smaller_start() -> Non
 
 def test_a_curve_that_is_flat_for_decades_before_it_rises_is_left() -> None:
     """Smaller learning rates would be as flat."""
-    lrs = ladder()
+    lrs = sweep_lrs()
     losses = 2.3 + np.expm1(6 * np.maximum(np.log10(lrs) + 0.5, 0))
     steps = records(lrs, noisy(losses))
     assert suggest(steps, diverged()).verdict == Verdict.NO_DESCENT
@@ -99,7 +99,7 @@ def test_a_curve_that_is_flat_for_decades_before_it_rises_is_left() -> None:
 @pytest.mark.parametrize("step", [1, 2, 3, 8])
 def test_a_loss_that_explodes_at_once_gets_a_smaller_start(step: int) -> None:
     """The first update was too large."""
-    steps = records(ladder(low=0.0, high=4.0), [*([2.3] * step), np.inf])
+    steps = records(sweep_lrs(low=0.0, high=4.0), [*([2.3] * step), np.inf])
     found = decided(steps, non_finite(step))
     assert found is not None
     assert found.start_lr == pytest.approx(1e-3)
@@ -107,14 +107,14 @@ def test_a_loss_that_explodes_at_once_gets_a_smaller_start(step: int) -> None:
 
 def test_a_loss_that_is_not_finite_before_any_update_is_left() -> None:
     """Neither data nor initial weights know the learning rate."""
-    steps = records(ladder(), [np.nan])
+    steps = records(sweep_lrs(), [np.nan])
     assert suggest(steps, non_finite(0)).verdict == Verdict.NON_FINITE_AT_START
     assert decided(steps, non_finite(0)) is None
 
 
-def test_a_curve_that_falls_from_its_first_rung_gets_a_smaller_start() -> None:
+def test_a_curve_that_falls_from_its_first_step_gets_a_smaller_start() -> None:
     """Its level is not the initial one, so the begin of the fall cannot be seen."""
-    lrs = ladder(low=-3.0, high=1.0)
+    lrs = sweep_lrs(low=-3.0, high=1.0)
     found = decided(records(lrs, noisy(fall_and_blow_up(lrs, at=-3.0))), diverged())
     assert found is not None
     assert (found.start_lr, found.end_lr) == pytest.approx((1e-6, 10.0))
@@ -123,7 +123,7 @@ def test_a_curve_that_falls_from_its_first_rung_gets_a_smaller_start() -> None:
 
 def test_both_ends_may_be_wrong_at_once() -> None:
     """One more sweep, not two."""
-    lrs = ladder(low=-3.5, high=-2.0)
+    lrs = sweep_lrs(low=-3.5, high=-2.0)
     found = decided(records(lrs, noisy(sigmoid_fall(lrs))), ended())
     assert found is not None
     assert (found.start_lr, found.end_lr) == pytest.approx((10**-6.5, 1.0))
@@ -132,7 +132,7 @@ def test_both_ends_may_be_wrong_at_once() -> None:
 
 def test_noise_and_interruptions_are_left() -> None:
     """Another range does not help against the one, and nobody wants it after the other."""
-    lrs = ladder(high=-3.0)
+    lrs = sweep_lrs(high=-3.0)
     loud = records(lrs, 2.3 + noise(1, std=1.0))
     assert suggest(loud, ended()).verdict == Verdict.TOO_NOISY
     assert decided(loud, ended()) is None
@@ -142,12 +142,12 @@ def test_noise_and_interruptions_are_left() -> None:
 
 def test_few_steps_are_no_reason_to_go_down() -> None:
     """sweep.num_steps is at fault."""
-    lrs = ladder(5)
+    lrs = sweep_lrs(5)
     assert decided(records(lrs, sigmoid_fall(lrs)), ended(4)) is None
 
 
-def test_a_linear_ladder_moves_as_a_whole_by_a_decade() -> None:
-    """It always falls from its first rung, and two decades up would put all it has seen on one rung."""
+def test_a_linear_sweep_moves_as_a_whole_by_a_decade() -> None:
+    """It always falls from its first step, and two decades up would put all it has seen on one step."""
     lrs = np.linspace(1e-4, 1e-2, 100)
     falling = decided(records(lrs, noisy(sigmoid_fall(lrs))), ended(), linear=True)
     assert falling is not None
@@ -180,5 +180,5 @@ OK, OPEN, NONE = verdict(1e-3, Verdict.OK), verdict(1e-2, Verdict.NO_DIVERGENCE)
     ],
 )
 def test_the_best_pass_is_believed(suggestions: list[Suggestion], interrupted: bool, expected: int) -> None:
-    """An extension that goes wrong must not cost the LR that the first ladder gave."""
+    """An extension that goes wrong must not cost the LR that the first pass gave."""
     assert curve_pass(suggestions, interrupted=interrupted) == expected

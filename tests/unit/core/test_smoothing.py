@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lrrunner.core.smoothing import Ema, ema, local_linear
-from tests.unit.core.curves import PROPERTY, ladder, sigmoid_fall
+from tests.unit.core.curves import PROPERTY, sigmoid_fall, sweep_lrs
 
 betas = st.floats(min_value=0.0, max_value=1.0, exclude_max=True)
 losses = st.lists(st.floats(min_value=-1e6, max_value=1e6), min_size=1, max_size=60)
@@ -105,7 +105,7 @@ def test_straight_line_passes_through_the_zero_phase_smoother() -> None:
     value=st.floats(-1e6, 1e6),
 )
 def test_constant_passes_through_the_zero_phase_smoother(x: list[float], value: float) -> None:
-    """Constant in, constant out, slope zero, on any ladder, however uneven."""
+    """Constant in, constant out, slope zero, on any sweep, however uneven."""
     smoother = local_linear(np.array(x), bandwidth=0.2)
     constant = np.full(len(x), value)
     assert smoother.value @ constant == pytest.approx(constant, rel=1e-8)
@@ -121,13 +121,13 @@ def test_minimum_of_a_symmetric_valley_does_not_move() -> None:
 
 def test_steepest_point_of_a_sigmoid_does_not_move() -> None:
     """Law 6: EMA lag alone moves the steepest point about four times to the right (peers, section 3)."""
-    lrs = ladder(81)
+    lrs = sweep_lrs(81)
     slope = local_linear(np.log10(lrs), bandwidth=0.2).slope @ sigmoid_fall(lrs, at=-3.0)
     assert lrs[int(np.argmin(slope))] == pytest.approx(1e-3, rel=1e-9)
 
 
 def test_mirrored_losses_give_mirrored_smoothing() -> None:
-    """Zero phase means that neither direction of the ladder is special."""
+    """Zero phase means that neither direction of the sweep is special."""
     x = np.linspace(0.0, 5.0, 51)
     values = np.random.default_rng(0).normal(size=51)
     smoother = local_linear(x, bandwidth=0.4)
@@ -136,7 +136,7 @@ def test_mirrored_losses_give_mirrored_smoothing() -> None:
 
 
 def test_kernel_widens_where_points_are_sparse() -> None:
-    """A linear ladder leaves its first decades nearly empty: a fixed kernel would divide by zero there."""
+    """A linear sweep leaves its first decades nearly empty: a fixed kernel would divide by zero there."""
     x = np.array([0.0, 10.0, 20.0, 30.0, 40.0])
     smoother = local_linear(x, bandwidth=0.2)
     assert np.isfinite(smoother.value).all()

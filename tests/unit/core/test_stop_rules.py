@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from lrrunner.core.smoothing import Ema
 from lrrunner.core.stop_rules import RangeStop, RatioStop, StopRule, stop_rule, trial_stop_rule
-from tests.unit.core.curves import PROPERTY, FloatArray, fall_and_blow_up, ladder, noise, with_tail
+from tests.unit.core.curves import PROPERTY, FloatArray, fall_and_blow_up, noise, sweep_lrs, with_tail
 
 
 def first_stop(rule: StopRule, losses: FloatArray | Sequence[float], *, beta: float = 0.9) -> int | None:
@@ -28,7 +28,7 @@ def range_rule(num_steps: int = 100, *, factor: float = 2.0) -> StopRule:
 
 def good_then_exploding(*, first: int = 80, growth: float = 3.0) -> FloatArray:
     """A fall from 2.3 to 0.5, and from step ``first`` on a loss that grows by ``growth`` a step."""
-    losses = fall_and_blow_up(ladder(), diverges_at=9.0)
+    losses = fall_and_blow_up(sweep_lrs(), diverges_at=9.0)
     return with_tail(losses, first=first, value=np.asarray(0.5 * growth ** np.arange(1, 101 - first)))
 
 
@@ -48,7 +48,7 @@ def test_range_rule_takes_four_standard_deviations_where_nothing_fell() -> None:
 
 
 def test_range_rule_does_not_stop_before_its_reference_is_known() -> None:
-    """Law 5: after a minimum of steps; an explosion before it shows up right behind it or in the verdict."""
+    """Law 5: after a minimum of steps; an explosion before it shows up right after it or in the verdict."""
     rule = RangeStop(factor=2.0, reference_steps=5)
     assert [rule.update(x, x) for x in (1.0, 1.0, 1.0, 1.0, 1e9)] == [False] * 5
 
@@ -70,8 +70,8 @@ def test_range_rule_never_stops_on_flat_noise_of_any_size(std: float) -> None:
 
 
 @pytest.mark.parametrize("num_steps", [20, 30, 50, 300])
-def test_range_rule_never_stops_on_flat_noise_for_any_ladder_length(num_steps: int) -> None:
-    """A short ladder must not estimate its noise from so few differences that it stops by chance."""
+def test_range_rule_never_stops_on_flat_noise_for_any_sweep_length(num_steps: int) -> None:
+    """A short sweep must not estimate its noise from so few differences that it stops by chance."""
     stops = {seed: first_stop(range_rule(num_steps), 2.3 + noise(seed, num_steps, std=0.1)) for seed in range(50)}
     assert {seed: step for seed, step in stops.items() if step is not None} == {}
 

@@ -14,23 +14,23 @@ from lrrunner.core.suggestion_rules import RULES, landmarks, longest_decreasing_
 from lrrunner.records import Stop, StopReason, Suggestion, Verdict
 from tests.unit.core.curves import (
     PROPERTY,
-    RUNG_DECADES,
+    STEP_DECADES,
     FloatArray,
     cosine_valley,
     diverged,
     ended,
     fall_and_blow_up,
-    ladder,
     noise,
     non_finite,
     records,
     sigmoid_fall,
+    sweep_lrs,
     with_tail,
 )
 
 ALL_RULES = ["auto", "steepest", "minimum", "valley", "slide", "largest_drop"]
 SEEDS = range(20)
-LRS = ladder()
+LRS = sweep_lrs()
 
 every_rule = pytest.mark.parametrize("name", ALL_RULES)
 zero_phase_rule = pytest.mark.parametrize("name", ["auto", "steepest", "minimum", "valley", "slide"])
@@ -47,8 +47,8 @@ a_good_curve = given(
 
 
 def good_curve(num_steps: int, seed: int, std: float, at: float, width: float, diverges_at: float) -> FloatArray:
-    """A noisy fall and blow-up on the ladder of that many rungs."""
-    smooth = fall_and_blow_up(ladder(num_steps), at=at, width=width, diverges_at=diverges_at)
+    """A noisy fall and blow-up on a sweep of that many steps."""
+    smooth = fall_and_blow_up(sweep_lrs(num_steps), at=at, width=width, diverges_at=diverges_at)
     return smooth + noise(seed, num_steps, std=std)
 
 
@@ -75,7 +75,7 @@ def assert_same_lr(found: float | None, expected: float | None, *, factor: float
 def suggestions(
     smooth: FloatArray, stops: list[Stop], *, std: float, length: int | None = None
 ) -> dict[int, Suggestion]:
-    """What is suggested for a curve of the default ladder (or its first rungs) under the noise of each seed."""
+    """What is suggested for a curve of the default sweep (or its first steps) under the noise of each seed."""
     seeds = SEEDS if std else range(1)
     return {seed: suggest(records(LRS, (smooth + noise(seed, len(smooth), std=std))[:length]), stops) for seed in seeds}
 
@@ -93,35 +93,35 @@ def assert_all_with_lr(found: dict[int, Suggestion], verdict: Verdict, low: floa
 
 
 def assert_no_lr(suggestion: Suggestion) -> None:
-    """Typed absence: nothing a caller could apply by mistake, and a reason in words."""
+    """Typed absence: nothing a caller could apply by mistake, and a reason."""
     assert suggestion.lr is None
     assert suggestion.interval is None
     assert set(suggestion.candidates.values()) == {None}
     assert suggestion.reason
 
 
-# Rules on a curve whose landmarks are known: steepest at 1e-3, lowest at 1e-1, both on rungs of the 81-rung ladder.
+# Rules on a curve whose landmarks are known: steepest at 1e-3, lowest at 1e-1, both on steps of the 81-step sweep.
 
 
 def test_steepest_finds_the_steepest_point_against_log_lr() -> None:
     """Catalogue row 30: against LR itself the left end always wins (Lightning since 2.5.3)."""
-    assert RULES["steepest"](curve_of(ladder(81), cosine_valley(ladder(81)))) == pytest.approx(1e-3, rel=1e-9)
+    assert RULES["steepest"](curve_of(sweep_lrs(81), cosine_valley(sweep_lrs(81)))) == pytest.approx(1e-3, rel=1e-9)
 
 
 def test_minimum_is_a_tenth_of_the_lowest_point() -> None:
     """The rule's definition, one decade before the lowest loss."""
-    assert RULES["minimum"](curve_of(ladder(81), cosine_valley(ladder(81)))) == pytest.approx(1e-2, rel=1e-9)
+    assert RULES["minimum"](curve_of(sweep_lrs(81), cosine_valley(sweep_lrs(81)))) == pytest.approx(1e-2, rel=1e-9)
 
 
 def test_auto_sees_a_blow_up_without_any_noise() -> None:
     """A level of exactly 2.3 and a divergence capped at exactly 2.3 must not look alike."""
     losses = np.where(LRS < 1e-3, 2.3, np.where(LRS < 1e-1, 0.5, 9.0))
-    assert decades(landmarks(curve_of(LRS, losses))["blow_up"]) == pytest.approx(-1.0, abs=RUNG_DECADES)
+    assert decades(landmarks(curve_of(LRS, losses))["blow_up"]) == pytest.approx(-1.0, abs=STEP_DECADES)
 
 
 def test_landmarks_of_a_known_curve() -> None:
     """Steepest at 1e-3 and lowest at 10**-1.02; the level is crossed at -0.5 + ln(2.8) / 6 = -0.33."""
-    lrs = ladder(401)
+    lrs = sweep_lrs(401)
     found = landmarks(curve_of(lrs, fall_and_blow_up(lrs), grad_norms=np.where(lrs < 1e-2, 1.0, 1.6)))
     assert decades(found["fall"]) == pytest.approx((-3.0 - 1.02) / 2, abs=0.03)
     assert decades(found["blow_up"]) == pytest.approx(-0.33, abs=0.02)
@@ -135,14 +135,14 @@ def test_landmarks_of_a_known_curve() -> None:
 )
 def test_auto_is_the_median_of_its_three_estimates(rise_at: float, expected: float) -> None:
     """A quarter of the fall is 10**-2.61, twice that 10**-2.31, an eighth of the blow-up 10**-1.23."""
-    lrs = ladder(401)
+    lrs = sweep_lrs(401)
     found = RULES["auto"](curve_of(lrs, fall_and_blow_up(lrs), grad_norms=np.where(lrs < rise_at, 1.0, 1.6)))
     assert decades(found) == pytest.approx(expected, abs=0.04)
 
 
 def test_auto_without_gradient_norms_is_the_mean_of_the_other_two() -> None:
     """A median of two; the blow-up at 10**-1.8 is near enough for twice the fall's estimate not to bound it."""
-    lrs = ladder(801)
+    lrs = sweep_lrs(801)
     curve = curve_of(lrs, with_tail(fall_and_blow_up(lrs), first=int(np.searchsorted(lrs, 10**-1.8)), value=9.0))
     estimates = decades(landmarks(curve)["fall"] / 4), decades(landmarks(curve)["blow_up"] / 8)
     assert estimates[0] < estimates[1] < estimates[0] + 0.5
@@ -167,11 +167,11 @@ def test_gradient_norms_below_their_noise_do_not_count_as_a_rise() -> None:
 
 def test_auto_places_a_divergence_it_does_not_see_at_five_times_the_minimum() -> None:
     """A curve that ends in its minimum at 1e-1: the blow-up is taken to be at 5e-1."""
-    lrs = ladder(81)[:61]
+    lrs = sweep_lrs(81)[:61]
     assert landmarks(curve_of(lrs, cosine_valley(lrs)))["blow_up"] == pytest.approx(0.5, rel=1e-6)
 
 
-def test_auto_is_not_lured_behind_a_spike_on_the_way_down() -> None:
+def test_auto_is_not_lured_past_a_spike_on_the_way_down() -> None:
     """A blow-up for three steps in mid-descent is a blow-up, also when the loss comes back lower than before."""
     losses = fall_and_blow_up(LRS)
     spiked = losses.copy()
@@ -183,13 +183,13 @@ def test_auto_is_not_lured_behind_a_spike_on_the_way_down() -> None:
 
 def test_valley_is_the_middle_of_the_descent() -> None:
     """A twentieth of the fall is over at 10**-4.43 (arccos(0.9) = 0.451), the end is 1e-1: the middle is 10**-2.71."""
-    found = RULES["valley"](curve_of(ladder(81), cosine_valley(ladder(81))))
+    found = RULES["valley"](curve_of(sweep_lrs(81), cosine_valley(sweep_lrs(81))))
     assert decades(found) == pytest.approx(-2.71, abs=0.15)
 
 
 def test_slide_is_the_left_end_of_the_last_window_with_unequal_slopes() -> None:
     """Slopes 1.2 decades apart differ by 0.13 at (-3.4, -2.2) and by 0.064, below 2.3 / 30, at (-3.5, -2.3)."""
-    found = RULES["slide"](curve_of(ladder(81), cosine_valley(ladder(81))))
+    found = RULES["slide"](curve_of(sweep_lrs(81), cosine_valley(sweep_lrs(81))))
     assert decades(found) == pytest.approx(-3.4, abs=0.11)
 
 
@@ -213,18 +213,18 @@ def test_largest_drop_of_a_rise_is_none() -> None:
 
 def test_steepest_is_not_drawn_to_the_left_end() -> None:
     """Catalogue row 30: against LR itself, this wide sigmoid is steepest at 1e-7, where it has hardly begun to fall."""
-    found = RULES["steepest"](curve_of(ladder(81), sigmoid_fall(ladder(81), at=-3.0, width=0.5)))
+    found = RULES["steepest"](curve_of(sweep_lrs(81), sigmoid_fall(sweep_lrs(81), at=-3.0, width=0.5)))
     assert found == pytest.approx(1e-3, rel=1e-9)
 
 
-def test_steepest_of_a_linear_ladder_is_read_against_log_lr() -> None:
-    """Catalogue row 30: the spacing of the rungs must not move the landmark; against LR itself it lies at 10**-1.5."""
+def test_steepest_of_a_linear_sweep_is_read_against_log_lr() -> None:
+    """Catalogue row 30: the spacing of the steps must not move the landmark; against LR itself it lies at 10**-1.5."""
     lrs = np.linspace(0.001, 1.0, 400)
     found = RULES["steepest"](curve_of(lrs, sigmoid_fall(lrs, at=-1.0, width=0.3)))
     assert decades(found) == pytest.approx(-1.0, abs=0.15)
 
 
-def test_steepest_at_the_very_first_rung_is_a_suggestion() -> None:
+def test_steepest_at_the_very_first_step_is_a_suggestion() -> None:
     """Catalogue row 27: torch-lr-finder took index 0 for "nothing found"."""
     curve = curve_of(LRS, fall_and_blow_up(LRS))
     first_is_steepest = dataclasses.replace(curve, slope=np.linspace(-1.0, 0.0, 100))
@@ -256,8 +256,8 @@ def test_rule_ignores_a_shift_of_the_loss(
 ) -> None:
     """Catalogue row 5: negative and near-zero losses are losses like any other."""
     losses = good_curve(num_steps, seed, std, at, width, diverges_at)
-    expected = RULES[name](curve_of(ladder(num_steps), losses))
-    assert_same_lr(RULES[name](curve_of(ladder(num_steps), losses + shift)), expected)
+    expected = RULES[name](curve_of(sweep_lrs(num_steps), losses))
+    assert_same_lr(RULES[name](curve_of(sweep_lrs(num_steps), losses + shift)), expected)
 
 
 @every_rule
@@ -276,8 +276,8 @@ def test_rule_ignores_a_positive_factor_on_the_loss(
 ) -> None:
     """Bits or nats, sum or mean: the LR of the landmark is the same."""
     losses = good_curve(num_steps, seed, std, at, width, diverges_at)
-    expected = RULES[name](curve_of(ladder(num_steps), losses))
-    assert_same_lr(RULES[name](curve_of(ladder(num_steps), losses * 10**log_factor)), expected)
+    expected = RULES[name](curve_of(sweep_lrs(num_steps), losses))
+    assert_same_lr(RULES[name](curve_of(sweep_lrs(num_steps), losses * 10**log_factor)), expected)
 
 
 @every_rule
@@ -294,10 +294,10 @@ def test_rule_follows_a_factor_on_all_learning_rates(
     log_factor: float,
     shift: float,
 ) -> None:
-    """Catalogue row 30: a ladder ten times higher with the same losses means an LR ten times higher, to 1e-9."""
+    """Catalogue row 30: LRs ten times higher with the same losses means an LR ten times higher, to 1e-9."""
     losses = good_curve(num_steps, seed, std, at, width, diverges_at)
-    expected = RULES[name](curve_of(ladder(num_steps), losses))
-    found = RULES[name](curve_of(ladder(num_steps) * 10**log_factor, losses))
+    expected = RULES[name](curve_of(sweep_lrs(num_steps), losses))
+    found = RULES[name](curve_of(sweep_lrs(num_steps) * 10**log_factor, losses))
     assert_same_lr(found, expected, factor=10**log_factor)
 
 
@@ -314,7 +314,7 @@ def test_suggestion_and_interval_share_the_invariances(
     shift: float,
 ) -> None:
     """The interval is redrawn noise: it must scale and stay with its curve exactly as the LR does."""
-    losses, lrs, factor = good_curve(num_steps, seed, std, at, width, diverges_at), ladder(num_steps), 10**log_factor
+    losses, lrs, factor = good_curve(num_steps, seed, std, at, width, diverges_at), sweep_lrs(num_steps), 10**log_factor
     plain = suggest(records(lrs, losses), diverged())
     shifted = suggest(records(lrs, losses + shift), diverged())
     scaled = suggest(records(lrs, losses * factor), diverged())
@@ -343,14 +343,14 @@ def test_interval_holds_the_lr_and_a_factor_of_two_to_either_side(name: str) -> 
 
 def test_clean_curve_has_the_narrowest_interval() -> None:
     """Without noise nothing moves when it is redrawn: 0.4 decades to either side remain."""
-    suggestion = suggest(records(ladder(81), cosine_valley(ladder(81))), diverged(80))
+    suggestion = suggest(records(sweep_lrs(81), cosine_valley(sweep_lrs(81))), diverged(80))
     assert suggestion.lr is not None
     assert suggestion.interval == pytest.approx((suggestion.lr * 10**-0.4, suggestion.lr * 10**0.4), rel=0.02)
 
 
 def test_noise_widens_the_interval() -> None:
     """How sure a suggestion is has to show: with noise of a sixth of the fall it is less sure than without."""
-    lrs = ladder(81)
+    lrs = sweep_lrs(81)
     widths = []
     for seed in SEEDS:
         interval = suggest(records(lrs, cosine_valley(lrs) + noise(seed, 81, std=0.35)), diverged(80)).interval
@@ -379,7 +379,7 @@ def test_unknown_method_lists_the_known_ones() -> None:
 
 
 def test_same_records_give_the_same_suggestion_bit_for_bit() -> None:
-    """Law 4: every rank computes it by itself, bootstrap included, and none may come to another answer."""
+    """Law 4: every rank computes it by itself, bootstrap included, and none may get another answer."""
     steps = records(LRS, fall_and_blow_up(LRS) + noise(5, std=0.1))
     assert suggest(steps, diverged()) == suggest(list(steps), diverged())
 
@@ -426,7 +426,7 @@ def test_rising_curve_has_no_descent(shape: str, std: float) -> None:
 
 @pytest.mark.parametrize("std", [0.0, 0.02, 0.1])
 def test_curve_cut_short_while_falling_has_no_divergence_and_no_lr(std: float) -> None:
-    """Catalogue row 28: the last LR wins every argmin there, only because the ladder ended (at 10**-2.7)."""
+    """Catalogue row 28: the last LR wins every argmin there, only because the sweep ended (at 10**-2.7)."""
     found = suggestions(fall_and_blow_up(LRS), ended(53), std=std, length=54)
     assert_all_without_lr(
         found, Verdict.NO_DIVERGENCE, "still falls at the last learning rate 1.9e-03; raise sweep.end_lr"
@@ -435,7 +435,7 @@ def test_curve_cut_short_while_falling_has_no_divergence_and_no_lr(std: float) -
 
 @pytest.mark.parametrize("std", [0.0, 0.01, 0.05])
 def test_fall_to_a_plateau_without_divergence_keeps_its_lr(std: float) -> None:
-    """Catalogue row 28: with three flat decades behind it the fall is seen whole: it does not "still fall"."""
+    """Catalogue row 28: with three flat decades after it the fall is seen whole: it does not "still fall"."""
     found = suggestions(sigmoid_fall(LRS, at=-3.0, width=0.3), ended(), std=std)
     assert_all_with_lr(found, Verdict.NO_DIVERGENCE, -3.1, 1.0)
 
@@ -486,7 +486,7 @@ def test_curve_that_diverges_at_its_first_step_has_no_descent(growth: float, num
 
 
 def test_nan_at_the_first_step_is_non_finite_at_start() -> None:
-    """Catalogue row 4: fail at once and say where, no suggestion."""
+    """Catalogue row 4: fail at once and name the step, no suggestion."""
     suggestion = suggest(records(LRS, [math.nan]), non_finite(0))
     assert suggestion.verdict == Verdict.NON_FINITE_AT_START
     assert "step 0" in suggestion.reason
@@ -543,15 +543,15 @@ def test_too_few_points_are_a_verdict_not_an_index_error(num_points: int, name: 
 
 @pytest.mark.parametrize("num_points", [0, 1, 9])
 def test_reason_names_the_points_that_are_needed(num_points: int) -> None:
-    """Catalogue row 27: a typed reason is only of use if it says what to change."""
+    """Catalogue row 27: a typed reason is only of use if it names what to change."""
     suggestion = suggest(records(LRS, fall_and_blow_up(LRS)[:num_points]), diverged(9))
     assert suggestion.reason == "fewer than 10 finite points; lower sweep.start_lr or raise sweep.num_steps"
 
 
 @pytest.mark.parametrize("num_points", range(10, 30))
-def test_short_ladders_never_raise(num_points: int) -> None:
-    """Catalogue row 27: from ten points on every rule has to find its window, or say that it found none."""
-    lrs = ladder(num_points)
+def test_short_sweeps_never_raise(num_points: int) -> None:
+    """Catalogue row 27: from ten points on every rule has to find its window, or report that it found none."""
+    lrs = sweep_lrs(num_points)
     for losses in (
         fall_and_blow_up(lrs),
         np.ones(num_points),
@@ -584,7 +584,7 @@ def test_huge_losses_neither_raise_nor_warn() -> None:
     assert -3.0 < decades(suggestion.lr) < -0.5
 
 
-# Robustness: what happens elsewhere on the ladder must not move the landmark.
+# Robustness: what happens elsewhere in the sweep must not move the landmark.
 
 
 @zero_phase_rule
@@ -595,14 +595,14 @@ def test_early_spike_does_not_win(name: str, spike: float) -> None:
     spiked = smooth.copy()
     spiked[3] = spike
     plain, found = RULES[name](curve_of(LRS, smooth)), RULES[name](curve_of(LRS, spiked))
-    assert decades(found) == pytest.approx(decades(plain), abs=1.5 * RUNG_DECADES)
+    assert decades(found) == pytest.approx(decades(plain), abs=1.5 * STEP_DECADES)
 
 
 @zero_phase_rule
 @pytest.mark.parametrize("num_steps", [20, 30, 50])
-def test_first_loss_alone_does_not_set_the_level_of_a_short_ladder(num_steps: int, name: str) -> None:
+def test_first_loss_alone_does_not_set_the_level_of_a_short_sweep(num_steps: int, name: str) -> None:
     """Catalogue row 29: one bad first batch must not raise the cap of the divergence to its own height."""
-    lrs = ladder(num_steps)
+    lrs = sweep_lrs(num_steps)
     smooth = with_tail(fall_and_blow_up(lrs, diverges_at=9.0), first=num_steps * 3 // 4, value=400.0)
     spiked = smooth.copy()
     spiked[0] = 50.0
@@ -623,18 +623,18 @@ def test_warm_up_noise_does_not_win() -> None:
 @pytest.mark.parametrize("length", [3, 19])
 @pytest.mark.parametrize("height", [3.0, 20.0, 400.0, 1e9])
 def test_height_of_the_tail_does_not_move_auto(height: float, length: int, first: int) -> None:
-    """Law 6: smoothing a tail of 3, 20, 400 backwards moves a minimum at 1e-1 to 1e-6; against a mild 2.5, a rung."""
+    """Law 6: smoothing a tail of 3, 20, 400 backwards moves a minimum at 1e-1 to 1e-6; a mild 2.5, by a step."""
     for seed in range(10):
         losses = (fall_and_blow_up(LRS, diverges_at=9.0) + noise(seed, std=0.02))[: first + length]
         mild = suggest(records(LRS, with_tail(losses, first=first, value=2.5)), diverged())
         found = suggest(records(LRS, with_tail(losses, first=first, value=height)), diverged())
-        assert decades(found.lr) == pytest.approx(decades(mild.lr), abs=1.01 * RUNG_DECADES)
+        assert decades(found.lr) == pytest.approx(decades(mild.lr), abs=1.01 * STEP_DECADES)
 
 
 @zero_phase_rule
 @pytest.mark.parametrize("height", [3.0, 20.0, 400.0])
 def test_rough_tail_never_draws_a_rule_into_the_blow_up(name: str, height: float) -> None:
-    """Law 6: behind 10**-0.5 the loss jumps about far above the level; an LR from there would destroy a training."""
+    """Law 6: above 10**-0.5 the loss jumps about far above the level; an LR from there would destroy a training."""
     for seed in SEEDS:
         rng = np.random.default_rng(seed)
         tail = height * rng.lognormal(0.0, 0.5, 20)
@@ -646,7 +646,7 @@ def test_rough_tail_never_draws_a_rule_into_the_blow_up(name: str, height: float
 def test_suggestion_is_in_the_unit_of_the_recorded_base_lr() -> None:
     """Catalogue row 31: ten times the LRs, ten times the answer; no scheduler's or group's factor comes in."""
     steps = records(10 * LRS, cosine_valley(LRS))
-    assert decades(suggest(steps, diverged(), method="minimum").lr) == pytest.approx(-1.0, abs=RUNG_DECADES)
+    assert decades(suggest(steps, diverged(), method="minimum").lr) == pytest.approx(-1.0, abs=STEP_DECADES)
 
 
 def test_repeats_average_noise_away() -> None:
@@ -672,7 +672,7 @@ def test_repeat_that_diverged_early_moves_the_lowest_point_to_its_left() -> None
 
 
 def test_repeats_that_went_nan_early_move_the_lowest_point_to_their_left() -> None:
-    """NaN is a divergence as well: two of three repeats are dead from rung 50 on, with their last good loss in hand."""
+    """NaN is a divergence as well: two of three repeats are dead from step 50 on, with their last good loss in hand."""
     steps = records(LRS, fall_and_blow_up(LRS))
     for repeat in (1, 2):
         steps += records(LRS, [*fall_and_blow_up(LRS)[:50], math.nan], repeat=repeat)
@@ -687,7 +687,7 @@ def test_interrupted_sweep_that_has_seen_the_divergence_still_suggests() -> None
     assert suggest(records(LRS, losses), [interrupted]).verdict == Verdict.OK
 
 
-# The subsequence behind `valley`.
+# The subsequence of `valley`.
 
 
 def brute_force_length(values: list[float]) -> int:
