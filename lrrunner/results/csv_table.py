@@ -1,4 +1,4 @@
-"""A CSV file that is complete after each row, also in the second life of a run. Standard library only."""
+"""A CSV file that is complete after each row, and can be continued by a resumed run. Standard library only."""
 
 from __future__ import annotations
 
@@ -10,51 +10,55 @@ from collections.abc import Sequence
 from pathlib import Path
 
 TIMES = ("elapsed_s", "timestamp_ms")
-"""Columns in which two lives of a run may differ."""
+"""Columns in which two attempts of a run may differ."""
 
 
 class CsvTable:
     """Rows of fixed columns.
 
-    A resumed table has rows already, and is given them once more: a row that is there, times aside, stays as it is. The
-    first one that differs ends the belief in what follows it.
+    A resumed run writes the rows of its previous attempt once more. A row that is equal, times aside, stays as it is in
+    the file; from the first one that differs on, the old rows are removed.
 
     Args:
         path: The file.
-        columns: Names, which are its first row.
-        resumed: Whether it may have rows; a last one that was cut off is none.
+        columns: Their names, the first row.
+        resumed: Whether the file may have rows; an incomplete last one is removed.
     """
 
     def __init__(self, path: Path, columns: Sequence[str], *, resumed: bool = False) -> None:
         self._columns = columns
         lines = path.read_bytes().splitlines(keepends=True) if resumed and path.exists() else []
-        self._known = deque(line for line in lines if line.endswith(b"\n"))
-        self._file = path.open("r+b" if self._known else "wb")
-        self._file.truncate(sum(map(len, self._known)))
+        self._old = deque(line for line in lines if line.endswith(b"\n"))
+        self._file = path.open("r+b" if self._old else "wb")
+        self._file.truncate(sum(map(len, self._old)))
         self.write(columns)
 
     def write(self, row: Sequence[object]) -> dict[str, str] | None:
-        """Write one row, flushed; one that was there already is returned as it stands, by column."""
+        """Write one row, flushed.
+
+        Returns:
+            The row of the previous attempt, by column, if it is equal; else None.
+        """
         line = _line(row)
-        if self._known:
-            known = self._known.popleft()
-            cells = dict(zip(self._columns, _cells(known), strict=False))
-            if self._content(known) == self._content(line):
-                self._file.seek(len(known), os.SEEK_CUR)
+        if self._old:
+            old = self._old.popleft()
+            cells = dict(zip(self._columns, _cells(old), strict=False))
+            if self._content(old) == self._content(line):
+                self._file.seek(len(old), os.SEEK_CUR)
                 return cells
-            self.forget()
+            self.drop_unrepeated()
         self._file.write(line)
         self._file.flush()
         return None
 
-    def forget(self) -> None:
-        """Remove the rows that were not written again."""
-        if self._known:
-            self._known.clear()
+    def drop_unrepeated(self) -> None:
+        """Remove the rows of the previous attempt that were not written again."""
+        if self._old:
+            self._old.clear()
             self._file.truncate()
 
     def close(self) -> None:
-        """No further rows."""
+        """Close the file."""
         self._file.close()
 
     def _content(self, line: bytes) -> list[str]:

@@ -1,4 +1,4 @@
-"""Going on with a run that was cut off: which directory qualifies, and what must be as it was. No torch."""
+"""Resuming an interrupted run: which directory qualifies, and what must be as it was. No torch."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from lrrunner.system.process_identity import is_alive
 from lrrunner.version import __version__
 
 FREE_KEYS = ("run", "launch", "tracking.timeout_s")
-"""What a resumed run may have otherwise: it does not change what is measured, nor where it is looked up."""
+"""Keys that may differ in a resumed run: they change neither what is measured nor where it is stored."""
 
 MAX_SHOWN = 5
 
 
 def code_versions() -> dict[str, str]:
-    """The code whose arithmetic a run rests on."""
+    """Versions of the code that computes the records, for status.json."""
     return {"version": __version__, "torch_version": version("torch")}
 
 
 def directory_errors(run: RunConfig) -> list[str]:
-    """Why ``run.resume`` cannot be gone on with, as far as its directory says.
+    """Why the run in ``run.resume`` cannot be resumed, as far as its directory shows.
 
     Args:
         run: The section ``run``; its ``resume`` is set.
@@ -38,7 +38,7 @@ def directory_errors(run: RunConfig) -> list[str]:
     if run.dir is not None and Path(run.dir).expanduser().resolve() != path.resolve():
         return [f"run.dir must be left out, or be run.resume={path}, got {run.dir}; leave it out"]
     if (path / "ledger.jsonl").exists() or (path / "multirun.yaml").exists():
-        return [f"run.resume must go with the grid of a batch, got the batch {path}; repeat its command, with -m"]
+        return [f"run.resume must name a single run, got the batch {path}; repeat the batch's command, with -m"]
     status = read_status(path)
     state = state_in(status)
     if not read_config(path):
@@ -46,14 +46,14 @@ def directory_errors(run: RunConfig) -> list[str]:
     if state == RunState.FINISHED:
         return [f"run.resume must name a run that has not finished, got {path}; see its suggestion.json"]
     identity = status.get("process")
-    works_here = state == RunState.RUNNING and status.get("host") == socket.gethostname()
-    if works_here and identity is not None and is_alive(identity):
-        return [f"run.resume must name a run that nobody works on, got {path}; wait for its end, or end it"]
+    runs_here = state == RunState.RUNNING and status.get("host") == socket.gethostname()
+    if runs_here and identity is not None and is_alive(identity):
+        return [f"run.resume must name a run that is not running, got {path}; wait for its end, or end it"]
     return []
 
 
 def differences(path: Path, config: Mapping[str, Any], *, world_size: int) -> list[str]:
-    """What keeps records from going on as they began: other ranks, another configuration, other code.
+    """What differs from the run to resume, so that its records could not continue: ranks, configuration, code.
 
     Args:
         path: The run directory.
@@ -65,20 +65,21 @@ def differences(path: Path, config: Mapping[str, Any], *, world_size: int) -> li
 
 
 def _status_differences(status: Mapping[str, Any], world_size: int) -> Iterator[str]:
+    must_continue = "run.resume must continue with"
     began_with = status.get("world_size", world_size)
     if began_with != world_size:
-        yield f"run.resume must go on with {began_with} rank(s), as the run began, got {world_size}; start {began_with}"
+        yield f"{must_continue} {began_with} rank(s), as the run began, got {world_size}; start {began_with}"
     for name, current in code_versions().items():
         if (old := status.get(name, current)) != current:
             what = {"version": "lrrunner", "torch_version": "torch"}[name]
-            yield f"run.resume must go on with {what} {old}, as the run began, got {current}; install it, or run anew"
+            yield f"{must_continue} {what} {old}, as the run began, got {current}; install it, or start a new run"
 
 
 def _config_differences(path: Path, config: Mapping[str, Any], status: Mapping[str, Any]) -> Iterator[str]:
     old, new = flattened(read_config(path)), flattened(config)
     keys = [key for key in sorted(old.keys() | new.keys()) if not _is_free(key) and old.get(key) != new.get(key)]
     for key in keys[:MAX_SHOWN]:
-        yield f"{key} must be {old.get(key, 'absent')} to resume {path}, got {new.get(key, 'nothing')}; give it so"
+        yield f"{key} must be {old.get(key, 'absent')} to resume {path}, got {new.get(key, 'nothing')}; set it to that"
     if len(keys) > MAX_SHOWN:
         yield f"{len(keys) - MAX_SHOWN} more keys differ from {path}/config.yaml; repeat the run's own command"
     if keys and status.get("command"):

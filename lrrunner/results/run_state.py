@@ -1,4 +1,4 @@
-"""How a run stands or ended: one state, with its exit code, its status in MLflow and its text."""
+"""The state of a run, with its exit code, its status in MLflow and its text."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 from lrrunner.system import exit_codes
 
-ENDED_WITHOUT_REPORT = "its process ended without a word"
-"""Cause of a run whose status.json says that it runs, while its process is gone."""
+ENDED_WITHOUT_REPORT = "its process ended without reporting"
+"""Cause of a run whose process has gone while its status.json still has the state running."""
 
 
 class RunState(StrEnum):
@@ -54,7 +54,7 @@ ENDED = (RunState.FINISHED, RunState.FAILED, RunState.KILLED)
 
 
 def state_in(status: Mapping[str, Any]) -> RunState | None:
-    """State in the content of status.json or batch.json; None where there is none that we know."""
+    """The state in status.json or batch.json; None if there is none, or an unknown one."""
     try:
         return RunState(status.get("state", ""))
     except ValueError:

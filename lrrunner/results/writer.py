@@ -1,4 +1,4 @@
-"""The run directory: the truth about a run, as plain files, readable at every moment. Rank 0 writes it."""
+"""Writes a run directory: the complete record of a run, in plain files that are readable at any time. Rank 0 only."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ STATUS_INTERVAL_S = 2.0
 
 
 def new_run_path() -> Path:
-    """runs/<time>-<short id> below the current directory."""
+    """Default run directory: runs/<time>-<short id> in the current directory."""
     return Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
 
 
@@ -34,11 +34,11 @@ class RunDirectory:
     """The files of one run.
 
     Args:
-        path: Where; made if missing. It must not hold a run yet, unless ``resumed``.
-        redactor: Masks secrets in everything written.
-        optional_columns: Those of records.csv that only some sweeps have.
-        resumed: Go on with the run in it. The rows it has stay; one that is recorded again is only compared, and what
-            follows the first one that differs gives way.
+        path: The directory; created if missing. It must not hold a run yet, unless ``resumed``.
+        redactor: Masks secrets in everything that is written.
+        optional_columns: Columns of records.csv that only some sweeps have.
+        resumed: Continue the run in the directory. Its rows stay and are compared with those recorded again; from the
+            first that differs on, they are replaced.
 
     Raises:
         ConfigError: the directory cannot be written, or holds a run already.
@@ -75,7 +75,7 @@ class RunDirectory:
             table.close()
 
     def discard(self) -> None:
-        """Remove what a run that does not start has written, and the directory if nothing else is in it."""
+        """Remove the files of a run that does not start, and the directory if it is empty then."""
         self._records.close()
         if self._resumed:
             return
@@ -86,7 +86,7 @@ class RunDirectory:
             self.path.rmdir()
 
     def write_inputs(self, config: dict[str, Any], overrides: Sequence[str]) -> None:
-        """config.yaml (resolved) and overrides.yaml; those of a resumed run stay."""
+        """Write config.yaml (resolved) and overrides.yaml; a resumed run keeps its own."""
         if self._resumed:
             return
         write_text(self.path / "config.yaml", _yaml(self._redactor.tree(config)), durable=True)
@@ -94,41 +94,41 @@ class RunDirectory:
 
     @property
     def mlflow_run_id(self) -> str | None:
-        """The MLflow run of a resumed run, where it is known."""
+        """MLflow run of the previous attempt of a resumed run, if known."""
         return self._status.get("mlflow_run_id")
 
     def record(self, step: Step) -> Step:
-        """Append one row to records.csv, flushed; now and then refresh the last step in status.json.
+        """Append one row to records.csv, flushed; update the last step in status.json every two seconds.
 
         Returns:
-            The step, with the times of an earlier life that recorded it already.
+            The step, with the times of the previous attempt if that recorded it already.
         """
-        known = self._records.write(cells(step, self._step_columns))
+        previous = self._records.write(cells(step, self._step_columns))
         if time.monotonic() - self._status_time > STATUS_INTERVAL_S:
             self.update_status(last_step=step.step)
-        return _at_its_time(step, known)
+        return _with_times_of(previous, step)
 
     def record_trial_step(self, trial: int, step: Step) -> Step:
-        """Append one row to trial_records.csv, flushed; the file is made with its first row. As :meth:`record`."""
+        """Append one row to trial_records.csv, as :meth:`record` does; the file is created with its first row."""
         row = [str(trial), *cells(step, TRIAL_STEP_COLUMNS[1:])]
-        return _at_its_time(step, self._table("trial_records.csv", TRIAL_STEP_COLUMNS).write(row))
+        return _with_times_of(self._table("trial_records.csv", TRIAL_STEP_COLUMNS).write(row), step)
 
     def record_trial(self, trial: Trial, *, schedule: str) -> None:
-        """Append one row to trials.csv, flushed; the file is made with its first row."""
+        """Append one row to trials.csv, flushed; the file is created with its first row."""
         number, *rest = cells(trial, [name for name in TRIAL_COLUMNS if name != "schedule"])
         self._table("trials.csv", TRIAL_COLUMNS).write([number, schedule, *rest])
 
-    def forget_unconfirmed(self) -> None:
-        """The run is over: rows that only an earlier life knows, and that this one did not come to, are none of it."""
+    def drop_unrepeated_rows(self) -> None:
+        """Remove rows of a previous attempt that the finished run has not recorded again."""
         for table in self._tables.values():
-            table.forget()
+            table.drop_unrepeated()
 
     def write_suggestion(self, test: RangeTestResult) -> None:
-        """suggestion.json."""
+        """Write suggestion.json."""
         write_json(self.path / SUGGESTION_FILE, suggestion_content(test), durable=True)
 
     def write_note(self, note: str) -> None:
-        """note.md: what the run came to, in words."""
+        """Write note.md, the description that MLflow shows."""
         write_text(self.path / "note.md", self._redactor.text(note), durable=True)
 
     def update_status(self, **changes: Any) -> None:
@@ -143,10 +143,10 @@ class RunDirectory:
         return self._tables[name]
 
 
-def _at_its_time(step: Step, known: dict[str, str] | None) -> Step:
-    if known is None:
+def _with_times_of(row: dict[str, str] | None, step: Step) -> Step:
+    if row is None:
         return step
-    return dataclasses.replace(step, elapsed_s=float(known["elapsed_s"]), timestamp_ms=int(known["timestamp_ms"]))
+    return dataclasses.replace(step, elapsed_s=float(row["elapsed_s"]), timestamp_ms=int(row["timestamp_ms"]))
 
 
 def _yaml(content: Any) -> str:

@@ -205,7 +205,7 @@ class Reporter:
         note = run_summary.note(test, self._job, command=self._command, directory=str(self.directory.path))
         self.directory.write_note(note)
         if not cause:
-            self.directory.forget_unconfirmed()
+            self.directory.drop_unrepeated_rows()
             checkpoints.remove(self.directory.path / CHECKPOINT_FOLDER)
         state = RunState.KILLED if cause else RunState.FINISHED
         self.directory.update_status(

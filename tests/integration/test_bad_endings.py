@@ -207,7 +207,7 @@ def test_a_run_left_by_a_killed_process_is_closed_at_the_next_start(tmp_path: Pa
     runs = client.search_runs([e.experiment_id for e in client.search_experiments()])
     assert sorted(run.info.status for run in runs) == ["FINISHED", "KILLED"]
     abandoned = json.loads((tmp_path / "run" / "status.json").read_text())
-    assert (abandoned["state"], abandoned["cause"]) == ("killed", "its process ended without a word")
+    assert (abandoned["state"], abandoned["cause"]) == ("killed", "its process ended without reporting")
 
 
 def test_an_unreachable_server_costs_no_record(tmp_path: Path) -> None:

@@ -137,7 +137,7 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ("changes", "num_processes", "words"),
     [
         (["sweep.seed=5"], 1, "sweep.seed must be 0 to resume run, got 5"),
-        ([], 2, "run.resume must go on with 1 rank(s), as the run began, got 2"),
+        ([], 2, "run.resume must continue with 1 rank(s), as the run began, got 2"),
     ],
 )
 def test_another_world_or_configuration_is_refused_by_name(
@@ -161,7 +161,7 @@ def test_other_code_is_refused_by_name(killed: Path) -> None:
     run = resumed(killed, *NO_TRACKING, num_processes=1)
     status.write_text(text)
     assert run.code == 2
-    assert "run.resume must go on with torch 1.0, as the run began, got" in run.err
+    assert "run.resume must continue with torch 1.0, as the run began, got" in run.err
 
 
 def test_a_directory_without_a_run_is_refused(tmp_path: Path) -> None:

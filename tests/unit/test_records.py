@@ -1,4 +1,4 @@
-"""The vocabulary says what a reader needs."""
+"""What records show to a reader."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def range_test(*stops: Stop) -> RangeTestResult:
     return RangeTestResult(steps=(), stops=stops, suggestion=NONE, world_size=1, global_batch_size=8)
 
 
-def test_an_interruption_speaks_for_all_repeats() -> None:
+def test_an_interruption_is_the_stop_of_all_repeats() -> None:
     """A killed run must not give an earlier repeat's divergence as its cause."""
     diverged = Stop(reason=StopReason.DIVERGED, step=80)
     interrupted = Stop(reason=StopReason.INTERRUPTED, step=85, ranks=(0, 1), repeat=1)
@@ -21,7 +21,7 @@ def test_an_interruption_speaks_for_all_repeats() -> None:
     assert str(interrupted) == "interrupted at step 85 on rank 0, 1"
 
 
-def test_otherwise_the_earliest_stop_does() -> None:
+def test_otherwise_it_is_the_earliest_stop() -> None:
     """The curve of all repeats ends where the first of them did."""
     late, early = Stop(reason=StopReason.END_OF_SCHEDULE, step=99), Stop(reason=StopReason.DIVERGED, step=80, repeat=1)
     assert range_test(late, early).stop is early
@@ -34,15 +34,15 @@ def test_the_closing_line_has_the_contracts_form() -> None:
     assert str(found) == "suggested lr: 1.2e-03   [6.1e-04, 2.4e-03]   verdict: ok"
 
 
-def test_the_stop_is_that_of_the_pass_that_was_believed() -> None:
-    """An earlier pass that ended its ladder says nothing about the curve; a signal speaks for everything."""
+def test_the_stop_is_that_of_the_pass_of_the_curve() -> None:
+    """The stop of an earlier pass has nothing to do with the curve; a signal ends everything."""
     first = Stop(reason=StopReason.END_OF_SCHEDULE, step=99)
     second = Stop(reason=StopReason.DIVERGED, step=80, sweep_pass=1)
     signal = Stop(reason=StopReason.INTERRUPTED, step=3, sweep_pass=1)
     assert range_test(first, second).stop is second
-    believed_first = dataclasses.replace(range_test(first, signal), curve_pass=0)
-    assert believed_first.curve_stop is first
-    assert believed_first.stop is signal
+    curve_of_first = dataclasses.replace(range_test(first, signal), curve_pass=0)
+    assert curve_of_first.curve_stop is first
+    assert curve_of_first.stop is signal
 
 
 def test_each_parameter_group_has_its_own_suggested_lr() -> None:

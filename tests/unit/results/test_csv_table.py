@@ -1,4 +1,4 @@
-"""A table in the second life of a run: what was recorded stays, times included."""
+"""A table of a resumed run: what was recorded stays, times included."""
 
 from __future__ import annotations
 
@@ -29,28 +29,28 @@ def test_a_row_written_again_keeps_its_times(tmp_path: Path) -> None:
     assert path.read_text().splitlines() == ["step,loss,elapsed_s", "0,0.5,1.0", "1,0.25,2.0", "2,0.125,13.0"]
 
 
-def test_rows_not_written_again_stay_until_they_are_forgotten(tmp_path: Path) -> None:
-    """A second life that is cut short loses nothing of the first."""
+def test_rows_not_written_again_stay_until_they_are_dropped(tmp_path: Path) -> None:
+    """A second attempt that is interrupted loses nothing of the first."""
     path = tmp_path / "x.csv"
     table(path, (0, 0.5, 1.0), (1, 0.25, 2.0), resumed=False)
     table(path, (0, 0.5, 11.0))
     assert path.read_text().splitlines()[1:] == ["0,0.5,1.0", "1,0.25,2.0"]
     again = CsvTable(path, COLUMNS, resumed=True)
     again.write((0, 0.5, 0.0))
-    again.forget()
+    again.drop_unrepeated()
     again.close()
     assert path.read_text().splitlines()[1:] == ["0,0.5,1.0"]
 
 
 def test_a_row_that_differs_replaces_what_follows(tmp_path: Path) -> None:
-    """A GPU that rounds otherwise: records must be those of one life from there on."""
+    """A GPU that rounds otherwise: records must be those of one attempt from there on."""
     path = tmp_path / "x.csv"
     table(path, (0, 0.5, 1.0), (1, 0.25, 2.0), (2, 0.125, 3.0), resumed=False)
     table(path, (0, 0.5, 11.0), (1, 0.26, 12.0))
     assert path.read_text().splitlines()[1:] == ["0,0.5,1.0", "1,0.26,12.0"]
 
 
-def test_a_row_that_was_cut_off_is_none(tmp_path: Path) -> None:
+def test_an_incomplete_row_is_removed(tmp_path: Path) -> None:
     """Also where all its columns have begun."""
     path = tmp_path / "x.csv"
     table(path, (0, 0.5, 1.0), resumed=False)
@@ -60,7 +60,7 @@ def test_a_row_that_was_cut_off_is_none(tmp_path: Path) -> None:
     assert path.read_text().splitlines()[1:] == ["0,0.5,1.0", "1,0.25,2.5"]
 
 
-def test_a_file_with_nothing_whole_in_it_begins_anew(tmp_path: Path) -> None:
+def test_a_file_without_a_complete_row_begins_anew(tmp_path: Path) -> None:
     """Killed while the header was written, or before."""
     path = tmp_path / "x.csv"
     path.write_text("step,lo")

@@ -67,7 +67,7 @@ def test_what_was_written_is_read(tmp_path: Path) -> None:
 
 
 def test_validation_losses_have_a_column_where_they_are_monitored(tmp_path: Path) -> None:
-    """Empty behind a step that was not evaluated, which is then no point of the curve."""
+    """Empty after a step that was not evaluated, which is then no point of the curve."""
     steps = [Step(step=0, lr=0.5, loss=2.0, val_loss=3.0), Step(step=1, lr=1.0, loss=1.5, is_monitored=False)]
     with RunDirectory(tmp_path / "run", Redactor(), optional_columns=["val_loss"]) as directory:
         for step in steps:
@@ -78,7 +78,7 @@ def test_validation_losses_have_a_column_where_they_are_monitored(tmp_path: Path
     assert [(step.loss, step.val_loss, step.monitored_loss) for step in read] == [(2.0, 3.0, 3.0), (1.5, None, None)]
 
 
-def test_a_row_that_was_cut_off_is_no_row(tmp_path: Path) -> None:
+def test_an_incomplete_row_is_no_row(tmp_path: Path) -> None:
     """The machine died while it was written."""
     written(tmp_path / "run")
     path = tmp_path / "run" / "records.csv"

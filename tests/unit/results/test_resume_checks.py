@@ -28,7 +28,7 @@ def errors_of(path: Path, directory: str | None = None) -> list[str]:
 
 
 def test_a_killed_or_failed_run_and_one_whose_process_is_gone_can_be_resumed(tmp_path: Path) -> None:
-    """Also one that died before it could say what it is."""
+    """Also one that died before it wrote its status."""
     assert errors_of(run_in(tmp_path)) == []
     assert errors_of(run_in(tmp_path, state="failed")) == []
     gone = process_identity(2**22 - 1)
@@ -38,29 +38,32 @@ def test_a_killed_or_failed_run_and_one_whose_process_is_gone_can_be_resumed(tmp
 
 
 @pytest.mark.parametrize(
-    ("status", "words"),
+    ("status", "text"),
     [
         ({"state": "finished"}, "must name a run that has not finished"),
-        ({"state": "running", "host": socket.gethostname(), "process": process_identity()}, "nobody works on"),
+        (
+            {"state": "running", "host": socket.gethostname(), "process": process_identity()},
+            "must name a run that is not running",
+        ),
     ],
 )
-def test_other_runs_are_refused(status: dict[str, Any], words: str, tmp_path: Path) -> None:
+def test_other_runs_are_refused(status: dict[str, Any], text: str, tmp_path: Path) -> None:
     """Two processes in one directory would spoil both; a finished one has nothing left to do."""
     (message,) = errors_of(run_in(tmp_path, **status))
-    assert words in message
+    assert text in message
 
 
 def test_run_dir_beside_resume_is_a_contradiction_unless_it_is_the_same(tmp_path: Path) -> None:
-    """Which of the two is meant is the user's to say."""
+    """Which of the two is meant is the user's decision."""
     run_in(tmp_path)
     assert errors_of(tmp_path, str(tmp_path)) == []
     assert "run.dir must be left out" in errors_of(tmp_path, "elsewhere")[0]
 
 
 def test_a_batch_is_named_as_one(tmp_path: Path) -> None:
-    """Its own command goes on with it."""
+    """Its own command resumes it."""
     (tmp_path / "ledger.jsonl").touch()
-    assert "must go with the grid of a batch" in errors_of(tmp_path)[0]
+    assert "must name a single run, got the batch" in errors_of(tmp_path)[0]
 
 
 def test_what_does_not_change_the_records_may_differ(tmp_path: Path) -> None:
@@ -77,8 +80,8 @@ def test_every_difference_is_named(tmp_path: Path) -> None:
     )
     messages = differences(tmp_path, CONFIG | {"model": {"width": 4, "depth": 1}}, world_size=3)
     assert [message.partition(",")[0] for message in messages] == [
-        "run.resume must go on with 2 rank(s)",
-        "run.resume must go on with lrrunner 0.0",
+        "run.resume must continue with 2 rank(s)",
+        "run.resume must continue with lrrunner 0.0",
         f"model.depth must be absent to resume {tmp_path}",
         f"model.width must be 3 to resume {tmp_path}",
         f"the run began with: lrrunner a=1; repeat that with run.resume={tmp_path}",

@@ -1,4 +1,4 @@
-"""One table says what a state means to a shell, to MLflow and to a reader."""
+"""One table gives a state's exit code, its status in MLflow and its text."""
 
 from __future__ import annotations
 

@@ -114,8 +114,8 @@ def test_trials_are_readable_after_each_and_absent_without_any(tmp_path: Path) -
     ]
 
 
-def test_the_suggestion_keeps_what_the_sweep_said_and_what_was_only_extrapolated(tmp_path: Path) -> None:
-    """A reader must be able to tell a measurement from a guess."""
+def test_the_suggestion_keeps_what_the_sweep_suggested_and_what_was_only_extrapolated(tmp_path: Path) -> None:
+    """A reader must be able to distinguish a measurement from a guess."""
     sweep = Suggestion(lr=1e-3, method="auto", verdict=Verdict.OK, reason="", interval=(5e-4, 2e-3))
     found = Suggestion(lr=2e-3, method="auto", verdict=Verdict.OK, reason="", interval=(1e-3, 4e-3))
     test = RangeTestResult(
@@ -162,7 +162,7 @@ def test_the_suggestion_keeps_what_the_sweep_said_and_what_was_only_extrapolated
 
 
 def test_a_half_written_file_is_no_artifact(tmp_path: Path) -> None:
-    """A process that dies while it draws leaves one behind, which must not reach MLflow."""
+    """A process that dies while it draws leaves one, which must not reach MLflow."""
     with RunDirectory(tmp_path, Redactor()) as directory:
         directory.write_note("done")
         (tmp_path / ".lr_sweep.png.part").write_bytes(b"half a picture")
