@@ -1,25 +1,29 @@
-"""FSDP2: each rank keeps a shard of every parameter, gradient and optimizer state. Alone in knowing DTensors.
+"""FSDP2: each rank keeps a shard of every parameter, gradient and optimizer state. No other module knows DTensors.
 
-Nothing here communicates but the model's own forward and backward passes, which gather the parameters of one block at a
-time.
+Nothing here communicates; the model's own forward and backward passes gather the parameters of one block at a time.
+``torch.distributed.fsdp`` takes most of a second to import. It is imported here only to shard a model: where nobody has
+imported it, no tensor and no module is sharded.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeGuard
 
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor, Replicate, Shard
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+    from torch.distributed.fsdp import FSDPModule
+    from torch.distributed.tensor import DTensor
 
 
 def shard(model: nn.Module, *, device: torch.device, block_classes: Collection[str] = ()) -> None:
-    """Keep only this rank's shard of every parameter, in place: block by block, then what is left at the root.
+    """Keep only this rank's shard of every parameter, in place: block by block, then the rest at the root.
 
     The device never holds more than the shards and one block. Ranks must hold the same weights before: unlike DDP,
     nothing is broadcast. Blocks are gathered anew for the backward pass, so that between steps a model is its shards.
@@ -33,8 +37,11 @@ def shard(model: nn.Module, *, device: torch.device, block_classes: Collection[s
         ValueError: no module is of such a class, or a parameter is part of two blocks.
         Exception: what torch raises on parameters that it cannot shard.
     """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
     found = blocks(model, block_classes)
-    if name := _shared_between(found, model):
+    if name := _parameter_of_two_blocks(found, model):
         raise ValueError(f"the parameter {name} is shared between blocks")
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     for module in [*found, model]:
@@ -57,29 +64,52 @@ def blocks(model: nn.Module, classes: Collection[str] = ()) -> list[nn.Module]:
     return list(dict.fromkeys(found))  # a block may be applied several times
 
 
+def is_dtensor(tensor: torch.Tensor) -> TypeGuard[DTensor]:
+    """Whether a tensor is sharded or replicated over ranks."""
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(tensor, module.DTensor)
+
+
+def is_fsdp_module(module: nn.Module) -> TypeGuard[FSDPModule]:
+    """Whether ``fully_shard`` was applied to a module itself."""
+    fsdp = sys.modules.get("torch.distributed.fsdp")
+    return fsdp is not None and isinstance(module, fsdp.FSDPModule)
+
+
+def has_fsdp1(model: nn.Module) -> bool:
+    """Whether a module of a model is sharded by the first FSDP, which shards flattened parameters."""
+    fsdp = sys.modules.get("torch.distributed.fsdp")
+    return fsdp is not None and any(isinstance(part, fsdp.FullyShardedDataParallel) for part in model.modules())
+
+
 def local_part(tensor: torch.Tensor) -> torch.Tensor:
     """This rank's shard of a sharded tensor, sharing its memory; any other tensor itself."""
-    return tensor.to_local().detach() if isinstance(tensor, DTensor) else tensor
+    return tensor.to_local().detach() if is_dtensor(tensor) else tensor
 
 
 def is_sharded(model: nn.Module) -> bool:
-    """Whether some parameter is a shard of one."""
-    return any(isinstance(parameter, DTensor) for parameter in model.parameters())
+    """Whether some parameter of a model is sharded."""
+    return any(is_dtensor(parameter) for parameter in model.parameters())
 
 
 def is_sharded_over(model: nn.Module, world_size: int) -> bool:
     """Whether FSDP2 holds every parameter, from the root down, in one shard for each of so many ranks."""
-    return isinstance(model, FSDPModule) and all(
-        isinstance(parameter, DTensor)
+    parameters = list(model.parameters())
+    if not is_fsdp_module(model):
+        return False
+    from torch.distributed.tensor import Shard
+
+    return all(
+        is_dtensor(parameter)
         and parameter.device_mesh.shape == (world_size,)
         and isinstance(parameter.placements[0], Shard)
-        for parameter in model.parameters()
+        for parameter in parameters
     )
 
 
 def reshard(model: nn.Module) -> None:
-    """Give up gathered parameters and half a pass, which an exception in forward or backward leaves behind."""
-    modules = [module for module in model.modules() if isinstance(module, FSDPModule)]
+    """Free gathered parameters and end half a pass, which an exception in forward or backward leaves behind."""
+    modules = [module for module in model.modules() if is_fsdp_module(module)]
     if modules:
         with suppress(AttributeError):  # before the first pass, or before torch 2.13
             modules[0].reset_iter_state()
@@ -90,7 +120,7 @@ def reshard(model: nn.Module) -> None:
 @contextmanager
 def no_sync(model: nn.Module) -> Iterator[None]:
     """Backward passes inside leave gradients whole and local; the next one outside reduces their sum."""
-    assert isinstance(model, FSDPModule)
+    assert is_fsdp_module(model)
     model.set_requires_gradient_sync(False)
     try:
         yield
@@ -115,32 +145,38 @@ class Layout(NamedTuple):
 
     @classmethod
     def of(cls, tensor: torch.Tensor) -> Self | None:
-        """That of a sharded tensor; None for any other."""
-        if not isinstance(tensor, DTensor):
+        """The layout of a sharded tensor; None for any other."""
+        if not is_dtensor(tensor):
             return None
         return cls(tensor.device_mesh, tuple(tensor.placements), tensor.shape, tensor.stride())
 
     def whole(self, local: torch.Tensor) -> torch.Tensor:
-        """The sharded tensor that ``local`` is this rank's part of."""
+        """The sharded tensor whose part on this rank is ``local``."""
+        from torch.distributed.tensor import DTensor
+
         return DTensor.from_local(
             local, self.mesh, self.placements, run_check=False, shape=self.shape, stride=self.stride
         )
 
-    def portable(self) -> dict[str, Any]:
-        """Plain values, but for the ranks.
+    def state_dict(self) -> dict[str, Any]:
+        """The layout as plain values, without the ranks.
 
         Raises:
-            TypeError: parts that are neither shards nor copies.
+            TypeError: the tensor is neither sharded nor replicated.
         """
+        from torch.distributed.tensor import Replicate, Shard
+
         if not all(isinstance(placement, Shard | Replicate) for placement in self.placements):
             raise TypeError(f"a tensor placed as {self.placements} is neither sharded nor replicated")
         dims = [placement.dim if isinstance(placement, Shard) else None for placement in self.placements]
         return {"dims": dims, "shape": list(self.shape), "stride": list(self.stride)}
 
     @classmethod
-    def from_portable(cls, content: dict[str, Any], model: nn.Module) -> Self:
-        """The layout that :meth:`portable` has written down, on the ranks that share ``model``."""
-        mesh = next(p.device_mesh for p in model.parameters() if isinstance(p, DTensor))
+    def from_state_dict(cls, content: dict[str, Any], model: nn.Module) -> Self:
+        """The layout that :meth:`state_dict` was made of, on the ranks of ``model``."""
+        from torch.distributed.tensor import Replicate, Shard
+
+        mesh = next(parameter.device_mesh for parameter in model.parameters() if is_dtensor(parameter))
         placements = tuple(Replicate() if dim is None else Shard(dim) for dim in content["dims"])
         return cls(mesh, placements, torch.Size(content["shape"]), tuple(content["stride"]))
 
@@ -161,8 +197,8 @@ def _elements_of_lists(module: nn.Module) -> Iterator[nn.Module]:
             yield from _elements_of_lists(child)
 
 
-def _shared_between(blocks: list[nn.Module], model: nn.Module) -> str | None:
-    """Name of a parameter that two blocks, or a block and what is beside the blocks, both use; None without any."""
+def _parameter_of_two_blocks(blocks: list[nn.Module], model: nn.Module) -> str | None:
+    """Name of a parameter that two blocks, or a block and a module outside of blocks, share; None without any."""
     owners = {id(parameter): block for block in blocks for parameter in block.parameters()}
     inside = {id(module) for block in blocks for module in block.modules()}
     for block in blocks:

@@ -1,8 +1,8 @@
 """Save and restore what a sweep changes: model, optimizer, scaler, random number generators. In memory, on each rank.
 
-Nothing here communicates, so a rank can restore whatever became of the others. Of sharded tensors, each rank saves and
-restores its shard; no rank ever holds the whole. The portable form of what is saved holds
-plain values and tensors in host memory only, so that ``torch.load(weights_only=True)`` reads it back.
+Nothing here communicates, so that a rank can restore although another one has failed. Of sharded tensors, each rank
+saves and restores its shard; no rank ever holds the whole. State dictionaries hold plain values and tensors in host
+memory only, so that ``torch.load(weights_only=True)`` reads them back.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from lrrunner.training.fsdp import Layout, is_sharded, local_part, reshard
 
 
 class _SavedTensor(NamedTuple):
-    """A copy in host memory (a snapshot must not raise the peak of device memory), and where it belongs.
+    """A copy in host memory (a snapshot must not raise the peak of device memory), and the device it belongs to.
 
-    Of a sharded tensor, this rank's shard.
+    Of a sharded tensor, it is this rank's shard.
     """
 
     values: torch.Tensor
@@ -52,20 +52,20 @@ class RngState:
 
     @classmethod
     def capture(cls, device: torch.device) -> RngState:
-        """Remember the generators of this process and of ``device``."""
+        """The state of the generators of this process and of ``device``."""
         cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
         return cls(random.getstate(), np.random.get_state(), torch.get_rng_state(), cuda)
 
     @classmethod
-    def from_portable(cls, tree: dict[str, Any]) -> RngState:
-        """The state that :meth:`portable` has written down."""
-        name, keys, *rest = tree["numpy"]
+    def from_state_dict(cls, state: dict[str, Any]) -> RngState:
+        """The state that :meth:`state_dict` was made of."""
+        name, keys, *rest = state["numpy"]
         numpy_state = (name, keys.numpy().astype(np.uint32), *rest)
-        version, words, gauss = tree["python"]
-        return cls((version, tuple(words), gauss), numpy_state, tree["torch_cpu"], tree["cuda"])
+        version, internal, gauss = state["python"]
+        return cls((version, tuple(internal), gauss), numpy_state, state["torch_cpu"], state["cuda"])
 
-    def portable(self) -> dict[str, Any]:
-        """Plain values and tensors."""
+    def state_dict(self) -> dict[str, Any]:
+        """The state as plain values and tensors."""
         name, keys, *rest = self.numpy
         return {
             "python": self.python,
@@ -75,7 +75,7 @@ class RngState:
         }
 
     def restore(self, device: torch.device) -> None:
-        """Put every generator back."""
+        """Restore every generator."""
         random.setstate(self.python)
         np.random.set_state(self.numpy)
         torch.set_rng_state(self.torch_cpu)
@@ -85,24 +85,22 @@ class RngState:
 
 def seed_rngs(*entropy: int) -> None:
     """Seed every generator of this process from a tuple of non-negative integers, such as (seed, repeat, rank)."""
-    words = np.random.SeedSequence(entropy).generate_state(3)
-    random.seed(int(words[0]))
-    np.random.seed(int(words[1]))
-    torch.manual_seed(int(words[2]))
+    seeds = np.random.SeedSequence(entropy).generate_state(3)
+    random.seed(int(seeds[0]))
+    np.random.seed(int(seeds[1]))
+    torch.manual_seed(int(seeds[2]))
 
 
 class Snapshot:
-    """Bitwise copies of parameters, buffers, gradients, train flags, optimizer and scaler; a rank's shards of them.
+    """Bitwise copies of parameters, buffers, gradients, train flags, optimizer and scaler; of shards where sharded.
 
-    The optimizer's own counters are among them.
-
-    Restoring writes into the live parameters and buffers, so references to them stay valid, and can be done any number
-    of times. Gradients and the optimizer's state come back as new tensors; one that several entries of the state share
-    is shared again.
+    The optimizer's own counters are copied, too. Restoring can be repeated. It writes into the live parameters and
+    buffers, so that references to them stay valid; gradients and the optimizer's state become new tensors, and one that
+    several entries of the state share is shared again.
 
     Args:
         model: The module whose parameters the optimizer holds (wrapped or not).
-        optimizer: Its optimizer; lazily created state that is not there yet is not created.
+        optimizer: Its optimizer; state that it has not created yet is not created here.
         scaler: Gradient scaler, if the training uses one.
     """
 
@@ -127,7 +125,7 @@ class Snapshot:
 
     @torch.no_grad()
     def restore(self) -> None:
-        """Put everything back, bit for bit."""
+        """Restore everything, bit for bit."""
         reshard(self._model)
         for parameter, values, gradient in zip(
             self._model.parameters(), self._parameters, self._gradients, strict=True
@@ -140,15 +138,15 @@ class Snapshot:
         self._restore_optimizer()
         if self._scaler is not None and self._scaler_state is not None:
             self._scaler.load_state_dict(self._scaler_state)
-            self._scaler._per_optimizer_states.clear()  # an exception between unscale_ and update leaves its mark here
+            self._scaler._per_optimizer_states.clear()  # an exception between unscale_ and update leaves an entry
 
     @property
     def is_sharded(self) -> bool:
-        """Whether it holds one rank's shards."""
+        """Whether it holds this rank's shards."""
         return is_sharded(self._model)
 
-    def portable(self) -> dict[str, Any]:
-        """Parameters, optimizer, scaler and train flags: what ranks have in common, or their shards of it.
+    def state_dict(self) -> dict[str, Any]:
+        """Parameters, optimizer, scaler and train flags, which are the same on all ranks, or their shards.
 
         Gradients are left out.
 
@@ -157,28 +155,31 @@ class Snapshot:
         """
         numbers = {param: number for number, param in enumerate(self._optimizer_parameters())}
         return {
-            "parameters": [_portable(saved) for saved in self._parameters],
+            "parameters": [_plain(saved) for saved in self._parameters],
             "training": list(self._training),
-            "optimizer": [(numbers[param], _portable(state)) for param, state in self._optimizer_state.items()],
-            "groups": [_portable(group) for group in self._groups],
-            "scaler": _portable(self._scaler_state),
+            "optimizer": [(numbers[param], _plain(state)) for param, state in self._optimizer_state.items()],
+            "groups": [_plain(group) for group in self._groups],
+            "scaler": _plain(self._scaler_state),
         }
 
-    def portable_buffers(self) -> list[Any]:
-        """What may differ by rank: the buffers of every module, in order."""
-        return [{name: _portable(saved) for name, (_, saved) in buffers.items()} for _, buffers in self._buffers]
+    def buffers_state(self) -> list[Any]:
+        """The buffers of every module, in order, which may differ by rank."""
+        return [{name: _plain(saved) for name, (_, saved) in buffers.items()} for _, buffers in self._buffers]
 
-    def adopt(self, tree: dict[str, Any], buffers: list[Any]) -> None:
-        """Remember what :meth:`portable` and :meth:`portable_buffers` of such a model wrote down, instead."""
+    def load_state_dict(self, state: dict[str, Any], buffers: list[Any]) -> None:
+        """Replace the copies by those that :meth:`state_dict` and :meth:`buffers_state` were made of.
+
+        The model itself is changed by :meth:`restore` only.
+        """
         model, parameters = self._model, self._optimizer_parameters()
-        self._parameters = [_adopted(saved, model) for saved in tree["parameters"]]
+        self._parameters = [_from_plain(saved, model) for saved in state["parameters"]]
         self._gradients = [None] * len(self._parameters)
-        self._training = list(tree["training"])
-        self._optimizer_state = {parameters[number]: _adopted(state, model) for number, state in tree["optimizer"]}
-        self._groups = [_adopted(group, model) for group in tree["groups"]]
-        self._scaler_state = _adopted(tree["scaler"], model)
+        self._training = list(state["training"])
+        self._optimizer_state = {parameters[number]: _from_plain(entry, model) for number, entry in state["optimizer"]}
+        self._groups = [_from_plain(group, model) for group in state["groups"]]
+        self._scaler_state = _from_plain(state["scaler"], model)
         self._buffers = [
-            (module, {name: _matching_buffer(module, name, _adopted(saved, model)) for name, saved in named.items()})
+            (module, {name: _matching_buffer(module, name, _from_plain(saved, model)) for name, saved in named.items()})
             for module, named in zip(model.modules(), buffers, strict=True)
         ]
 
@@ -216,18 +217,18 @@ def saved_buffers(model: nn.Module) -> SavedBuffers:
 
 
 def restore_buffers(saved: SavedBuffers) -> None:
-    """Put the very buffers back, with their values."""
+    """Restore the original buffers and their values."""
     for module, buffers in saved:
         _restore_buffers(module, buffers)
 
 
 def _counters(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """What an optimizer keeps in plain attributes: whether it has stepped yet, for its scheduler's warning, say."""
+    """Plain attributes of an optimizer: whether it has stepped yet, for its scheduler's warning, say."""
     return {name: value for name, value in vars(optimizer).items() if isinstance(value, bool | int | float)}
 
 
 def _restore_buffers(module: nn.Module, buffers: dict[str, tuple[torch.Tensor | None, Any]]) -> None:
-    """Forward may have replaced, resized, set or removed a buffer: the original object comes back, with its values."""
+    """Restore the original objects and their values; forward may have replaced, resized, set or removed a buffer."""
     for name in module._buffers.keys() - buffers.keys():
         del module._buffers[name]
     for name, (original, saved) in buffers.items():
@@ -246,7 +247,7 @@ def _same_bits(first: torch.Tensor, second: torch.Tensor) -> bool:
 
 
 def _matching_buffer(module: nn.Module, name: str, saved: Any) -> tuple[torch.Tensor | None, Any]:
-    """The module's own buffer where it fits, and what goes into it."""
+    """The module's own buffer if it fits, else a new one; and its copy."""
     if saved is None:
         return None, None
     current = module._buffers.get(name)
@@ -254,17 +255,17 @@ def _matching_buffer(module: nn.Module, name: str, saved: Any) -> tuple[torch.Te
     return (current if fits else saved.tensor()), saved
 
 
-def _portable(value: Any) -> Any:
-    """A saved value as plain values and tensors; a dictionary as pairs, so that it cannot be taken for a tensor."""
+def _plain(value: Any) -> Any:
+    """A copy as plain values and tensors; a dictionary as pairs, so that it cannot be mistaken for a tensor."""
     if isinstance(value, _SavedTensor):
-        layout = {} if value.layout is None else {"layout": value.layout.portable()}
+        layout = {} if value.layout is None else {"layout": value.layout.state_dict()}
         return {"tensor": value.values, "device": value.device.type} | layout
     if isinstance(value, dict):
-        return {"items": [(_portable(key), _portable(item)) for key, item in value.items()]}
+        return {"items": [(_plain(key), _plain(item)) for key, item in value.items()]}
     if isinstance(value, list):
-        return {"list": [_portable(item) for item in value]}
+        return {"list": [_plain(item) for item in value]}
     if isinstance(value, tuple) and type(value) is tuple:
-        return {"tuple": [_portable(_saved(item)) for item in value]}
+        return {"tuple": [_plain(_saved(item)) for item in value]}
     for plain in (bool, int, float, str):
         if isinstance(value, plain):
             return plain(value)
@@ -273,24 +274,24 @@ def _portable(value: Any) -> Any:
     raise TypeError(f"{type(value).__module__}.{type(value).__qualname__} is neither a tensor nor a plain value")
 
 
-def _adopted(value: Any, model: nn.Module) -> Any:
-    """The saved value behind a portable one, for a ``model`` like the one it was taken from."""
+def _from_plain(value: Any, model: nn.Module) -> Any:
+    """The copy that :func:`_plain` was made of, for a ``model`` like the one that it was made from."""
     if not isinstance(value, dict):
         return value
     if "tensor" in value:
         on_host = value["device"] == "cpu"
         device = torch.device("cpu") if on_host else next(model.parameters()).device
-        layout = Layout.from_portable(value["layout"], model) if "layout" in value else None
+        layout = Layout.from_state_dict(value["layout"], model) if "layout" in value else None
         return _SavedTensor(value["tensor"], device, layout)
     if "items" in value:
-        return {_adopted(key, model): _adopted(item, model) for key, item in value["items"]}
+        return {_from_plain(key, model): _from_plain(item, model) for key, item in value["items"]}
     if "list" in value:
-        return [_adopted(item, model) for item in value["list"]]
-    return tuple(_restored(_adopted(item, model)) for item in value["tuple"])
+        return [_from_plain(item, model) for item in value["list"]]
+    return tuple(_restored(_from_plain(item, model)) for item in value["tuple"])
 
 
 def _saved(value: Any, copies: dict[int, _SavedTensor] | None = None) -> Any:
-    """A copy of a value; of a tensor that ``copies`` has by its identity, the one that is there."""
+    """A copy of a value; a tensor whose identity is in ``copies`` has that copy."""
     copies = {} if copies is None else copies
     if isinstance(value, torch.Tensor):
         if id(value) not in copies:
@@ -304,7 +305,7 @@ def _saved(value: Any, copies: dict[int, _SavedTensor] | None = None) -> Any:
 
 
 def _restored(value: Any, tensors: dict[int, torch.Tensor] | None = None) -> Any:
-    """The value behind a saved one; the same tensor again for a copy that ``tensors`` has by its identity."""
+    """The value of a copy; a copy whose identity is in ``tensors`` has that tensor."""
     tensors = {} if tensors is None else tensors
     if isinstance(value, _SavedTensor):
         if id(value) not in tensors:

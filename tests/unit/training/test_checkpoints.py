@@ -233,13 +233,13 @@ def test_portable_snapshots_bring_everything_back(optimizer: Any, tmp_path: Path
     part.model.register_buffer("count", torch.tensor([3.5]))
     run_steps(part, 3)
     snapshot = Snapshot(part.model, part.optimizer)
-    torch.save((snapshot.portable(), snapshot.portable_buffers()), tmp_path / "x")
+    torch.save((snapshot.state_dict(), snapshot.buffers_state()), tmp_path / "x")
     expected = copy.deepcopy((part.model.state_dict(), part.optimizer.state_dict()))
     run_steps(part, 2)
     part.model.count.fill_(0.0)
-    tree, buffers = torch.load(tmp_path / "x", weights_only=True)
+    state, buffers = torch.load(tmp_path / "x", weights_only=True)
     other = Snapshot(part.model, part.optimizer)
-    other.adopt(tree, buffers)
+    other.load_state_dict(state, buffers)
     other.restore()
     assert str(expected) == str((part.model.state_dict(), part.optimizer.state_dict()))
 
@@ -256,13 +256,13 @@ def test_random_numbers_go_on_through_a_file(tmp_path: Path) -> None:
     """Python's, numpy's and torch's, in the middle of a pair of normal ones."""
     random.gauss(0, 1)
     np.random.standard_normal()
-    torch.save(RngState.capture(torch.device("cpu")).portable(), tmp_path / "x")
+    torch.save(RngState.capture(torch.device("cpu")).state_dict(), tmp_path / "x")
 
     def draw() -> tuple[float, ...]:
         return random.gauss(0, 1), random.random(), np.random.standard_normal(), torch.rand(()).item()
 
     expected = draw()
-    RngState.from_portable(torch.load(tmp_path / "x", weights_only=True)).restore(torch.device("cpu"))
+    RngState.from_state_dict(torch.load(tmp_path / "x", weights_only=True)).restore(torch.device("cpu"))
     assert draw() == expected
 
 
