@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.nn.parallel import DistributedDataParallel
 
 from lrrunner.config.schema import (
@@ -399,7 +398,7 @@ def _model_errors(model: Any, *, world_size: int) -> list[str]:
             f"model must be sharded by fully_shard(model) over all {world_size} ranks and nothing else, got "
             f"{type(model).__name__} on another mesh; sweep the same global batch with DDP"
         ]
-    if any(isinstance(module, FullyShardedDataParallel) for module in model.modules()):
+    if fsdp.has_fsdp1(model):
         return [f"model must be sharded with FSDP2, got FSDP1 in {type(model).__name__}; set fsdp_version=2"]
     if world_size > 1 and not any(isinstance(module, DistributedDataParallel) for module in model.modules()):
         return [

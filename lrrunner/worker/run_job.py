@@ -18,8 +18,6 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedDataParallelKwargs
-from torch import nn
-from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
 from lrrunner.config.command_line import CommandLine, launch_command
@@ -39,6 +37,7 @@ from lrrunner.system.terminal import shown_path
 from lrrunner.training import checkpoints, collectives, fsdp
 from lrrunner.training.checkpoints import Checkpoints
 from lrrunner.training.collectives import Collective
+from lrrunner.training.deferred_dynamo import defer_dynamo, is_dynamo_loaded
 from lrrunner.training.engine import RankContext
 from lrrunner.training.learning_rate import LearningRate
 from lrrunner.training.optimizers import lr_remark
@@ -143,6 +142,8 @@ def join_world() -> World:
     claimed = int(os.environ.get("WORLD_SIZE", "1"))
     if claimed != collective.world_size:
         _refuse(_world_message(claimed, collective.world_size))
+    if collective.world_size == 1:  # DDP needs it
+        defer_dynamo()
     return World(collective=collective, on_cpu=on_cpu)
 
 
@@ -347,9 +348,11 @@ def _without_fsdp_switch() -> Iterator[None]:
 def _trainable(
     job: Config, parts: Components, chosen: ExecutionSettings, accelerator: Accelerator, collective: Collective
 ) -> Trainable:
-    model = accelerator.prepare_model(parts.model, evaluation_mode=chosen.fsdp)  # which leaves out DDP alone
-    wrapper = FSDPModule if chosen.fsdp else DistributedDataParallel if collective.world_size > 1 else nn.Module
-    assert isinstance(getattr(model, "_orig_mod", model), wrapper), type(model)
+    # evaluation_mode leaves out DDP alone; with device_placement given, Accelerate does not import DTensor to choose it
+    model = accelerator.prepare_model(parts.model, device_placement=not chosen.fsdp, evaluation_mode=chosen.fsdp)
+    inner = getattr(model, "_orig_mod", model)
+    is_ddp = isinstance(inner, DistributedDataParallel)
+    assert fsdp.is_fsdp_module(inner) if chosen.fsdp else is_ddp or collective.world_size == 1, type(model)
     micro_batch_size = job.data.global_batch_size // (accelerator.num_processes * job.train.accumulation_steps)
     return Trainable(
         model=model,
@@ -403,7 +406,7 @@ def exit_now(code: int) -> NoReturn:
 
 def release_memory() -> None:
     """Free what a job held; its frames have returned by now."""
-    if "torch._dynamo" in sys.modules:
+    if is_dynamo_loaded():
         torch.compiler.reset()  # compiled code holds on to the model that it was compiled for
     gc.collect()
     if torch.cuda.is_available():
