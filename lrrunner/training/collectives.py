@@ -1,4 +1,4 @@
-"""The only module that communicates. A world of one needs no communication, and callers never ask."""
+"""The only module that communicates. A world of one needs no communication; callers do not distinguish."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lrrunner.errors import ConfigError
 
 
 class Collective(Protocol):
-    """What the ranks of one job share."""
+    """The ranks of one job, and how they communicate."""
 
     rank: int
     world_size: int
@@ -80,7 +80,7 @@ def collective_for_world() -> Collective:
 
 
 def agree(collective: Collective, errors: list[str]) -> None:
-    """Go on if no rank has found an error. Every rank must call this.
+    """Raise the errors of all ranks on every rank; return if there are none. Every rank must call this.
 
     Raises:
         ConfigError: on every rank, with the errors of all.
@@ -98,24 +98,25 @@ def agree(collective: Collective, errors: list[str]) -> None:
 
 
 def set_timeout(timeout_s: float) -> None:
-    """Limit every later collective to ``timeout_s`` seconds; the world is created with a generous limit, since building
-    a dataset or compiling a model is slow on its first use.
+    """Limit every later collective to ``timeout_s`` seconds.
+
+    The world is created with a long limit, since building a data set or compiling a model may be slow at first.
     """
     if dist.is_available() and dist.is_initialized():
         dist.distributed_c10d._set_pg_timeout(timedelta(seconds=timeout_s))
 
 
 def first_failure(cause: str, *, job: int = 0) -> str:
-    """The cause that some rank reported first for a job; ``cause`` itself if nobody did before.
+    """The cause that the first failing rank of a job reported; ``cause`` itself if this rank is the first.
 
-    Not a collective: a rank that fails calls it alone, before its end breaks the collectives of the others, which then
-    learn here whose fault it was.
+    Not a collective: a failing rank calls it alone, before its exit breaks the collectives of other ranks. These then
+    find here which rank failed first.
     """
     if not (dist.is_available() and dist.is_initialized()):
         return cause
     try:
         store = dist.distributed_c10d._get_default_store()
         stored: bytes = store.compare_set(f"lrrunner/first_failure/{job}", "", cause)
-    except (RuntimeError, ValueError):  # the store lived in a rank that is gone
+    except (RuntimeError, ValueError):  # the store was in a rank that has exited
         return cause
     return stored.decode()

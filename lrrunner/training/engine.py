@@ -88,25 +88,6 @@ def run_sweep(
     checkpoints = context.checkpoints
     steps: list[Step] = []
     stops: list[Stop] = []
-
-    def new_run(repeat: int) -> SweepRun:
-        return SweepRun(
-            TrainStep(
-                trainable,
-                collective=context.collective,
-                request=context.request,
-                sync_every_step=plan.sync_every_step or evaluate is not None,
-                probe=probe,
-            ),
-            plan,
-            repeat=repeat,
-            collective=context.collective,
-            on_step=on_step,
-            started=started,
-            checkpoints=checkpoints,
-            evaluate=evaluate,
-        )
-
     with preserved(trainable) as snapshot, probe or nullcontext():
         for repeat in range(plan.first_repeat, plan.first_repeat + plan.repeats):
             key = plan.key(repeat)
@@ -117,7 +98,16 @@ def run_sweep(
             if repeat > plan.first_repeat:
                 snapshot.restore()
             trainable.train()
-            run = new_run(repeat)
+            run = SweepRun(
+                _train_step(trainable, context, sync=plan.sync_every_step or evaluate is not None, probe=probe),
+                plan,
+                repeat=repeat,
+                collective=context.collective,
+                on_step=on_step,
+                started=started,
+                checkpoints=checkpoints,
+                evaluate=evaluate,
+            )
             unfinished = None if checkpoints is None else checkpoints.unfinished(key)
             stop = run.run(batches) if unfinished is None else run.resume(batches, unfinished)
             steps += run.steps
@@ -128,3 +118,9 @@ def run_sweep(
             if checkpoints is not None:
                 checkpoints.finish(key, run.steps, stop)
     return SweepResult(tuple(steps), tuple(stops))
+
+
+def _train_step(trainable: Trainable, context: RankContext, *, sync: bool, probe: GradientProbe | None) -> TrainStep:
+    return TrainStep(
+        trainable, collective=context.collective, request=context.request, sync_every_step=sync, probe=probe
+    )

@@ -1,4 +1,4 @@
-"""The loss of the model as it stands, on samples that no step is taken on. Nothing is asked about the world here."""
+"""The loss of the current model on samples that it is not trained on."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from lrrunner.training.trainable import Trainable
 
 
 class Evaluation(NamedTuple):
-    """What all ranks measured together.
+    """A loss that all ranks measured together.
 
     Attributes:
         loss: Mean over all items of all ranks; NaN without any.
-        requesting: The ranks that asked to stop, and thereby ended the evaluation.
-        non_finite: The ranks whose own loss was not finite.
-        num_items: Items behind the loss, over all ranks.
+        requesting: Ranks that asked to stop, which ended the evaluation.
+        non_finite: Ranks whose own loss was not finite.
+        num_items: Items that the loss is the mean of, over all ranks.
     """
 
     loss: float
@@ -45,17 +45,17 @@ def evaluate(
 ) -> Evaluation:
     """The loss in eval mode, without gradients. Every rank must call this, with the same number of batches.
 
-    One reduction a batch, as in training: sums and counts of each rank in its own row, in float64, and its wish to
-    stop, which all ranks then follow behind the same batch.
+    One reduction a batch, as in training: each rank fills its own row with its sum, its count and its stop request, in
+    float64. All ranks stop after the same batch.
 
     Args:
         trainable: Its model, objective, autocast and device are used.
-        batches: This rank's batches and how many samples each counts for. One that counts for 0 takes part in the
-            forward pass, which may communicate, and in nothing else.
+        batches: This rank's batches, and how many samples each counts for. A batch that counts for 0 is run forward,
+            since that may communicate, and not counted.
         collective: The world this rank belongs to.
-        stop_requested: This rank's wish to stop.
-        batch_statistics: Leave batch norm in the mode it is in. Its running statistics, which lag ten steps behind,
-            are not those of weights in the middle of a sweep. In train mode, it moves them.
+        stop_requested: Whether this rank was asked to stop.
+        batch_statistics: Leave batch norm in its current mode. Its running statistics average over about ten steps, in
+            which the weights of a sweep change much. In train mode, evaluating updates them.
     """
     loss_sum, items = [0.0] * collective.world_size, [0.0] * collective.world_size
     with _eval_mode(trainable, apart_from=_BatchNorm if batch_statistics else ()):
@@ -78,9 +78,9 @@ def evaluate(
 
 @contextmanager
 def undisturbed(trainable: Trainable) -> Iterator[None]:
-    """Random numbers and buffers are afterwards as before: a training goes on as if nothing had been evaluated.
+    """Restore random number generators and buffers on exit, so that training continues as if nothing was evaluated.
 
-    DDP does not broadcast buffers behind a forward pass without gradients; it is told what it was about to do.
+    DDP skips the broadcast of buffers that follows a forward pass without gradients. Its flag is restored, too.
     """
     rng, buffers = RngState.capture(trainable.device), saved_buffers(trainable.model)
     copied = [module for module in trainable.model.modules() if isinstance(module, DistributedDataParallel)]
@@ -104,7 +104,7 @@ def _loss_and_count(trainable: Trainable, batch: Any, weight: int) -> tuple[floa
 
 @contextmanager
 def _eval_mode(trainable: Trainable, *, apart_from: type[nn.Module] | tuple[()]) -> Iterator[None]:
-    """Eval mode inside; every module's own mode and the optimizer's training mode afterwards."""
+    """Eval mode inside; each module's own mode and the optimizer's training mode on exit."""
     model, optimizer = trainable.model, trainable.optimizer
     training = [(module, module.training) for module in model.modules()]
     model.eval()

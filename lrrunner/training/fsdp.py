@@ -1,7 +1,7 @@
 """FSDP2: each rank keeps a shard of every parameter, gradient and optimizer state. No other module knows DTensors.
 
 Nothing here communicates; the model's own forward and backward passes gather the parameters of one block at a time.
-``torch.distributed.fsdp`` takes most of a second to import. It is imported here only to shard a model: where nobody has
+``torch.distributed.fsdp`` takes most of a second to import. It is imported here only to shard a model: if nothing has
 imported it, no tensor and no module is sharded.
 """
 

@@ -1,8 +1,8 @@
-"""What one rank sees of the noise in its gradients: the norm of each micro-batch's own gradient.
+"""Measures the noise of the gradient on one rank: the norm of the gradient of each micro-batch.
 
-A hook on a parameter is given the gradient of one backward pass, before it is added to what is there already and before
-DDP averages it. So one rank with accumulation, several ranks, and both together are measured alike, and what is summed
-and averaged is what it would be without, to the last bit.
+A hook on a parameter receives the gradient of one backward pass, before it is accumulated and before DDP averages it.
+One rank with accumulation, several ranks, and both together are therefore measured alike, and the gradients that are
+applied do not change by a bit.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ import torch
 
 
 class GradientProbe:
-    """Sums up squared gradient norms over the micro-batches of a step.
+    """Sums squared gradient norms over the micro-batches of a step.
 
-    Works as a context, inside which the hooks are there.
+    It is a context manager; the hooks exist inside the context.
 
     Args:
-        parameters: Those whose gradient's norm is recorded; none is sharded.
+        parameters: Parameters whose gradients are measured; none may be sharded.
     """
 
     num_columns = 2
-    """What it reports of a step: the sum of items times squared norm, and the number of micro-batches with items."""
+    """Values per step: the sum of items times squared norm, and the number of micro-batches with items."""
 
     def __init__(self, parameters: Iterable[torch.Tensor]) -> None:
         self._parameters = [parameter for parameter in parameters if parameter.requires_grad]
@@ -48,20 +48,20 @@ class GradientProbe:
         self._hooks, self._norms = [], {}
 
     def begin(self) -> None:
-        """A step begins."""
+        """Start a step."""
         self._norms.clear()
         self._weighted_squares: torch.Tensor | float = 0.0
         self._num_parts: torch.Tensor | float = 0.0
 
     def take(self, count: torch.Tensor | float, multiplier: torch.Tensor | float) -> None:
-        """A backward pass is over.
+        """Record a backward pass.
 
         Args:
-            count: Items behind the mean loss.
-            multiplier: What that loss was multiplied by before.
+            count: Items that the loss is the mean of.
+            multiplier: Factor that the loss was multiplied by.
         """
         square = self._square()
-        if isinstance(count, torch.Tensor):  # on a device that the host does not wait for
+        if isinstance(count, torch.Tensor):  # on a device that the host must not wait for
             weighted = torch.where(count > 0, count * square / multiplier**2, 0.0)
             self._weighted_squares = self._weighted_squares + weighted
             self._num_parts = self._num_parts + (count > 0)
@@ -71,18 +71,18 @@ class GradientProbe:
             self._num_parts = self._num_parts + 1
 
     def columns(self) -> tuple[torch.Tensor | float, torch.Tensor | float]:
-        """What the step came to."""
+        """The values of the step."""
         return self._weighted_squares, self._num_parts
 
     def _measure(self, index: int, gradient: torch.Tensor) -> None:
-        """Note a gradient's norm; a second piece in one pass (reentrant checkpointing) makes it unknown."""
+        """Record a gradient's norm; NaN if a pass computes it in several pieces (reentrant checkpointing)."""
         values = gradient.coalesce().values() if gradient.is_sparse else gradient
         dtype = torch.promote_types(values.dtype, torch.float32)
         norm = torch.linalg.vector_norm(values.detach(), dtype=dtype)
         self._norms[index] = torch.full_like(norm, math.nan) if index in self._norms else norm
 
     def _square(self) -> torch.Tensor | float:
-        """Squared norm of the gradient of the pass that is over, in float64."""
+        """Squared norm of the gradient of the last pass, in float64."""
         norms = list(self._norms.values())
         self._norms.clear()
         if self._on_cpu:

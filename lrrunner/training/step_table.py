@@ -1,4 +1,4 @@
-"""The table that ranks reduce in each step: one row a rank, from which every decision is made."""
+"""The table that ranks sum in each step: one row a rank, from which every decision is made."""
 
 from __future__ import annotations
 

@@ -106,7 +106,7 @@ class SweepRun:
         self._save_requested = self._has_diverged = False
 
     def run(self, batches: Batches) -> Stop:
-        """Train step by step until the schedule ends or a step says stop."""
+        """Train step by step until the schedule ends or a step ends it."""
         self._seed()
         return self._run(batches(self._repeat), first_index=0)
 

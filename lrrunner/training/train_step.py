@@ -141,7 +141,7 @@ class TrainStep:
                 loss, count = result if weighted else (result, t.micro_batch_size)
                 if self._on_cpu and isinstance(count, torch.Tensor):
                     count = count.item()
-                if weighted:  # the mean over no items is NaN; it takes part in the reduction and counts nothing
+                if weighted:  # the mean over no items is NaN; it must not count
                     loss = torch.where(self._number(count) > 0, loss, 0.0)
                     loss = loss.to(torch.promote_types(loss.dtype, torch.float32))  # 16 bits would round its weight
                 share = self._weight(count).to(loss.dtype) if weighted else 1.0
