@@ -14,7 +14,7 @@ from lrrunner.library.restarted_loader import to_device
 from lrrunner.training.engine import SweepResult, run_sweep
 from lrrunner.training.gradient_probe import GradientProbe
 from lrrunner.training.trainable import Trainable
-from tests.multiprocess.sweeps import ladder, planned_batches, rank_context, small_model, trainable
+from tests.multiprocess.sweeps import planned_batches, rank_context, small_model, sweep_plan, trainable
 
 DEVICES = ("cpu", pytest.param("cuda", marks=pytest.mark.gpu))
 """The dry run, and what it is about."""
@@ -47,7 +47,7 @@ def sweep_on(device: str, *, dtype: torch.dtype = torch.float32, probed: bool = 
     part = on_device(device, dtype=dtype)
     return run_sweep(
         part,
-        ladder(**changes),
+        sweep_plan(**changes),
         batches_for(device, dtype=dtype),
         context=rank_context(),
         probe=GradientProbe(part.parameters) if probed else None,

@@ -18,7 +18,7 @@ from lrrunner.training.engine import SweepResult, run_sweep
 from lrrunner.training.gradient_probe import GradientProbe
 from tests.gpu.sweeps import DEVICES, DEVICES_OF_LAUNCHES, batches_for, on_device, sweep_on
 from tests.multiprocess.ranks import on_ranks
-from tests.multiprocess.sweeps import ladder, rank_context, squared_error
+from tests.multiprocess.sweeps import rank_context, squared_error, sweep_plan
 
 pytestmark = pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
 
@@ -55,7 +55,7 @@ def steady_sweep(device: str, *, wait: bool = False, **changes: Any) -> SweepRes
         accumulation = changes.get("accumulation_steps", 1)
         return run_sweep(
             part,
-            ladder(num_steps=20, start_lr=1e-6, end_lr=1e-3),
+            sweep_plan(num_steps=20, start_lr=1e-6, end_lr=1e-3),
             batches_for(device, accumulation_steps=accumulation),
             context=rank_context(),
             on_end=lambda stop: torch.cuda.set_sync_debug_mode("default") if torch.cuda.is_available() else None,
@@ -110,7 +110,7 @@ def test_the_host_runs_ahead_of_the_device(device: str, record_property: Callabl
         part = on_device(device, objective=objective)
         run_sweep(
             part,
-            ladder(num_steps=20, start_lr=1e-6, end_lr=1e-3, sync_every_step=sync_every_step),
+            sweep_plan(num_steps=20, start_lr=1e-6, end_lr=1e-3, sync_every_step=sync_every_step),
             batches_for(device),
             context=rank_context(),
         )
@@ -139,7 +139,7 @@ def test_a_divergence_stops_in_time_and_all_is_restored(device: str) -> None:
     part = on_device(device)
     before = [parameter.detach().clone() for parameter in part.parameters]
     random_numbers = torch.cuda.get_rng_state() if device == "cuda" else torch.get_rng_state()
-    result = run_sweep(part, ladder(), batches_for(device), context=rank_context())
+    result = run_sweep(part, sweep_plan(), batches_for(device), context=rank_context())
     assert result.stops[0].reason == "diverged"
     assert result.steps[-1].step == result.stops[0].step
     assert all(torch.equal(*pair) for pair in zip(part.parameters, before, strict=True))
@@ -159,7 +159,7 @@ def test_a_step_that_breaks_behind_a_bad_loss_is_a_non_finite_stop(device: str) 
         return squared_error(model, batch) * (float("nan") if number == 7 else 1.0)
 
     part = on_device(device, objective=objective)
-    result = run_sweep(part, ladder(num_steps=20), batches_for(device), context=rank_context())
+    result = run_sweep(part, sweep_plan(num_steps=20), batches_for(device), context=rank_context())
     assert (result.stops[0].reason, result.stops[0].step) == ("non_finite", 7)
 
 
@@ -183,7 +183,7 @@ def sweep_of_two(device: str, normalised: bool) -> SweepResult:
     part = on_device(device, dtype=torch.float64, model=model)
     return run_sweep(
         part,
-        ladder(num_steps=30, end_lr=1e-1),
+        sweep_plan(num_steps=30, end_lr=1e-1),
         batches_for(device, dtype=torch.float64),
         context=rank_context(),
         probe=GradientProbe(part.parameters),
@@ -210,7 +210,7 @@ def sharded_and_copied(device: str, folder: Path) -> list[SweepResult]:
     for fsdp in (True, False):
         part = on_device(device, dtype=torch.float64, fsdp=fsdp, max_grad_norm=10.0)
         batches = batches_for(device, dtype=torch.float64)
-        found.append(run_sweep(part, ladder(end_lr=1e-1), batches, context=rank_context()))
+        found.append(run_sweep(part, sweep_plan(end_lr=1e-1), batches, context=rank_context()))
         assert not part.optimizer.state, "restored"
     del part
     gc.collect()

@@ -75,8 +75,8 @@ def rank_context(**changes: Any) -> RankContext:
     return RankContext(**({"collective": collective_for_world()} | changes))
 
 
-def ladder(*, num_steps: int = 60, start_lr: float = 1e-6, end_lr: float = 10.0, **changes: Any) -> SweepPlan:
-    """An exponential ladder under the default stop rule."""
+def sweep_plan(*, num_steps: int = 60, start_lr: float = 1e-6, end_lr: float = 10.0, **changes: Any) -> SweepPlan:
+    """An exponential LR schedule under the default stop rule."""
     settings = {
         "lrs": exponential_lr(start_lr=start_lr, end_lr=end_lr, num_steps=num_steps).tolist(),
         "beta": 0.9,
@@ -109,7 +109,7 @@ def plain_sweep(dtype: torch.dtype = torch.float64, accumulation_steps: int = 1,
     """A whole sweep of the small model."""
     return run_sweep(
         trainable(dtype=dtype, accumulation_steps=accumulation_steps),
-        ladder(**changes),
+        sweep_plan(**changes),
         planned_batches(dtype=dtype, accumulation_steps=accumulation_steps),
         context=rank_context(),
     )

@@ -24,11 +24,11 @@ from lrrunner.training.trainable import Trainable
 from tests.multiprocess.ranks import on_ranks
 from tests.multiprocess.sweeps import (
     NUM_SAMPLES,
-    ladder,
     planned_batches,
     rank_context,
     regression_data,
     squared_error,
+    sweep_plan,
     trainable,
 )
 
@@ -66,7 +66,7 @@ def whole_run(dtype: torch.dtype, schedule: str) -> tuple[Suggestion, Suggestion
     """Sweep, trials, and what both support."""
     part = trainable(dtype=dtype)
     batches = planned_batches(dtype=dtype)
-    result = run_sweep(part, ladder(), batches, context=rank_context())
+    result = run_sweep(part, sweep_plan(), batches, context=rank_context())
     sweep = suggest(result.steps, result.stops)
     trials = run_trials(
         TrialSettings(schedule=schedule, beta=0.9),
@@ -81,7 +81,7 @@ def whole_run(dtype: torch.dtype, schedule: str) -> tuple[Suggestion, Suggestion
     return sweep, confirmed(sweep, trials.trials, horizon=None, monitored="training loss").suggestion, trials
 
 
-def runs_of_every_regime() -> dict[tuple[torch.dtype, str], tuple[Suggestion, Suggestion, Trials]]:
+def runs_of_all_settings() -> dict[tuple[torch.dtype, str], tuple[Suggestion, Suggestion, Trials]]:
     return {
         (dtype, schedule): whole_run(dtype, schedule)
         for dtype, schedule in ((torch.float64, "constant"), (torch.float64, "cosine"), (torch.float32, "constant"))
@@ -92,8 +92,8 @@ def runs_of_every_regime() -> dict[tuple[torch.dtype, str], tuple[Suggestion, Su
 def runs_by_world(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[Any]]:
     """Every rank's runs, by world size."""
     folder = tmp_path_factory.mktemp("worlds")
-    worlds = {size: on_ranks(runs_of_every_regime, size, folder / str(size)) for size in WORLDS}
-    return {1: [runs_of_every_regime()], **worlds}
+    worlds = {size: on_ranks(runs_of_all_settings, size, folder / str(size)) for size in WORLDS}
+    return {1: [runs_of_all_settings()], **worlds}
 
 
 @pytest.mark.parametrize("schedule", ["constant", "cosine"])
@@ -117,7 +117,7 @@ def test_same_trials_and_same_lr_in_float64(
 def test_the_confirmed_lr_is_the_same_to_a_percent_in_float32(
     runs_by_world: dict[int, list[Any]], world_size: int
 ) -> None:
-    """What a user is told must not depend on how many machines were free."""
+    """The suggestion must not depend on how many machines were free."""
     _, alone, _ = runs_by_world[1][0][torch.float32, "constant"]
     _, split, _ = runs_by_world[world_size][0][torch.float32, "constant"]
     assert split.lr == pytest.approx(alone.lr, rel=0.01)
@@ -164,8 +164,8 @@ def test_fewer_samples_than_ranks_are_counted_once(tmp_path: Path) -> None:
     assert len({tuple(calls for _, calls in result) for result in results}) == 1
 
 
-def trial_with_trouble_on_rank_1(kind: str) -> Trials:
-    """NaN in the evaluation of rank 1, or a wish of rank 1 to stop in the second trial's evaluation."""
+def trial_with_a_failure_on_rank_1(kind: str) -> Trials:
+    """NaN in the evaluation of rank 1, or a stop request of rank 1 in the second trial's evaluation."""
     evaluations: list[int] = []
     bad = kind == "nan" and dist.get_rank() == 1
 
@@ -194,14 +194,14 @@ def trial_with_trouble_on_rank_1(kind: str) -> Trials:
 
 def test_a_nan_in_one_ranks_evaluation_is_everyones(tmp_path: Path) -> None:
     """Ranks that disagree about a trial's end plan different ones and wait for ever."""
-    for result in on_ranks(trial_with_trouble_on_rank_1, 2, tmp_path, "nan"):
+    for result in on_ranks(trial_with_a_failure_on_rank_1, 2, tmp_path, "nan"):
         outcomes = [trial.outcome for trial in result.trials]
         assert outcomes == [TrialOutcome.DIVERGED, TrialOutcome.FINISHED, TrialOutcome.FINISHED]
 
 
-def test_a_wish_of_one_rank_ends_an_evaluation_on_all(tmp_path: Path) -> None:
+def test_a_stop_request_of_one_rank_ends_an_evaluation_on_all(tmp_path: Path) -> None:
     """And the trial that ended before it is kept."""
-    for result in on_ranks(trial_with_trouble_on_rank_1, 2, tmp_path, "stop"):
+    for result in on_ranks(trial_with_a_failure_on_rank_1, 2, tmp_path, "stop"):
         outcomes = [trial.outcome for trial in result.trials]
         assert outcomes == [TrialOutcome.FINISHED, TrialOutcome.INTERRUPTED]
         assert result.interruption == Stop(reason=StopReason.INTERRUPTED, step=4, ranks=(1,), repeat=1_000_000)

@@ -1,4 +1,4 @@
-"""A sweep that is judged by its validation loss trains the very steps of one that is not."""
+"""A sweep that monitors its validation loss trains exactly the steps of one that does not."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def steps_of(
     *,
     restless: bool,
     checkpoints: Checkpoints | None = None,
-    tell: Any = lambda step: None,
+    heartbeat: Any = lambda step: None,
     **changes: Any,
 ) -> Any:
     """Everything of a sweep but its times, and where it ended; 100 samples are held out."""
@@ -73,7 +73,7 @@ def steps_of(
         datasets,
         part,
         context=rank_context(checkpoints=checkpoints),
-        heartbeat=tell,
+        heartbeat=heartbeat,
     ).passes
     return [dataclasses.replace(step, elapsed_s=0.0, timestamp_ms=0) for step in passes.steps], passes.stops
 
@@ -83,7 +83,7 @@ class Killed(BaseException):
 
 
 def resumed(folder: Path) -> list[Step]:
-    """Killed behind its seventh step, evaluated every second one, and gone on with."""
+    """Killed after its seventh step, evaluated every second one, and resumed."""
     collective = collective_for_world()
 
     def die(step: int) -> None:
@@ -102,8 +102,8 @@ def resumed(folder: Path) -> list[Step]:
     return measured_steps(settings, saver(), lambda step: None)
 
 
-def measured_steps(settings: Config, checkpoints: Checkpoints | None, tell: Any) -> list[Step]:
-    steps: list[Step] = steps_of(settings, restless=True, checkpoints=checkpoints, tell=tell)[0]
+def measured_steps(settings: Config, checkpoints: Checkpoints | None, heartbeat: Any) -> list[Step]:
+    steps: list[Step] = steps_of(settings, restless=True, checkpoints=checkpoints, heartbeat=heartbeat)[0]
     return steps
 
 
@@ -166,7 +166,7 @@ def test_a_validation_loss_is_the_mean_over_all_samples_of_all_ranks(ranks: list
 
 
 def test_the_average_is_that_of_the_validation_loss(ranks: list[dict[str, Any]]) -> None:
-    """It serves the stop; behind a step that was not evaluated it stays."""
+    """The stop rule reads it; it does not change after a step that was not evaluated."""
     steps = ranks[0]["restless"]["val", 2][0]
     first, third = steps[0].val_loss, steps[2].val_loss
     assert [step.smoothed_loss for step in steps[:3]] == pytest.approx(
@@ -174,8 +174,8 @@ def test_the_average_is_that_of_the_validation_loss(ranks: list[dict[str, Any]])
     )
 
 
-def test_a_killed_sweep_goes_on_to_the_last_bit(ranks: list[dict[str, Any]]) -> None:
-    """Evaluated or not, each record of a resumed sweep is that of one that was left alone."""
+def test_a_killed_sweep_resumes_to_the_last_bit(ranks: list[dict[str, Any]]) -> None:
+    """Evaluated or not, each record of a resumed sweep is that of an uninterrupted one."""
     for rank in ranks:
         assert list(map(repr, rank["resumed"])) == list(map(repr, rank["restless"]["val", 2][0]))
 

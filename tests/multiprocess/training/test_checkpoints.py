@@ -1,4 +1,4 @@
-"""Several ranks that go on from one checkpoint."""
+"""Several ranks continue from one checkpoint."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lrrunner.training.checkpoints import Checkpoints, read_newest
 from lrrunner.training.collectives import collective_for_world
 from lrrunner.training.engine import RankContext, run_sweep
 from tests.multiprocess.ranks import on_ranks
-from tests.multiprocess.sweeps import ladder, planned_batches, small_model, squared_error, trainable
+from tests.multiprocess.sweeps import planned_batches, small_model, squared_error, sweep_plan, trainable
 
 
 class Killed(BaseException):
@@ -46,7 +46,7 @@ def unequal(model: Any, batch: Any) -> Any:
     return squared_error(model, batch), 5 + 3 * collective_for_world().rank
 
 
-def climb(
+def swept(
     folder: Path,
     *,
     die_at: int = -1,
@@ -54,7 +54,7 @@ def climb(
     stop_at: int = -1,
     objective: Callable[..., Any] | None = None,
 ) -> Any:
-    """A ladder on this rank, from the newest checkpoint if there is one."""
+    """Sweep on this rank, from the newest checkpoint if there is one."""
     collective = collective_for_world()
     seen: list[Step] = []
 
@@ -67,7 +67,7 @@ def climb(
     checkpoints = Checkpoints(folder, every_s=every_s, collective=collective, saved=saved)
     result = run_sweep(
         trainable(dtype=torch.float32, model=Deep(), objective=objective or squared_error),
-        ladder(num_steps=16, repeats=2, start_lr=1e-4, end_lr=0.1),
+        sweep_plan(num_steps=16, repeats=2, start_lr=1e-4, end_lr=0.1),
         planned_batches(dtype=torch.float32),
         context=RankContext(
             collective=collective,
@@ -82,18 +82,18 @@ def climb(
 
 def killed_and_resumed(folder: str, unequal_counts: bool) -> bool:
     objective = unequal if unequal_counts else None
-    whole = climb(Path(folder) / "whole", every_s=1e5, objective=objective)
+    whole = swept(Path(folder) / "whole", every_s=1e5, objective=objective)
     for die_at in (3, 25):
         path = Path(folder) / str(die_at)
         try:
-            climb(path, die_at=die_at, objective=objective)
+            swept(path, die_at=die_at, objective=objective)
         except Killed:
             collective_for_world().gather(None)
-        assert climb(path, every_s=1e5, objective=objective) == whole, die_at
+        assert swept(path, every_s=1e5, objective=objective) == whole, die_at
     return True
 
 
-def test_ranks_go_on_to_the_last_bit(tmp_path: Path) -> None:
+def test_resumed_ranks_have_the_same_records_to_the_last_bit(tmp_path: Path) -> None:
     """With three ranks the order of a sum counts, and it depends on DDP's buckets; random numbers differ by rank."""
     assert all(on_ranks(killed_and_resumed, 3, tmp_path / "plain", str(tmp_path), False))
     (tmp_path / "c").mkdir()
@@ -101,25 +101,25 @@ def test_ranks_go_on_to_the_last_bit(tmp_path: Path) -> None:
 
 
 def stopped_and_resumed(folder: str) -> tuple[Any, int]:
-    whole = climb(Path(folder) / "whole", every_s=1e5)
-    _, stops = climb(Path(folder) / "stopped", every_s=1e5, stop_at=6)
+    whole = swept(Path(folder) / "whole", every_s=1e5)
+    _, stops = swept(Path(folder) / "stopped", every_s=1e5, stop_at=6)
     assert stops[0].reason == StopReason.INTERRUPTED
     assert stops[0].ranks == (1,)
-    return climb(Path(folder) / "stopped", every_s=1e5) == whole, len(list((Path(folder) / "stopped").glob("*.pt")))
+    return swept(Path(folder) / "stopped", every_s=1e5) == whole, len(list((Path(folder) / "stopped").glob("*.pt")))
 
 
-def test_one_ranks_wish_to_stop_saves_on_all(tmp_path: Path) -> None:
-    """The wish travels in the table that every step reduces, so all ranks save behind the same step."""
+def test_one_ranks_stop_request_saves_on_all(tmp_path: Path) -> None:
+    """The request is in the table that every step reduces, so that all ranks save after the same step."""
     assert on_ranks(stopped_and_resumed, 2, tmp_path / "ranks", str(tmp_path)) == [(True, 1)] * 2
 
 
 def ranks_save_when_one_is_due(folder: str) -> int:
-    """Rank 1's clock alone says so."""
+    """Only rank 1's clock says so."""
     collective = collective_for_world()
-    climb(Path(folder) / "x", every_s=0.0 if collective.rank == 1 else 1e5)
+    swept(Path(folder) / "x", every_s=0.0 if collective.rank == 1 else 1e5)
     return len(list((Path(folder) / "x").glob("*.pt")))
 
 
 def test_one_ranks_clock_is_enough(tmp_path: Path) -> None:
-    """Clocks differ; a save that only some ranks take part in would wait for ever."""
+    """Clocks differ; a save in which only some ranks take part would wait for ever."""
     assert on_ranks(ranks_save_when_one_is_due, 2, tmp_path / "ranks", str(tmp_path)) == [2, 2]

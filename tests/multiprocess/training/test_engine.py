@@ -19,20 +19,20 @@ from lrrunner.records import StopReason
 from lrrunner.training.engine import SweepResult, run_sweep
 from tests.multiprocess.ranks import on_ranks
 from tests.multiprocess.sweeps import (
-    ladder,
     plain_sweep,
     planned_batches,
     rank_context,
     regression_data,
     small_model,
     squared_error,
+    sweep_plan,
     trainable,
 )
 
 WORLDS = (2, 4)
 
 
-def sweeps_of_every_regime() -> dict[tuple[torch.dtype, int], SweepResult]:
+def sweeps_of_all_settings() -> dict[tuple[torch.dtype, int], SweepResult]:
     return {
         (dtype, accumulation): plain_sweep(dtype, accumulation)
         for dtype in (torch.float64, torch.float32)
@@ -44,8 +44,8 @@ def sweeps_of_every_regime() -> dict[tuple[torch.dtype, int], SweepResult]:
 def sweeps_by_world(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[Any]]:
     """Every rank's sweeps, by world size."""
     folder = tmp_path_factory.mktemp("worlds")
-    worlds = {size: on_ranks(sweeps_of_every_regime, size, folder / str(size)) for size in WORLDS}
-    return {1: [sweeps_of_every_regime()], **worlds}
+    worlds = {size: on_ranks(sweeps_of_all_settings, size, folder / str(size)) for size in WORLDS}
+    return {1: [sweeps_of_all_settings()], **worlds}
 
 
 def losses(result: SweepResult) -> np.ndarray:
@@ -103,7 +103,7 @@ def rank_dependent_sweep() -> SweepResult:
 
     return run_sweep(
         trainable(objective=objective),
-        ladder(num_steps=5),
+        sweep_plan(num_steps=5),
         planned_batches(),
         context=rank_context(),
     )
@@ -137,12 +137,12 @@ def unequal_batches(repeat: int) -> Iterator[Any]:
 
 
 def one_unequal_step() -> tuple[SweepResult, list[torch.Tensor]]:
-    """One SGD step at LR 0.5 on unequal micro-batches, and the parameters right behind it."""
+    """One SGD step at LR 0.5 on unequal micro-batches, and the parameters right after it."""
     part = trainable(objective=unequal_objective, accumulation_steps=2, optimizer=lambda p: torch.optim.SGD(p, lr=1.0))
     after: list[torch.Tensor] = []
     result = run_sweep(
         part,
-        ladder(lrs=[0.5]),
+        sweep_plan(lrs=[0.5]),
         unequal_batches,
         context=rank_context(),
         on_step=lambda step: after.extend(p.detach().clone() for p in part.model.parameters()),
@@ -173,7 +173,7 @@ def constant_loss_sweep() -> SweepResult:
 
     return run_sweep(
         trainable(objective=objective, accumulation_steps=2),
-        ladder(num_steps=3),
+        sweep_plan(num_steps=3),
         unequal_batches,
         context=rank_context(),
     )
@@ -195,7 +195,7 @@ def nan_on_rank_1_sweep() -> SweepResult:
 
     return run_sweep(
         trainable(objective=objective),
-        ladder(num_steps=30),
+        sweep_plan(num_steps=30),
         planned_batches(),
         context=rank_context(),
     )
@@ -218,7 +218,7 @@ def stop_request_on_rank_1() -> SweepResult:
     calls = iter(range(1000))
     return run_sweep(
         trainable(),
-        ladder(num_steps=30, repeats=3),
+        sweep_plan(num_steps=30, repeats=3),
         planned_batches(),
         context=rank_context(stop_requested=lambda: dist.get_rank() == 1 and next(calls) >= 4),
     )
@@ -263,7 +263,7 @@ def restored_after(error_at: int | None) -> tuple[bool, str]:
     try:
         run_sweep(
             part,
-            ladder(num_steps=12, repeats=2),
+            sweep_plan(num_steps=12, repeats=2),
             planned_batches(),
             context=rank_context(),
         )

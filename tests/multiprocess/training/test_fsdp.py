@@ -1,4 +1,4 @@
-"""A sharded model (FSDP2) is swept as a copied one (DDP): same curve, and each rank saves and restores its shard."""
+"""A sharded model (FSDP2) is swept like a replicated one (DDP); each rank saves and restores its shard."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from lrrunner.training.fsdp import local_part, shard
 from lrrunner.training.trainable import Trainable
 from tests.multiprocess.ranks import on_ranks
 from tests.multiprocess.sweep.test_confirmation_runs import evaluator
-from tests.multiprocess.sweeps import ladder, planned_batches, rank_context, squared_error, trainable
+from tests.multiprocess.sweeps import planned_batches, rank_context, squared_error, sweep_plan, trainable
 
 WIDTH = 13
 """Odd, so that two ranks hold shards of different sizes."""
@@ -60,13 +60,13 @@ def part(fsdp: bool, *, dtype: torch.dtype = torch.float64, **changes: Any) -> T
 def sweep(trained: Trainable, *, dtype: torch.dtype = torch.float64, **changes: Any) -> SweepResult:
     return run_sweep(
         trained,
-        ladder(**{"num_steps": 24, "start_lr": 1e-4} | changes),
+        sweep_plan(**{"num_steps": 24, "start_lr": 1e-4} | changes),
         planned_batches(dtype=dtype, accumulation_steps=trained.accumulation_steps),
         context=rank_context(),
     )
 
 
-REGIMES: dict[str, dict[str, Any]] = {
+SETTINGS: dict[str, dict[str, Any]] = {
     "plain": {},
     "accumulation": {"accumulation_steps": 2},
     "clipping": {"max_grad_norm": 0.3},
@@ -117,8 +117,8 @@ class Killed(BaseException):
     """Stands for SIGKILL of all ranks at once."""
 
 
-def climb(folder: Path, *, die_at: int = -1, every_s: float = 0.0) -> Any:
-    """A ladder on this rank, from the newest checkpoint if there is one."""
+def swept(folder: Path, *, die_at: int = -1, every_s: float = 0.0) -> Any:
+    """Sweep on this rank, from the newest checkpoint if there is one."""
     collective = collective_for_world()
     count = 0
 
@@ -131,7 +131,7 @@ def climb(folder: Path, *, die_at: int = -1, every_s: float = 0.0) -> Any:
     saved = read_newest(folder, collective=collective)
     result = run_sweep(
         part(True, dtype=torch.float32),
-        ladder(num_steps=10, repeats=2, start_lr=1e-4, end_lr=0.1),
+        sweep_plan(num_steps=10, repeats=2, start_lr=1e-4, end_lr=0.1),
         planned_batches(dtype=torch.float32),
         context=RankContext(
             collective=collective, checkpoints=Checkpoints(folder, every_s=every_s, collective=collective, saved=saved)
@@ -142,13 +142,13 @@ def climb(folder: Path, *, die_at: int = -1, every_s: float = 0.0) -> Any:
 
 
 def killed_and_resumed(folder: Path) -> tuple[bool, list[str], int]:
-    """Whether the records are those of an undisturbed run, the files behind the kill, and numbers in a rank's file.
+    """Whether the records are those of an uninterrupted run, the files after the kill, and numbers in a rank's file.
 
     The newest shard of rank 1 is cut in half before the run goes on: all ranks fall back to the checkpoint before.
     """
-    whole = climb(folder / "whole", every_s=1e5)
+    whole = swept(folder / "whole", every_s=1e5)
     try:
-        climb(folder / "killed", die_at=15)
+        swept(folder / "killed", die_at=15)
     except Killed:
         collective_for_world().gather(None)
     files = sorted(path.name for path in (folder / "killed").iterdir())
@@ -159,7 +159,7 @@ def killed_and_resumed(folder: Path) -> tuple[bool, list[str], int]:
         newest = folder / "killed" / files[-1]
         newest.write_bytes(newest.read_bytes()[: newest.stat().st_size // 2])
     collective_for_world().gather(None)
-    return climb(folder / "killed", every_s=1e5) == whole, files, numbers
+    return swept(folder / "killed", every_s=1e5) == whole, files, numbers
 
 
 def overflow_on_rank_1() -> list[tuple[int, bool]]:
@@ -183,7 +183,7 @@ def overflow_on_rank_1() -> list[tuple[int, bool]]:
 
 
 class Counting:
-    """A world that counts its reductions."""
+    """A world that counts its all-reduces."""
 
     def __init__(self) -> None:
         self._world, self.count = collective_for_world(), 0
@@ -199,7 +199,7 @@ class Counting:
 def num_reductions() -> int:
     """Of six steps."""
     world: Any = Counting()
-    run_sweep(part(True), ladder(num_steps=6), planned_batches(), context=RankContext(collective=world))
+    run_sweep(part(True), sweep_plan(num_steps=6), planned_batches(), context=RankContext(collective=world))
     return world.count
 
 
@@ -227,7 +227,9 @@ def measured(folder: str) -> dict[str, Any]:
         "sharded": [type(module).__name__ for module in model.modules() if isinstance(module, FSDPModule)],
         "numbers": sum(local_part(parameter).numel() for parameter in model.parameters()),
         "losses": {
-            (name, fsdp): losses_and_norms(fsdp, options) for name, options in REGIMES.items() for fsdp in (False, True)
+            (name, fsdp): losses_and_norms(fsdp, options)
+            for name, options in SETTINGS.items()
+            for fsdp in (False, True)
         },
         "trials": [trial_losses(fsdp) for fsdp in (False, True)],
         "restored": [restored_after(error_at) for error_at in (None, 2)],
@@ -244,21 +246,21 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     return on_ranks(measured, 2, folder / "ranks", str(folder))
 
 
-@pytest.mark.parametrize("regime", REGIMES)
-def test_the_curve_is_that_of_ddp(found: list[dict[str, Any]], regime: str) -> None:
+@pytest.mark.parametrize("settings", SETTINGS)
+def test_the_curve_is_that_of_ddp(found: list[dict[str, Any]], settings: str) -> None:
     """Losses and gradient norms, also where clipping, accumulation and unequal counts act on the gradients' shards."""
     for rank in found:
-        copied, sharded = (np.array(rank["losses"][regime, fsdp]) for fsdp in (False, True))
-        exact = regime != "bf16"
+        copied, sharded = (np.array(rank["losses"][settings, fsdp]) for fsdp in (False, True))
+        exact = settings != "bf16"
         assert len(copied) > 10
         np.testing.assert_allclose(
             sharded[: None if exact else 10], copied[: None if exact else 10], rtol=1e-9 if exact else 1e-4
         )
-    assert found[0]["losses"][regime, True] == found[1]["losses"][regime, True]
+    assert found[0]["losses"][settings, True] == found[1]["losses"][settings, True]
 
 
 def test_blocks_and_root_are_sharded_and_ranks_share_the_numbers(found: list[dict[str, Any]]) -> None:
-    """Accelerate's switch runs DDP on a CPU without a word; here the wrapper asked for is the wrapper there is."""
+    """Accelerate's switch silently runs DDP on a CPU; here the requested wrapper is used."""
     assert [rank["sharded"] for rank in found] == [["FSDPDeep", "FSDPLinear", "FSDPLinear"]] * 2
     whole = sum(parameter.numel() for parameter in Deep().parameters())
     assert sum(rank["numbers"] for rank in found) == whole
@@ -266,7 +268,7 @@ def test_blocks_and_root_are_sharded_and_ranks_share_the_numbers(found: list[dic
 
 
 def test_confirmation_runs_measure_the_same(found: list[dict[str, Any]]) -> None:
-    """Evaluations gather blocks without a backward pass to give them up."""
+    """Evaluations gather blocks, and no backward pass follows that would free them."""
     for rank in found:
         copied, sharded = rank["trials"]
         assert sharded == pytest.approx(copied, rel=1e-9)
@@ -278,8 +280,8 @@ def test_shards_are_restored_bit_for_bit_also_from_the_middle_of_a_pass(found: l
         assert rank["restored"] == [(True, "", True), (True, "boom", True)]
 
 
-def test_a_killed_sweep_goes_on_to_the_last_bit_from_files_of_shards(found: list[dict[str, Any]]) -> None:
-    """Each rank writes what it holds, so that nobody needs the memory for the whole."""
+def test_a_killed_sweep_resumes_from_files_of_shards_to_the_last_bit(found: list[dict[str, Any]]) -> None:
+    """Each rank writes what it holds, so that no rank needs the memory for the whole."""
     for rank in found:
         same, files, numbers = rank["resumed"]
         assert same
@@ -293,5 +295,5 @@ def test_the_norm_of_all_shards_travels_in_the_one_reduction(found: list[dict[st
 
 
 def test_an_overflow_in_one_ranks_shard_is_everyones(found: list[dict[str, Any]]) -> None:
-    """Law 9: a rank that steps where another one skips leaves with other weights."""
+    """Law 9: a rank that steps while another one skips ends with other weights."""
     assert [rank["overflow"] for rank in found] == [[(0, True), (0, False), (1, False)]] * 2

@@ -18,12 +18,12 @@ from lrrunner.training.engine import SweepResult, run_sweep
 from lrrunner.training.gradient_probe import GradientProbe
 from tests.multiprocess.ranks import on_ranks
 from tests.multiprocess.sweeps import (
-    ladder,
     planned_batches,
     rank_context,
     regression_data,
     small_model,
     squared_error,
+    sweep_plan,
     trainable,
 )
 from tests.multiprocess.training.test_engine import UNEQUAL_ITEMS, unequal_batches, unequal_objective
@@ -65,7 +65,7 @@ def sweep_under(settings: dict[str, bool], *, probed: bool, accumulation_steps: 
     part = dataclasses.replace(part, model=model, optimizer=optimizer, no_sync=model.no_sync)
     return run_sweep(
         part,
-        ladder(num_steps=30),
+        sweep_plan(num_steps=30),
         planned_batches(dtype=torch.float32, accumulation_steps=accumulation_steps),
         context=rank_context(),
         probe=GradientProbe(part.parameters) if probed else None,
@@ -77,7 +77,7 @@ def still_sweep(accumulation_steps: int) -> SweepResult:
     part = trainable(accumulation_steps=accumulation_steps, global_batch_size=16)
     return run_sweep(
         part,
-        ladder(**ALMOST_STILL),
+        sweep_plan(**ALMOST_STILL),
         planned_batches(accumulation_steps=accumulation_steps, global_batch_size=16),
         context=rank_context(),
         probe=GradientProbe(part.parameters),
@@ -88,7 +88,7 @@ def unequal_step() -> float:
     part = trainable(objective=unequal_objective, accumulation_steps=2)
     result = run_sweep(
         part,
-        ladder(lrs=[1e-9]),
+        sweep_plan(lrs=[1e-9]),
         unequal_batches,
         context=rank_context(),
         probe=GradientProbe(part.parameters),

@@ -1,4 +1,4 @@
-"""One ladder, or several: which ranges are swept, and which curve speaks."""
+"""One pass or several: which ranges are swept, and which curve counts."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ def u_curve(lr: float) -> float:
     return 2.3 - 2 / (1 + math.exp(-3 * (x + 2.5))) + math.exp(min(5 * x, 300.0))
 
 
-def climb_of(loss: Callable[[float], float], *, interrupted_pass: int | None = None) -> Callable[..., SweepResult]:
+def run_pass_with(loss: Callable[[float], float], *, interrupted_pass: int | None = None) -> Callable[..., SweepResult]:
     """A sweep of a loss that depends on nothing but the LR, stopped where it exceeds 10."""
 
-    def climb(number: int, start_lr: float, end_lr: float) -> SweepResult:
+    def run_pass(number: int, start_lr: float, end_lr: float) -> SweepResult:
         steps = []
         reason = StopReason.END_OF_SCHEDULE
         for i, lr in enumerate(exponential_lr(start_lr=start_lr, end_lr=end_lr, num_steps=100).tolist()):
@@ -38,73 +38,75 @@ def climb_of(loss: Callable[[float], float], *, interrupted_pass: int | None = N
                 break
         return SweepResult(tuple(steps), (Stop(reason=reason, step=len(steps) - 1, sweep_pass=number),))
 
-    return climb
+    return run_pass
 
 
-def passes(climb: Callable[..., SweepResult], **sweep: object) -> tuple[Passes, list[Extension]]:
-    told: list[Extension] = []
+def passes(run_pass: Callable[..., SweepResult], **sweep: object) -> tuple[Passes, list[Extension]]:
+    extensions: list[Extension] = []
     config = SweepConfig(**sweep)  # type: ignore[arg-type]
-    return run_passes(climb, config, method="auto", collective=SerialCollective(), on_extension=told.append), told
+    return run_passes(
+        run_pass, config, method="auto", collective=SerialCollective(), on_extension=extensions.append
+    ), extensions
 
 
 def ranges(result: Passes) -> list[tuple[float, float]]:
-    return [(ladder.start_lr, ladder.end_lr) for ladder in result.passes]
+    return [(each.start_lr, each.end_lr) for each in result.passes]
 
 
 def test_a_good_range_is_swept_once() -> None:
-    """The default run costs no more than before."""
-    result, told = passes(climb_of(u_curve))
+    """The default run costs one pass."""
+    result, extensions = passes(run_pass_with(u_curve))
     assert ranges(result) == [(1e-7, 10.0)]
-    assert told == []
+    assert extensions == []
     assert result.suggestion.verdict == Verdict.OK
 
 
 def test_a_range_that_ends_too_low_is_extended_until_it_diverges() -> None:
-    """Every record is kept, the last curve speaks."""
-    result, told = passes(climb_of(u_curve), end_lr=1e-3)
+    """Every record is kept, the last curve counts."""
+    result, extensions = passes(run_pass_with(u_curve), end_lr=1e-3)
     assert [low for low, _ in ranges(result)] == [1e-7] * 3
     assert [high for _, high in ranges(result)] == pytest.approx([1e-3, 0.1, 10.0])
-    assert [extension.end_lr for extension in told] == pytest.approx([0.1, 10.0])
-    assert [ladder.extension for ladder in result.passes] == [*(extension.reason for extension in told), ""]
+    assert [extension.end_lr for extension in extensions] == pytest.approx([0.1, 10.0])
+    assert [each.extension for each in result.passes] == [*(extension.reason for extension in extensions), ""]
     assert result.curve_pass == 2
     assert result.suggestion.verdict == Verdict.OK
     assert {step.sweep_pass for step in result.steps} == {0, 1, 2}
 
 
 def test_there_are_at_most_three_passes() -> None:
-    """What is flat over 12 decades has another fault, and the advice still says what to change."""
-    result, _ = passes(climb_of(lambda lr: 2.3), end_lr=1e-6)
+    """A curve that is flat over 12 decades has another cause, and the advice still says what to change."""
+    result, _ = passes(run_pass_with(lambda lr: 2.3), end_lr=1e-6)
     assert [high for _, high in ranges(result)] == pytest.approx([1e-6, 1e-2, 1e2])
     assert result.suggestion.lr is None
     assert "raise sweep.end_lr" in result.suggestion.reason
 
 
 def test_a_range_that_begins_too_high_is_extended_downwards() -> None:
-    """The loss is above 10 at its second rung."""
-    result, _ = passes(climb_of(u_curve), start_lr=1.5, end_lr=100.0)
+    """The loss is above 10 at its second step."""
+    result, _ = passes(run_pass_with(u_curve), start_lr=1.5, end_lr=100.0)
     assert ranges(result)[1] == pytest.approx((1.5e-3, 100.0))
     assert result.suggestion.lr is not None
     assert result.curve_pass == len(result.passes) - 1
 
 
 def test_auto_range_can_be_switched_off() -> None:
-    """The ladder is then what the user wrote."""
-    result, told = passes(climb_of(u_curve), end_lr=1e-3, auto_range=False)
+    """The range is then the one that the user wrote."""
+    result, extensions = passes(run_pass_with(u_curve), end_lr=1e-3, auto_range=False)
     assert ranges(result) == [(1e-7, 1e-3)]
-    assert told == []
+    assert extensions == []
 
 
 def test_an_extension_that_gives_nothing_costs_nothing() -> None:
-    """The loss falls up to 0.1 and jumps where nobody looks before the second pass, which sees chaos only."""
+    """The loss falls up to 0.1 and jumps beyond the first range; the second pass sees chaos only."""
 
     calls: list[int] = []
-    good, bad = climb_of(u_curve), climb_of(lambda lr: 2.3 if lr < 1e-4 else 5.0)
+    good, bad = run_pass_with(u_curve), run_pass_with(lambda lr: 2.3 if lr < 1e-4 else 5.0)
 
-    def climb(number: int, start_lr: float, end_lr: float) -> SweepResult:
+    def run_pass(number: int, start_lr: float, end_lr: float) -> SweepResult:
         calls.append(number)
         return (good if number == 0 else bad)(number, start_lr, end_lr)
 
-    result, _ = passes(climb, end_lr=0.2)
+    result, _ = passes(run_pass, end_lr=0.2)
     assert len(calls) > 1
     assert result.passes[0].suggestion.verdict == Verdict.NO_DIVERGENCE
     assert result.curve_pass == 0
@@ -113,15 +115,15 @@ def test_an_extension_that_gives_nothing_costs_nothing() -> None:
 
 
 def test_an_interrupted_pass_ends_the_sweep_and_leaves_the_earlier_one() -> None:
-    """What was complete speaks; nobody is asked to wait for another pass."""
-    result, _ = passes(climb_of(u_curve, interrupted_pass=1), end_lr=0.2)
+    """The complete pass counts; no further one is run."""
+    result, _ = passes(run_pass_with(u_curve, interrupted_pass=1), end_lr=0.2)
     assert len(result.passes) == 2
     assert result.interruption is not None
     assert (result.interruption.sweep_pass, result.interruption.step) == (1, 30)
     assert result.curve_pass == 0
 
 
-def test_a_linear_ladder_is_extended_as_one() -> None:
+def test_a_linear_range_is_extended_linearly() -> None:
     """The mode reaches the decision."""
-    _, told = passes(climb_of(lambda lr: 2.3), end_lr=1e-3, mode=SweepMode.linear)
-    assert told[0].end_lr == pytest.approx(1e-2)  # a decade, not four
+    _, extensions = passes(run_pass_with(lambda lr: 2.3), end_lr=1e-3, mode=SweepMode.linear)
+    assert extensions[0].end_lr == pytest.approx(1e-2)  # a decade, not four

@@ -1,4 +1,4 @@
-"""Confirmation runs on one rank: real trainings, of which nothing stays but what was measured."""
+"""Confirmation runs on one rank: trainings that leave nothing but their measurements."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ from tests.unit.training.test_engine import overflowing
 
 
 def one_after_another(*planned: tuple[float, int]) -> Plan:
-    """A plan that knows from the start."""
+    """A plan that is fixed from the start."""
     return lambda trials, initial_loss: PlannedTrial(*planned[len(trials)]) if len(trials) < len(planned) else None
 
 
 class Log:
-    """A listener that keeps everything."""
+    """A listener that records everything."""
 
     def __init__(self) -> None:
         self.planned: list[PlannedTrial] = []
@@ -91,7 +91,7 @@ def test_a_trial_is_a_plain_training_from_the_initial_state() -> None:
 
 
 def test_every_trial_sees_the_same_data_from_the_same_state() -> None:
-    """Two trials at one LR are one trial; a third in between leaves nothing behind."""
+    """Two trials at one LR give the same result; a third one between them changes nothing."""
     log = Log()
     first, other, again = confirm(trainable(), (0.01, 8), (0.3, 8), (0.01, 8), listener=log).trials
     assert first.loss == again.loss != other.loss
@@ -145,14 +145,14 @@ def test_without_a_finite_loss_before_any_step_nothing_is_compared(loss: float) 
     assert "check data.val" in result.failure_reason
 
 
-def test_an_empty_plan_is_told() -> None:
+def test_an_empty_plan_is_reported() -> None:
     """A budget may be too small for a single run."""
     assert confirm(trainable()).failure_reason == "the budget allows no confirmation run; raise confirm.budget_steps"
 
 
 @pytest.mark.parametrize("request_at", [0, 4, 12])
-def test_a_wish_to_stop_keeps_the_trials_that_ended(request_at: int) -> None:
-    """The one it interrupts measured nothing; the run goes on to its report."""
+def test_a_stop_request_keeps_the_trials_that_ended(request_at: int) -> None:
+    """The interrupted one measured nothing; the run still reports."""
     log = Log()
     trials, stop, _, _ = confirm(
         trainable(), (0.01, 10), (0.02, 10), (0.03, 10),
@@ -167,8 +167,8 @@ def test_a_wish_to_stop_keeps_the_trials_that_ended(request_at: int) -> None:
     assert log.trials == list(trials)
 
 
-def test_a_wish_to_stop_during_an_evaluation_is_one_too() -> None:
-    """Also before the first trial, where nothing is kept because nothing was measured."""
+def test_a_stop_request_during_an_evaluation_ends_the_trials() -> None:
+    """Also before the first trial, where nothing was measured."""
     answers = iter([Evaluation(1.0), Evaluation(0.9), Evaluation(math.nan, (0,))])
     trials, stop, _, _ = confirm(trainable(), (0.01, 3), (0.02, 3), (0.03, 3), evaluate=lambda: next(answers))
     assert [trial.outcome for trial in trials] == [TrialOutcome.FINISHED, TrialOutcome.INTERRUPTED]
@@ -191,7 +191,7 @@ def test_reading_late_changes_no_trial(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_skipped_step_of_a_trial_is_tried_again() -> None:
-    """Law 9: fp16's first steps find the loss scale, and the schedule is completed all the same."""
+    """Law 9: the first fp16 steps find the loss scale, and the schedule is still completed."""
     part, _ = overflowing(times=2)
     log = Log()
     (trial,) = confirm(

@@ -18,7 +18,7 @@ from tests.composing import composed
 
 
 class Numbers(Dataset[Any]):
-    """Its samples are their own numbers, plus a shift, with noise from the generator of whoever reads them."""
+    """Its samples are their own numbers, plus a shift, with noise from the generator of the process that reads them."""
 
     def __init__(self, size: int, *, shift: int = 0) -> None:
         self.size, self.shift = size, shift

@@ -1,4 +1,4 @@
-"""A checkpoint brings a ladder back to the very step it was taken behind."""
+"""A checkpoint restores a sweep at the very step after which it was saved."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from lrrunner.training.checkpoints import Checkpoints, read_newest
 from lrrunner.training.collectives import SerialCollective
 from lrrunner.training.engine import SweepResult, run_sweep
 from lrrunner.training.snapshot import RngState, Snapshot
-from tests.multiprocess.sweeps import ladder, planned_batches, rank_context, squared_error, trainable
+from tests.multiprocess.sweeps import planned_batches, rank_context, squared_error, sweep_plan, trainable
 
 
 class Killed(BaseException):
-    """Stands for SIGKILL: nothing of the run gets to say anything."""
+    """Stands for SIGKILL: nothing of the run is executed after it."""
 
 
 def saver(folder: Path, *, every_s: float = 0.0) -> Checkpoints:
@@ -33,8 +33,8 @@ def saver(folder: Path, *, every_s: float = 0.0) -> Checkpoints:
     )
 
 
-def climb(folder: Path | None, *, die_at: int = -1, part: Any = None, **changes: Any) -> SweepResult:
-    """Two repeats of a ladder; dies when so many steps are recorded."""
+def swept(folder: Path | None, *, die_at: int = -1, part: Any = None, **changes: Any) -> SweepResult:
+    """Sweep twice; dies when so many steps are recorded."""
     count = 0
 
     def on_step(step: Step) -> None:
@@ -45,7 +45,7 @@ def climb(folder: Path | None, *, die_at: int = -1, part: Any = None, **changes:
 
     return run_sweep(
         part or trainable(),
-        ladder(**{"num_steps": 20, "repeats": 2} | changes),
+        sweep_plan(**{"num_steps": 20, "repeats": 2} | changes),
         planned_batches(),
         context=rank_context(checkpoints=None if folder is None else saver(folder)),
         on_step=on_step,
@@ -53,34 +53,34 @@ def climb(folder: Path | None, *, die_at: int = -1, part: Any = None, **changes:
 
 
 def without_times(result: SweepResult) -> list[str]:
-    """Every digit, in words, since NaN is not equal to itself."""
+    """Every digit as text, since NaN is not equal to itself."""
     return [repr(dataclasses.replace(step, elapsed_s=0.0, timestamp_ms=0)) for step in result.steps] + [
         repr(result.stops)
     ]
 
 
 @pytest.mark.parametrize("die_at", [1, 2, 19, 20, 21, 22, 33])
-def test_a_resumed_ladder_has_the_records_of_an_undisturbed_one(die_at: int, tmp_path: Path) -> None:
+def test_a_resumed_sweep_has_the_records_of_an_uninterrupted_one(die_at: int, tmp_path: Path) -> None:
     """At any step of either repeat, also before the first save."""
     with pytest.raises(Killed):
-        climb(tmp_path, die_at=die_at)
-    assert without_times(climb(tmp_path)) == without_times(climb(None))
+        swept(tmp_path, die_at=die_at)
+    assert without_times(swept(tmp_path)) == without_times(swept(None))
 
 
 @pytest.mark.parametrize("die_at", [2, 5, 12])
-def test_a_ladder_that_is_read_late_is_saved_behind_the_step_that_runs(
+def test_a_sweep_that_is_read_late_is_saved_after_the_step_that_runs(
     die_at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The model has taken a step more than was read; its record must not be lost, nor the step repeated."""
     monkeypatch.setattr(train_step, "reads_late", lambda *args, **kwargs: True)
     with pytest.raises(Killed):
-        climb(tmp_path, die_at=die_at)
-    assert without_times(climb(tmp_path)) == without_times(climb(None))
+        swept(tmp_path, die_at=die_at)
+    assert without_times(swept(tmp_path)) == without_times(swept(None))
 
 
 @pytest.mark.parametrize("late", [False, True])
 def test_a_stop_saves_though_no_save_is_due(late: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever asks to stop wants to go on later, from there."""
+    """A user who stops a run wants to continue it there later."""
     monkeypatch.setattr(train_step, "reads_late", lambda *args, **kwargs: late)
     calls: list[int] = []
 
@@ -91,19 +91,19 @@ def test_a_stop_saves_though_no_save_is_due(late: bool, tmp_path: Path, monkeypa
     part = trainable()
     first = run_sweep(
         part,
-        ladder(num_steps=20),
+        sweep_plan(num_steps=20),
         planned_batches(),
         context=rank_context(stop_requested=stop_requested, checkpoints=saver(tmp_path, every_s=1e5)),
     )
     assert first.stops[0].reason == StopReason.INTERRUPTED
     saved = saver(tmp_path)
     assert saved.known_steps("sweep/0/") == list(first.steps)
-    assert without_times(climb(tmp_path, repeats=1)) == without_times(climb(None, repeats=1))
+    assert without_times(swept(tmp_path, repeats=1)) == without_times(swept(None, repeats=1))
 
 
-def test_a_stop_at_the_step_that_diverges_ends_the_ladder_when_it_is_resumed(tmp_path: Path) -> None:
-    """The stop rule has the last word on the step behind which the run was told to stop."""
-    whole = climb(None, repeats=1, num_steps=40, end_lr=1e3)
+def test_a_stop_at_the_step_that_diverges_ends_the_sweep_when_it_is_resumed(tmp_path: Path) -> None:
+    """The stop rule still applies to the step after which the run was interrupted."""
+    whole = swept(None, repeats=1, num_steps=40, end_lr=1e3)
     (stop,) = whole.stops
     assert stop.reason == StopReason.DIVERGED
     count = 0
@@ -115,16 +115,16 @@ def test_a_stop_at_the_step_that_diverges_ends_the_ladder_when_it_is_resumed(tmp
 
     first = run_sweep(
         trainable(),
-        ladder(num_steps=40, end_lr=1e3),
+        sweep_plan(num_steps=40, end_lr=1e3),
         planned_batches(),
         context=rank_context(stop_requested=stop_requested, checkpoints=saver(tmp_path, every_s=1e5)),
     )
     assert first.stops[0].reason == StopReason.INTERRUPTED
-    assert without_times(climb(tmp_path, repeats=1, num_steps=40, end_lr=1e3)) == without_times(whole)
+    assert without_times(swept(tmp_path, repeats=1, num_steps=40, end_lr=1e3)) == without_times(whole)
 
 
-def test_skipped_steps_count_in_the_data_and_not_on_the_ladder(tmp_path: Path) -> None:
-    """An overflowed fp16 step keeps its rung and has used a batch; its scale goes on from where it was."""
+def test_skipped_steps_count_in_the_data_and_not_in_the_schedule(tmp_path: Path) -> None:
+    """An overflowed fp16 step is tried again and has used a batch; the scale continues from where it was."""
 
     class Overflowing(torch.amp.GradScaler):
         """Overflows in every fourth step that it has counted down to."""
@@ -145,52 +145,54 @@ def test_skipped_steps_count_in_the_data_and_not_on_the_ladder(tmp_path: Path) -
                     parameter.grad.div_(self.get_scale())
 
     with pytest.raises(Killed):
-        climb(tmp_path, die_at=11, part=trainable(scaler=Overflowing()))
-    result = climb(tmp_path, part=trainable(scaler=Overflowing()))
-    whole = climb(None, part=trainable(scaler=Overflowing()))
+        swept(tmp_path, die_at=11, part=trainable(scaler=Overflowing()))
+    result = swept(tmp_path, part=trainable(scaler=Overflowing()))
+    whole = swept(None, part=trainable(scaler=Overflowing()))
     assert any(step.skipped for step in whole.steps)
     assert without_times(result) == without_times(whole)
 
 
-def test_weights_of_unequal_counts_go_on_with_the_repeats_own_reference(tmp_path: Path) -> None:
-    """It is agreed once a repeat; another one would round otherwise."""
+def test_weights_of_unequal_counts_keep_the_reference_of_the_repeat(tmp_path: Path) -> None:
+    """It is agreed once a repeat; another reference would round differently."""
 
     def objective(model: Any, batch: Any) -> Any:
         return squared_error(model, batch), 7
 
     with pytest.raises(Killed):
-        climb(tmp_path, die_at=9, part=trainable(objective=objective))
+        swept(tmp_path, die_at=9, part=trainable(objective=objective))
     content = read_newest(tmp_path, collective=SerialCollective())
     assert content is not None
     assert content["ranks"][0]["reference_items"] == 7.0
-    result = climb(tmp_path, part=trainable(objective=objective))
-    assert without_times(result) == without_times(climb(None, part=trainable(objective=objective)))
+    result = swept(tmp_path, part=trainable(objective=objective))
+    assert without_times(result) == without_times(swept(None, part=trainable(objective=objective)))
 
 
-def test_two_generations_are_kept_and_a_damaged_one_gives_way(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """A disk may lie; the run then repeats a few steps."""
+def test_two_checkpoints_are_kept_and_a_damaged_one_is_passed_over(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A disk may lose data; the run then repeats a few steps."""
     with pytest.raises(Killed):
-        climb(tmp_path, die_at=9)
+        swept(tmp_path, die_at=9)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["00000007.pt", "00000008.pt"]
     newest = tmp_path / "00000008.pt"
     newest.write_bytes(newest.read_bytes()[:500])
     (tmp_path / ".00000009.pt.0af1.part").write_bytes(b"half")
     with caplog.at_level(logging.WARNING):
-        assert without_times(climb(tmp_path)) == without_times(climb(None))
+        assert without_times(swept(tmp_path)) == without_times(swept(None))
     assert "00000008.pt cannot be read" in caplog.text
 
 
 def test_a_checkpoint_executes_nothing(tmp_path: Path) -> None:
-    """Whoever can write into a run directory must not run code in the next job."""
+    """Write access to a run directory must not run code in the next job."""
     torch.save({"format": 1, "code": Path}, tmp_path / "00000001.pt")
     assert read_newest(tmp_path, collective=SerialCollective()) is None
 
 
 def test_nothing_is_saved_when_it_is_not_due(tmp_path: Path) -> None:
-    """And the loop does not copy the model either."""
+    """Nor is the model copied."""
     run_sweep(
         trainable(),
-        ladder(num_steps=5),
+        sweep_plan(num_steps=5),
         planned_batches(),
         context=rank_context(checkpoints=saver(tmp_path / "none", every_s=1e5)),
     )
@@ -206,14 +208,14 @@ def test_a_full_disk_costs_the_checkpoint_and_not_the_run(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(checkpoints.torch, "save", full)
-    assert without_times(climb(tmp_path)) == without_times(climb(None))
+    assert without_times(swept(tmp_path)) == without_times(swept(None))
     assert "the checkpoint could not be written" in caplog.text
 
 
-def test_an_optimizer_with_something_strange_in_it_is_said_once(
+def test_an_optimizer_whose_state_cannot_be_saved_is_reported_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """What cannot be read back safely is not written; the run goes on."""
+    """What cannot be read safely is not written; the run goes on."""
 
     class Strange(torch.optim.SGD):
         def step(self, closure: Any = None) -> None:
@@ -222,13 +224,13 @@ def test_an_optimizer_with_something_strange_in_it_is_said_once(
                 group["note"] = Path("strange")
 
     part = trainable(optimizer=lambda p: Strange(p, lr=0.1))
-    climb(tmp_path, part=part)
+    swept(tmp_path, part=part)
     assert caplog.text.count("this run cannot be resumed: pathlib.PosixPath is neither") == 1
 
 
 @pytest.mark.parametrize("optimizer", [torch.optim.AdamW, torch.optim.Adagrad, torch.optim.RMSprop, torch.optim.NAdam])
-def test_portable_snapshots_bring_everything_back(optimizer: Any, tmp_path: Path) -> None:
-    """Through a file, into a model that has gone elsewhere."""
+def test_state_dictionaries_restore_everything(optimizer: Any, tmp_path: Path) -> None:
+    """Through a file, into a model that was trained further."""
     part = trainable(optimizer=lambda p: optimizer(p, lr=0.1))
     part.model.register_buffer("count", torch.tensor([3.5]))
     run_steps(part, 3)
@@ -252,7 +254,7 @@ def run_steps(part: Any, count: int) -> None:
         part.optimizer.step()
 
 
-def test_random_numbers_go_on_through_a_file(tmp_path: Path) -> None:
+def test_random_numbers_continue_through_a_file(tmp_path: Path) -> None:
     """Python's, numpy's and torch's, in the middle of a pair of normal ones."""
     random.gauss(0, 1)
     np.random.standard_normal()
@@ -266,7 +268,7 @@ def test_random_numbers_go_on_through_a_file(tmp_path: Path) -> None:
     assert draw() == expected
 
 
-def test_trials_come_back(tmp_path: Path) -> None:
+def test_finished_trials_are_restored(tmp_path: Path) -> None:
     """A confirmation run that has ended is not run again."""
     trial = Trial(trial=0, lr=0.1, num_steps=5, num_steps_run=5, loss=float("inf"), outcome=TrialOutcome.DIVERGED)
     first = saver(tmp_path)

@@ -1,4 +1,4 @@
-"""One rank's loop, without other ranks. Rows are those of the catalogue of edge cases that broke other finders."""
+"""One rank's loop, without other ranks. Row numbers are those of a catalogue of cases that broke other LR finders."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from lrrunner.training.engine import SweepResult, run_sweep
 from lrrunner.training.learning_rate import LearningRate
 from lrrunner.training.sweep_run import MAX_SKIPS_IN_A_ROW
 from lrrunner.training.trainable import Trainable
-from tests.multiprocess.sweeps import ladder, planned_batches, rank_context, small_model, squared_error, trainable
+from tests.multiprocess.sweeps import planned_batches, rank_context, small_model, squared_error, sweep_plan, trainable
 from tests.unit.training.unusual_optimizers import AveragingSGD
 
 
 def sweep(part: Trainable, batches: Any = None, **changes: Any) -> SweepResult:
-    return run_sweep(part, ladder(**changes), batches or planned_batches(), context=rank_context())
+    return run_sweep(part, sweep_plan(**changes), batches or planned_batches(), context=rank_context())
 
 
 class SpySGD(torch.optim.SGD):
@@ -40,7 +40,7 @@ class SpySGD(torch.optim.SGD):
         super().step(closure)
 
 
-def test_recorded_lr_is_the_one_the_step_used_and_the_ladder_is_exact() -> None:
+def test_recorded_lr_is_the_one_the_step_used_and_the_schedule_is_exact() -> None:
     """Rows 20, 21, 22: ignite records the next step's LR, ignores start_lr at step 1 and overshoots end_lr."""
     part = trainable(optimizer=lambda p: SpySGD(p, lr=0.3))
     result = sweep(part, start_lr=1e-4, end_lr=1e-2, num_steps=5)
@@ -86,7 +86,7 @@ def test_tensor_learning_rates_are_filled_in_place_and_restored() -> None:
     seen: list[float] = []
     run_sweep(
         part,
-        ladder(num_steps=3),
+        sweep_plan(num_steps=3),
         planned_batches(),
         context=rank_context(),
         on_step=lambda step: seen.append(held.item()),
@@ -119,7 +119,7 @@ def test_an_optimizer_that_averages_weights_is_swept_in_training_mode_and_left_i
 
 
 def test_an_optimizer_without_positive_lr_is_refused() -> None:
-    """Row 32: nothing can be multiplied to reach a ladder from 0."""
+    """Row 32: an LR of 0 cannot be multiplied to reach the schedule."""
     with pytest.raises(ValueError, match=r"optimizer\.lr must be above 0, got 0"):
         LearningRate(torch.optim.SGD(small_model().parameters(), lr=0.0))
 
@@ -174,7 +174,7 @@ def test_each_repeat_begins_with_the_weights_and_the_optimizer_of_the_first() ->
 
     run_sweep(
         dataclasses.replace(part, objective=objective),
-        ladder(num_steps=20, repeats=3, new_stop_rule=Never),
+        sweep_plan(num_steps=20, repeats=3, new_stop_rule=Never),
         planned_batches(),
         context=rank_context(),
     )
@@ -184,7 +184,7 @@ def test_each_repeat_begins_with_the_weights_and_the_optimizer_of_the_first() ->
 
 
 class Never:
-    """A stop rule that never fires, and remembers what it was asked."""
+    """A stop rule that never fires, and records its arguments."""
 
     def __init__(self) -> None:
         self.asked: list[tuple[float, float]] = []
@@ -207,7 +207,7 @@ def test_the_stop_rule_sees_the_raw_loss_and_its_causal_average() -> None:
 
 
 @pytest.mark.parametrize("factor", [0.1, 0.0])
-def test_a_scheduler_that_has_already_acted_does_not_shift_the_ladder(factor: float) -> None:
+def test_a_scheduler_that_has_already_acted_does_not_shift_the_schedule(factor: float) -> None:
     """Rows 20, 31: in mid-training, or in a warm-up from 0, the groups' LRs are not the base LRs."""
     part = trainable(optimizer=lambda p: SpySGD(p, lr=0.5))
     torch.optim.lr_scheduler.LambdaLR(part.optimizer, lambda step: factor)
@@ -232,7 +232,7 @@ def test_gradients_stay_local_until_the_last_micro_batch() -> None:
 
 
 def test_the_forward_pass_runs_under_autocast() -> None:
-    """Mixed precision that only stands in the configuration would give the curve of another training."""
+    """Mixed precision that is only configured would give the curve of another training."""
     dtypes: list[torch.dtype] = []
 
     def objective(model: nn.Module, batch: Any) -> torch.Tensor:
@@ -284,7 +284,7 @@ def test_a_micro_batch_without_items_counts_nothing() -> None:
         )
         result = run_sweep(
             part,
-            ladder(lrs=[0.5]),
+            sweep_plan(lrs=[0.5]),
             lambda repeat: iter([(inputs, targets), (inputs, torch.full_like(targets, -100))]),
             context=rank_context(),
             on_step=lambda step, part=part: ends.append([p.detach().clone() for p in part.model.parameters()]),
@@ -302,7 +302,7 @@ def late_reading(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_reading_late_changes_no_record(late_reading: None) -> None:
-    """Law 11: every step of a full ladder is recorded, in order, with the same values."""
+    """Law 12: every step of a full schedule is recorded, in order, with the same values."""
     late = sweep(trainable(), num_steps=20, end_lr=1e-3)
     assert [step.step for step in late.steps] == list(range(20))
     with pytest.MonkeyPatch.context() as patch:
@@ -311,8 +311,8 @@ def test_reading_late_changes_no_record(late_reading: None) -> None:
     assert [step.loss for step in late.steps] == [step.loss for step in prompt.steps]
 
 
-def test_reading_late_drops_the_step_behind_the_stop(late_reading: None) -> None:
-    """Law 11: the stop trails by a step; what was trained in between is no record."""
+def test_reading_late_drops_the_step_after_the_stop(late_reading: None) -> None:
+    """Law 12: the stop trails by a step; what was trained in between is no record."""
     calls = iter(range(100))
     part = trainable(
         objective=lambda m, b: squared_error(m, b) * (math.nan if next(calls) == 4 else 1.0),
@@ -323,8 +323,8 @@ def test_reading_late_drops_the_step_behind_the_stop(late_reading: None) -> None
     assert next(calls) == 6
 
 
-def test_an_error_behind_a_bad_step_is_its_consequence(late_reading: None) -> None:
-    """Law 11: step 5 raises because step 4 went NaN; NaN at step 4 is the reason, and nothing is raised."""
+def test_an_error_after_a_bad_step_is_its_consequence(late_reading: None) -> None:
+    """Law 12: step 5 raises because step 4 went NaN; NaN at step 4 is the reason, and nothing is raised."""
     calls = iter(range(100))
 
     def objective(model: nn.Module, batch: Any) -> torch.Tensor:
@@ -337,8 +337,8 @@ def test_an_error_behind_a_bad_step_is_its_consequence(late_reading: None) -> No
     assert (result.stops[0].reason, result.stops[0].step) == (StopReason.NON_FINITE, 4)
 
 
-def test_an_error_behind_a_good_step_is_raised_and_the_good_step_recorded(late_reading: None) -> None:
-    """Law 11: then the error is the reason."""
+def test_an_error_after_a_good_step_is_raised_and_the_good_step_recorded(late_reading: None) -> None:
+    """Law 12: then the error is the reason."""
     calls = iter(range(100))
 
     def objective(model: nn.Module, batch: Any) -> torch.Tensor:
@@ -350,7 +350,7 @@ def test_an_error_behind_a_good_step_is_raised_and_the_good_step_recorded(late_r
     with pytest.raises(RuntimeError, match="out of memory"):
         run_sweep(
             trainable(objective=objective),
-            ladder(),
+            sweep_plan(),
             planned_batches(),
             context=rank_context(),
             on_step=lambda step: seen.append(step.step),
@@ -359,7 +359,7 @@ def test_an_error_behind_a_good_step_is_raised_and_the_good_step_recorded(late_r
 
 
 def test_only_a_gpu_without_scaler_is_read_late() -> None:
-    """fp16 waits by itself, and sync_every_step is the user's way out."""
+    """fp16 waits anyway, and sync_every_step lets the user switch it off."""
     gpu, cpu = torch.device("cuda"), torch.device("cpu")
     scaler = torch.amp.GradScaler("cpu")
     assert train_step.reads_late(gpu, None, sync_every_step=False)
@@ -419,7 +419,7 @@ def test_gradient_clipping_bounds_the_step_and_records_the_norm_before_it() -> N
     def on_step(step: Step) -> None:
         ends.append(torch.cat([p.detach().flatten().clone() for p in part.model.parameters()]))
 
-    result = run_sweep(part, ladder(lrs=[1.0]), planned_batches(), context=rank_context(), on_step=on_step)
+    result = run_sweep(part, sweep_plan(lrs=[1.0]), planned_batches(), context=rank_context(), on_step=on_step)
     squared_error(part.model, next(planned_batches()(0))).backward()
     norm = math.sqrt(sum(float(p.grad.square().sum()) for p in part.model.parameters() if p.grad is not None))
     assert result.steps[0].grad_norm == pytest.approx(norm, rel=1e-9)
@@ -451,7 +451,7 @@ def overflowing(times: int) -> tuple[Trainable, list[float]]:
     return part, seen
 
 
-def test_a_skipped_step_keeps_its_rung_and_is_tried_again() -> None:
+def test_a_skipped_step_is_tried_again_at_the_same_lr() -> None:
     """Row 25, law 9: an LR whose step the scaler skipped was not tested."""
     part, _ = overflowing(times=3)
     result = sweep(part, planned_batches(dtype=torch.float32), num_steps=4, end_lr=1e-3)
@@ -493,7 +493,7 @@ def test_the_model_trains_in_train_mode_and_returns_to_its_own() -> None:
 
 
 def test_a_custom_objective_reads_any_batch() -> None:
-    """Row 35: dicts, tuples and several inputs are the objective's business."""
+    """Row 35: the objective handles dicts, tuples and several inputs."""
 
     def batches(repeat: int) -> Iterator[dict[str, Any]]:
         for inputs, targets in planned_batches()(repeat):
@@ -512,7 +512,7 @@ def test_losses_are_computed_in_the_loop_not_read_from_a_running_mean() -> None:
 
 
 def test_sparse_gradients_have_a_norm_too() -> None:
-    """An embedding with sparse gradients is no reason to fail: the norm is only recorded."""
+    """An embedding with sparse gradients must not fail, since the norm is only recorded."""
     torch.manual_seed(0)
     embedding = nn.Embedding(10, 1, sparse=True).double()
     part = trainable(
@@ -539,7 +539,7 @@ def test_counts_keep_float64_exact(as_tensor: bool) -> None:
     ends: list[torch.Tensor] = []
     result = run_sweep(
         part,
-        ladder(lrs=[0.5]),
+        sweep_plan(lrs=[0.5]),
         planned_batches(accumulation_steps=2),
         context=rank_context(),
         on_step=lambda step: ends.extend(p.detach().clone() for p in part.model.parameters()),

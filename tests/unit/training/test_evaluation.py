@@ -52,7 +52,7 @@ def test_items_weigh_where_the_objective_counts_them() -> None:
 
 
 def test_without_any_item_the_loss_is_nan() -> None:
-    """No number that could be compared."""
+    """Nothing can be compared."""
     part = trainable(objective=lambda model, batch: (torch.tensor(math.nan), 0))
     assert math.isnan(evaluated(part, batches(5)).loss)
 
@@ -94,7 +94,7 @@ def test_batch_norm_may_keep_to_its_batch_and_leaves_no_trace() -> None:
 
 
 def test_modes_come_back_after_an_error_too() -> None:
-    """The sweep's state is restored by others; this is its own doing."""
+    """The sweep restores its state elsewhere; an evaluation restores the modes that it has set."""
 
     def objective(model: nn.Module, batch: Any) -> torch.Tensor:
         raise RuntimeError("boom")
@@ -106,7 +106,7 @@ def test_modes_come_back_after_an_error_too() -> None:
 
 
 def test_the_forward_pass_runs_under_autocast() -> None:
-    """The trials' own precision."""
+    """As the trials are trained."""
     dtypes: list[torch.dtype] = []
 
     def objective(model: nn.Module, batch: Any) -> torch.Tensor:
@@ -121,7 +121,7 @@ def test_the_forward_pass_runs_under_autocast() -> None:
     assert dtypes == [torch.bfloat16]
 
 
-def test_a_wish_to_stop_ends_it_behind_the_batch() -> None:
+def test_a_stop_request_ends_it_after_the_batch() -> None:
     """An evaluation of a minute must not outlast the ten seconds that a signal waits."""
     calls: list[int] = []
 

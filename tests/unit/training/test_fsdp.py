@@ -12,7 +12,7 @@ from tests.multiprocess.sweeps import small_model
 
 
 class Tower(nn.Module):
-    """A list of blocks, one of them without parameters, behind an embedding."""
+    """An embedding, then a list of blocks, one of them without parameters."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -21,13 +21,13 @@ class Tower(nn.Module):
 
 
 def test_blocks_are_the_elements_of_the_outermost_lists() -> None:
-    """Those that hold something; lists within blocks belong to them."""
+    """Those that hold parameters; lists within blocks belong to the blocks."""
     model = Tower()
     assert blocks(model) == [model.layers[0]]
     assert blocks(small_model()) == []
 
 
-def test_a_model_names_its_own_blocks_and_the_launcher_goes_before() -> None:
+def test_a_model_names_its_blocks_unless_the_launcher_does() -> None:
     """As Hugging Face models do."""
     model = Tower()
     model._no_split_modules = ["Embedding"]
@@ -53,7 +53,7 @@ def test_a_block_that_is_applied_twice_is_one() -> None:
 
 
 def test_the_checksum_sees_one_bit_of_any_weight_or_buffer() -> None:
-    """Ranks that shard different models train a mixture of them without a word; half precision counts, too."""
+    """Ranks that shard different models would train a mixture of them silently; also in half precision."""
     models = [nn.Sequential(small_model(), nn.BatchNorm1d(1)).bfloat16() for _ in range(2)]
     first, second = (_weights_checksum(model) for model in models)
     assert first == second

@@ -1,4 +1,4 @@
-"""What the probe measures is what single samples' gradients say, and nothing is disturbed by it."""
+"""The probe measures what the gradients of single samples give, and disturbs nothing."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from lrrunner.records import Suggestion, Verdict
 from lrrunner.training.engine import SweepResult, run_sweep
 from lrrunner.training.gradient_probe import GradientProbe
 from tests.multiprocess.sweeps import (
-    ladder,
     planned_batches,
     rank_context,
     regression_data,
     small_model,
     squared_error,
+    sweep_plan,
     trainable,
 )
 
 SUGGESTION = Suggestion(lr=1.0, method="auto", verdict=Verdict.OK, reason="", interval=(1.0, 1.0))
 
 ALMOST_STILL: dict[str, float] = {"start_lr": 1e-12, "end_lr": 1e-11}
-"""A ladder that moves no parameter far enough to change its gradient."""
+"""LRs too small to change the gradient of any parameter."""
 
 
 def brute_force(model: nn.Module) -> tuple[float, float]:
@@ -46,7 +46,7 @@ def probed_sweep(part: Any, batches: Any = None, **changes: Any) -> SweepResult:
     batches = batches or planned_batches(global_batch_size=16, accumulation_steps=part.accumulation_steps)
     return run_sweep(
         part,
-        ladder(**(ALMOST_STILL | changes)),
+        sweep_plan(**(ALMOST_STILL | changes)),
         batches,
         context=rank_context(),
         probe=GradientProbe(part.parameters),
@@ -55,7 +55,7 @@ def probed_sweep(part: Any, batches: Any = None, **changes: Any) -> SweepResult:
 
 @pytest.mark.parametrize("accumulation", [2, 8])
 def test_accumulation_gives_the_noise_scale_of_single_samples(accumulation: int) -> None:
-    """At fixed parameters, without a way to be right by chance: the truth is known sample by sample."""
+    """At fixed parameters, where the true value is known sample by sample."""
     variance, truth = brute_force(small_model())
     result = probed_sweep(trainable(accumulation_steps=accumulation, global_batch_size=16))
     found = noise_scale(result.steps, SUGGESTION, beta=0.9, global_batch_size=16)
@@ -69,11 +69,11 @@ def test_accumulation_gives_the_noise_scale_of_single_samples(accumulation: int)
     assert mean == pytest.approx(variance, rel=0.25)
 
 
-def test_a_step_is_what_it_was_to_the_last_bit_and_no_hook_stays() -> None:
-    """A measurement that moves what it measures is none; a hook that stays costs the user's own training."""
+def test_a_probed_step_is_the_same_to_the_last_bit_and_no_hook_stays() -> None:
+    """Measuring must not change what is measured; a hook that stays slows the user's own training."""
     part = trainable(accumulation_steps=3, max_grad_norm=0.5, dtype=torch.float32)
     batches = planned_batches(accumulation_steps=3, dtype=torch.float32)
-    plain = run_sweep(part, ladder(), batches, context=rank_context())
+    plain = run_sweep(part, sweep_plan(), batches, context=rank_context())
     probed = probed_sweep(part, batches, start_lr=1e-6, end_lr=10.0)
     assert [(step.loss, step.grad_norm) for step in probed.steps] == [(s.loss, s.grad_norm) for s in plain.steps]
     assert {step.gradient_variance for step in plain.steps} == {None}
@@ -94,7 +94,7 @@ def unequal_batches(repeat: int, first_step: int = 0) -> Any:
 
 @pytest.mark.parametrize("scale", [None, 2.0**8])
 def test_unequal_items_and_a_scaled_loss_are_undone(scale: float | None) -> None:
-    """Law 2 weights each loss by its items and fp16 multiplies it; clipping comes later. By hand, for one step."""
+    """Losses are weighted by their items, and scaled for fp16; clipping comes later. By hand, for one step."""
     model, (inputs, targets) = small_model(), regression_data()
     squares, flat = [], []
     for part in (slice(0, 1), slice(1, 6)):

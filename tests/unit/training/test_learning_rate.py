@@ -1,4 +1,4 @@
-"""What a recorded learning rate stands for, and what is done with a suggested one."""
+"""What a recorded learning rate means, and how a suggested one is applied."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def two_groups(**options: Any) -> list[dict[str, Any]]:
 
 
 def test_groups_that_share_an_lr_are_recorded_by_it() -> None:
-    """A script that sets param_groups by hand leaves the default behind, which nothing uses any more."""
+    """If a script sets param_groups by hand, nothing uses the default any more."""
     optimizer = torch.optim.SGD(two_groups(), lr=0.1)
     for group in optimizer.param_groups:
         group["lr"] = 0.02
@@ -26,14 +26,14 @@ def test_groups_that_share_an_lr_are_recorded_by_it() -> None:
 
 
 def test_groups_that_differ_are_recorded_by_the_optimizers_default() -> None:
-    """What a user writes as optimizer.lr."""
+    """It is what a user writes as optimizer.lr."""
     learning_rate = LearningRate(torch.optim.SGD(two_groups(lr=0.01), lr=0.1))
     assert learning_rate.base_lr == 0.1
     assert learning_rate.ratios == pytest.approx((1.0, 0.1))
 
 
 def test_groups_that_all_left_the_default_are_recorded_by_the_largest() -> None:
-    """Nothing trains with the default, 1e-3 for SGD: an LR that stands for it would be read as a group's."""
+    """Nothing trains with the default, 1e-3 for SGD: an LR that means it would be read as a group's."""
     optimizer = torch.optim.SGD(two_groups(lr=0.05))
     optimizer.param_groups[0]["lr"] = 0.5
     learning_rate = LearningRate(optimizer)
@@ -50,8 +50,8 @@ def test_a_schedule_on_tensor_learning_rates_leaves_the_ratios_alone() -> None:
     assert LearningRate(optimizer).ratios == pytest.approx((1.0, 0.1))
 
 
-def test_an_applied_lr_keeps_ratios_and_holds_for_later_schedulers() -> None:
-    """A scheduler that is made later begins with initial_lr where an earlier one has left it."""
+def test_an_applied_lr_keeps_ratios_also_for_later_schedulers() -> None:
+    """A scheduler that is made later starts from initial_lr, if an earlier one has set it."""
     optimizer = torch.optim.SGD(two_groups(lr=0.01), lr=0.1)
     torch.optim.lr_scheduler.StepLR(optimizer, step_size=1)
     with pytest.warns(UserWarning, match="make it again"):

@@ -1,4 +1,4 @@
-"""Which optimizers are refused, and what is said about the LR of unusual ones."""
+"""Which optimizers are refused, and what is reported about the LR of unusual ones."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.unit.training.unusual_optimizers import Lookahead, SelfScalingSGD
 
 
 def test_optimizers_whose_lr_cannot_be_swept_say_why() -> None:
-    """L-BFGS searches along a line; nothing can be multiplied to climb from 0."""
+    """L-BFGS searches along a line; an LR of 0 cannot be multiplied."""
     parameters = list(small_model().parameters())
     (refusal,) = optimizer_errors(torch.optim.LBFGS(parameters))
     assert refusal.startswith("optimizer must step without a closure, got LBFGS")
@@ -26,7 +26,7 @@ def test_optimizers_whose_lr_cannot_be_swept_say_why() -> None:
 
 
 def test_only_accelerates_wrapper_is_looked_into() -> None:
-    """What others do around an inner optimizer's step would be left out, and its state not be put back."""
+    """What other wrappers do around a step would be skipped, and their state would not be restored."""
     inner = torch.optim.SGD(small_model().parameters(), lr=0.1)
     prepared = object.__new__(AcceleratedOptimizer)
     prepared.optimizer = inner
@@ -41,7 +41,7 @@ def test_only_accelerates_wrapper_is_looked_into() -> None:
 
 
 def test_an_optimizer_that_finds_its_step_size_says_what_its_lr_means() -> None:
-    """1e-3 as an LR of Prodigy is a thousandth of what it would do by itself."""
+    """An LR of 1e-3 for Prodigy is a thousandth of its own step size."""
     parameters = list(small_model().parameters())
     assert (
         lr_remark(SelfScalingSGD(parameters)) == "the LR multiplies the step size that SelfScalingSGD finds by itself"

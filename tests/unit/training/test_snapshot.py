@@ -17,7 +17,7 @@ def stepped(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
 
 
 def test_restoring_writes_into_the_live_tensors() -> None:
-    """Others hold references to parameters and buffers; replaced tensors would leave them behind."""
+    """Others hold references to parameters and buffers, which would not follow replaced tensors."""
     model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
     optimizer = torch.optim.Adam(model.parameters())
     held = [*model.parameters(), *model.buffers()]
