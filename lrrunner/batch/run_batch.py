@@ -48,7 +48,7 @@ from lrrunner.config.schema import Config, LaunchConfig, RunConfig, TrackingConf
 from lrrunner.config.serialization import to_plain
 from lrrunner.errors import ConfigError
 from lrrunner.launch.job import Job
-from lrrunner.launch.supervise import machine_errors
+from lrrunner.launch.machine_checks import machine_errors
 from lrrunner.results.run_state import RunState
 from lrrunner.system import exit_codes
 from lrrunner.system.atomic_files import write_text

@@ -17,7 +17,8 @@ from lrrunner.batch import ledger
 from lrrunner.batch.ledger import Entry
 from lrrunner.batch.state import read_state, update_state
 from lrrunner.errors import ConfigError
-from lrrunner.launch.job import Job, OutputFiles
+from lrrunner.launch.job import Job
+from lrrunner.launch.rank_output import RankOutputFiles
 from lrrunner.launch.worker_group import WorkerGroup
 from lrrunner.results.reader import read_run
 from lrrunner.results.run_state import JobResult, RunState, state_in
@@ -73,7 +74,7 @@ class Running:
 
     batch_job: BatchJob
     run_id: str | None
-    output: OutputFiles
+    output: RankOutputFiles
     started: float
 
 
@@ -189,10 +190,10 @@ class Batch:
             result = JobResult(state=RunState.FAILED, exit_code=exit_codes.CONFIG_ERROR, cause="; ".join(error.errors))
             self._record(item, result, run_id=None, seconds=0.0)
             return
-        output = OutputFiles(job.directory, job.redactor)
+        output = RankOutputFiles(job.directory, job.redactor)
         slot.running = Running(batch_job=item, run_id=run_id, output=output, started=time.monotonic())
-        order = job.message(slot.ranks.number, run_id=run_id)
-        slot.ranks.give(order, timeout_s=job.timeout_s)
+        order = job.message(slot.ranks.next_number, run_id=run_id)
+        slot.ranks.start_job(order, timeout_s=job.timeout_s)
 
     def _provide_ranks(self, slot: Slot, job: Job) -> None:
         """The slot's own set where it fits and lives, else a new one."""
@@ -290,7 +291,7 @@ def _in_free_directory(job: Job) -> Job:
 
 def _hear(slot: Slot, rank: int, name: str, lines: Sequence[str]) -> None:
     if slot.running is not None:
-        slot.running.output.take(rank, name, lines)
+        slot.running.output.write(rank, name, lines)
 
 
 def _one_line(cause: str | None) -> str | None:

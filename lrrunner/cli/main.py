@@ -17,9 +17,9 @@ from lrrunner.config.command_line import CommandLine, parse_command_line
 from lrrunner.config.composition import compose_job
 from lrrunner.config.schema import Config, register_schema
 from lrrunner.errors import ConfigError
-from lrrunner.launch.rank_command import INHERITED_FROM_A_LAUNCHER
 from lrrunner.results.resume_checks import directory_errors
 from lrrunner.system import exit_codes
+from lrrunner.system.environment import is_launched
 from lrrunner.system.redaction import Redactor
 from lrrunner.system.terminal import write_line
 from lrrunner.version import __version__
@@ -47,7 +47,7 @@ def run(arguments: Sequence[str]) -> int:
         return exit_codes.OK
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))  # so that a _target_ in the user's own directory is found
-    launched = any(name in os.environ for name in ("RANK", *INHERITED_FROM_A_LAUNCHER))
+    launched = is_launched()
     try:
         if command_line.multirun and not launched and not command_line.unsupported:
             from lrrunner.batch.run_batch import run_grid

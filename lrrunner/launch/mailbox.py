@@ -1,8 +1,7 @@
-"""The folder through which a supervisor and its warm ranks talk: jobs in, signs of life and outcomes out.
+"""The mailbox of a worker group: a folder with jobs for its ranks, and with their heartbeats and outcomes.
 
-Plain files, each written whole, so that it works across nodes and a rank that waits holds no pending collective.
-Standard library only. Jobs may hold secrets: they are readable by their owner alone and removed once all ranks have
-read them.
+Plain files, each written whole: it works across nodes, and a rank that waits holds no pending collective. Standard
+library only. Jobs may hold secrets: only their owner can read them, and they are removed once all ranks have read them.
 """
 
 from __future__ import annotations
@@ -24,26 +23,26 @@ from lrrunner.system.process_identity import is_alive, process_identity
 
 RANK_POLL_S = 0.02
 HEARTBEAT_INTERVAL_S = 0.5
-"""At most this often does a step cost a file."""
+"""Shortest time between two heartbeats of one job's steps: each is a file."""
 
-IDLE = -1
+NO_JOB = -1
 OWNER_FILE = "owner.json"
 
 ANOTHER_RANK_IS_GONE = "another rank is gone"
 ANOTHER_RANK_IS_SILENT = "another rank does not answer"
-SECOND_HAND = (ANOTHER_RANK_IS_GONE, ANOTHER_RANK_IS_SILENT)
-"""How a rank reports a failure whose cause is elsewhere."""
+SECONDARY_CAUSES = (ANOTHER_RANK_IS_GONE, ANOTHER_RANK_IS_SILENT)
+"""How a rank reports a failure whose cause is on another rank."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class JobMessage:
-    """One job as a supervisor hands it to ranks.
+    """One job for the ranks of a worker group.
 
     Attributes:
-        number: Counts the jobs of one set of ranks.
+        number: Number of the job within its worker group, from 0.
         config: Configuration that passed stage A, as plain values.
         arguments: Command line that repeats the job.
-        run_id: MLflow run that the supervisor has made; None: there is none, and rank 0 is not to try either.
+        run_id: MLflow run made by the supervisor; None: there is none, and rank 0 must not make one either.
     """
 
     number: int
@@ -57,113 +56,96 @@ class RankOutcome:
     """How a job ended on one rank.
 
     Attributes:
-        rank: Which rank.
-        code: Exit code of the job.
-        cause: What some rank was the first to report, after a failure; the message, after a mistake.
+        rank: The rank.
+        exit_code: Exit code of the job.
+        cause: After a failure the cause that some rank was the first to report; the message of a configuration error.
     """
 
     rank: int
-    code: int
+    exit_code: int
     cause: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Heartbeat:
-    """A rank's sign of life.
+    """Proof that a rank is alive.
 
     Attributes:
-        identity: Of its process.
-        job: Number of the job it works on, -1 while it waits for one.
+        identity: Identity of its process.
+        job: Number of the job it runs, -1 while it waits for one.
         step: Last step it has finished, -1 before the first.
-        count: Counts its signs of life.
+        count: Number of heartbeats so far.
     """
 
     identity: str
-    job: int = IDLE
+    job: int = NO_JOB
     step: int = -1
     count: int = 0
 
 
-def sweep(folders: Iterable[Path]) -> None:
-    """Remove the folders whose supervisor, on this machine, is dead: jobs in them may hold secrets."""
-    for folder in folders:
-        owner = read_json(folder / OWNER_FILE) or {}
-        if owner.get("host") == socket.gethostname() and not is_alive(owner.get("process", "elsewhere:::")):
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-def remove_folder_when_orphaned(folder: Path, orphaned: Callable[[], bool]) -> None:
-    """On SIGTERM, which the kernel sends when the supervisor dies, remove its folder; then end as if this were not."""
-
-    def end(number: int, frame: FrameType | None) -> None:
-        if orphaned():
-            JobMailbox(folder).remove()
-        signal.signal(number, signal.SIG_DFL)
-        os.kill(os.getpid(), number)
-
-    signal.signal(signal.SIGTERM, end)
-
-
 class JobMailbox:
-    """The folder.
+    """The folder, as supervisor and ranks see it.
 
     Args:
-        folder: Where; made by :meth:`create`.
+        folder: Made by :meth:`create`.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def create(self) -> None:
-        """A fresh folder, for its owner alone: outcomes of earlier ranks would be taken for those of these.
+        """Make a new folder that only its owner can read.
 
         Raises:
-            FileExistsError: another set of ranks has used it.
+            FileExistsError: another worker group has used it; its outcomes would be taken for those of this one.
         """
-        for name in ("jobs", "beats", "outcomes"):
+        for name in ("jobs", "heartbeats", "outcomes"):
             (self.folder / name).mkdir(parents=True)
         self.folder.chmod(0o700)
-        write_json(
-            self.folder / OWNER_FILE, {"process": process_identity(), "host": socket.gethostname()}, private=True
-        )
+        owner = {"process": process_identity(), "host": socket.gethostname()}
+        write_json(self.folder / OWNER_FILE, owner, private=True)
 
     def remove(self) -> None:
-        """Nothing is left; jobs go first."""
+        """Remove the folder, jobs first."""
         shutil.rmtree(self.folder / "jobs", ignore_errors=True)
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def give(self, order: JobMessage) -> None:
-        """Hand a job to the ranks."""
-        write_json(self._job(order.number), asdict(order), private=True)
+    def post(self, message: JobMessage) -> None:
+        """Leave a job for the ranks."""
+        write_json(self._job_file(message.number), asdict(message), private=True)
 
     def withdraw(self, number: int) -> None:
         """Remove a job that every rank has read."""
-        self._job(number).unlink(missing_ok=True)
+        self._job_file(number).unlink(missing_ok=True)
 
-    def stop(self) -> None:
-        """Tell ranks that there is no further job."""
-        (self.folder / "stop").touch()
+    def post_end(self) -> None:
+        """Let the ranks know that there is no further job."""
+        (self.folder / "end").touch()
 
     def next_job(self, number: int, *, orphaned: Callable[[], bool]) -> JobMessage | None:
         """Wait for a job, on a rank.
 
+        Args:
+            number: Number of the job.
+            orphaned: Whether the supervisor is gone.
+
         Returns:
-            The job, or None when there is none to come.
+            The job; None when there is no further one.
         """
-        checked = time.monotonic()
-        while not (self.folder / "stop").exists():
-            content = read_json(self._job(number))
+        checked_at = time.monotonic()
+        while not (self.folder / "end").exists():
+            content = read_json(self._job_file(number))
             if content is not None:
                 return JobMessage(**content)
-            if time.monotonic() - checked > HEARTBEAT_INTERVAL_S:
-                checked = time.monotonic()
+            if time.monotonic() - checked_at > HEARTBEAT_INTERVAL_S:
+                checked_at = time.monotonic()
                 if orphaned():
                     return None
             time.sleep(RANK_POLL_S)
         return None
 
-    def report(self, number: int, outcome: RankOutcome) -> None:
-        """How a job ended on this rank."""
+    def write_outcome(self, number: int, outcome: RankOutcome) -> None:
+        """Report how a job ended on this rank."""
         write_json(self.folder / "outcomes" / f"{number}.{outcome.rank}.json", asdict(outcome), private=True)
 
     def outcomes(self, number: int) -> list[RankOutcome]:
@@ -172,42 +154,60 @@ class JobMailbox:
         contents = [read_json(path) for path in found]
         return [RankOutcome(**content) for content in contents if content is not None]
 
-    def beat(self, rank: int, beat: Heartbeat) -> None:
-        """Leave a sign of life."""
-        write_json(self.folder / "beats" / f"{rank}.json", asdict(beat), private=True)
+    def write_heartbeat(self, rank: int, heartbeat: Heartbeat) -> None:
+        """Replace the heartbeat of a rank."""
+        write_json(self.folder / "heartbeats" / f"{rank}.json", asdict(heartbeat), private=True)
 
-    def beats(self, world_size: int) -> dict[int, Heartbeat]:
-        """The last sign of life of each rank that has left one."""
-        found = {rank: read_json(self.folder / "beats" / f"{rank}.json") for rank in range(world_size)}
+    def heartbeats(self, world_size: int) -> dict[int, Heartbeat]:
+        """The last heartbeat of each rank that has written one."""
+        found = {rank: read_json(self.folder / "heartbeats" / f"{rank}.json") for rank in range(world_size)}
         return {rank: Heartbeat(**content) for rank, content in found.items() if content is not None}
 
-    def _job(self, number: int) -> Path:
+    def _job_file(self, number: int) -> Path:
         return self.folder / "jobs" / f"{number}.json"
 
 
 class HeartbeatWriter:
-    """A rank's signs of life: at each change of what it does, and with steps at most twice a second."""
+    """Writes a rank's heartbeats: one at each start and end of a job, and at most two a second for its steps."""
 
-    def __init__(self, handover: JobMailbox, rank: int) -> None:
-        self._handover, self._rank = handover, rank
+    def __init__(self, mailbox: JobMailbox, rank: int) -> None:
+        self._mailbox, self._rank = mailbox, rank
         self._identity = process_identity()
         self._count = 0
-        self._last = 0.0
+        self._written_at = 0.0
 
-    def change(self, *, job: int, step: int = -1) -> None:
-        """Something new begins."""
+    def job_changed(self, job: int, *, step: int = -1) -> None:
+        """Write that a job begins, or that this rank waits for one."""
         self._count += 1
-        self._last = time.monotonic()
-        beat = Heartbeat(identity=self._identity, job=job, step=step, count=self._count)
-        with contextlib.suppress(
-            OSError
-        ):  # a supervisor that is gone has removed the folder; the rank learns elsewhere
-            self._handover.beat(self._rank, beat)
+        self._written_at = time.monotonic()
+        heartbeat = Heartbeat(identity=self._identity, job=job, step=step, count=self._count)
+        with contextlib.suppress(OSError):  # a supervisor that is gone has removed the folder
+            self._mailbox.write_heartbeat(self._rank, heartbeat)
 
-    def step(self, job: int, step: int) -> None:
-        """A step is over."""
-        if time.monotonic() - self._last > HEARTBEAT_INTERVAL_S:
-            self.change(job=job, step=step)
+    def step_done(self, job: int, step: int) -> None:
+        """Write that a step is over, unless the last heartbeat is recent."""
+        if time.monotonic() - self._written_at > HEARTBEAT_INTERVAL_S:
+            self.job_changed(job, step=step)
+
+
+def remove_stale_folders(folders: Iterable[Path]) -> None:
+    """Remove the mailboxes whose supervisor, on this machine, is dead: jobs in them may hold secrets."""
+    for folder in folders:
+        owner = read_json(folder / OWNER_FILE) or {}
+        if owner.get("host") == socket.gethostname() and not is_alive(owner.get("process", "elsewhere:::")):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def remove_mailbox_when_orphaned(mailbox: JobMailbox, orphaned: Callable[[], bool]) -> None:
+    """Install a handler of SIGTERM, which the kernel sends when the supervisor dies: remove its mailbox, then end."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        if orphaned():
+            mailbox.remove()
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+
+    signal.signal(signal.SIGTERM, end)
 
 
 def _modified(path: Path) -> float:

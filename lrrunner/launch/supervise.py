@@ -1,4 +1,4 @@
-"""``lrrunner launch.num_processes=N``: one sweep on ranks that this process starts and watches. No torch."""
+"""``lrrunner launch.num_processes=N``: one job on ranks that this process starts and watches. No torch."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from lrrunner.config.command_line import CommandLine
-from lrrunner.config.schema import Config, LaunchConfig
+from lrrunner.config.schema import Config
 from lrrunner.errors import ConfigError
-from lrrunner.launch.job import Job, OutputFiles, echo
-from lrrunner.launch.mailbox import sweep
-from lrrunner.launch.rank_command import DEEPSPEED_REFUSED
+from lrrunner.launch.job import Job
+from lrrunner.launch.machine_checks import machine_errors
+from lrrunner.launch.mailbox import remove_stale_folders
+from lrrunner.launch.rank_output import RankOutputFiles
 from lrrunner.launch.worker_group import WorkerGroup
 from lrrunner.results.run_state import JobResult, RunState
 from lrrunner.results.writer import new_run_path
@@ -26,7 +27,7 @@ from lrrunner.system.terminal import write_line
 from lrrunner.tracking.supervised_run import SupervisedRun
 
 POLL_S = 0.05
-SET_PREFIX = "lrrunner-set-"
+MAILBOX_PREFIX = "lrrunner-mailbox-"
 
 
 def supervise(config: Config, command_line: CommandLine) -> int:
@@ -42,55 +43,16 @@ def supervise(config: Config, command_line: CommandLine) -> int:
     Raises:
         ConfigError: this machine, or the tracking store, cannot do what is asked.
     """
-    resumes = config.run.resume is not None
     directory = Path(config.run.resume or config.run.dir or new_run_path())
     job = Job(config=config, command_line=command_line).in_directory(directory)
     gpus = visible_gpus(os.environ)
-    errors = [*machine_errors(config.launch, gpus), *([] if resumes else _directory_errors(directory))]
+    errors = [*machine_errors(config.launch, gpus), *([] if job.is_resumed else _directory_errors(directory))]
     if errors:
         raise ConfigError(errors)
     with JobLog(job.redactor), InterruptCounter() as interrupts:
-        keeper = SupervisedRun()
-        run_id = None
-        output = OutputFiles(directory, job.redactor, echo=echo)
-        sweep(Path(tempfile.gettempdir()).glob(f"{SET_PREFIX}*"))
-        folder = Path(tempfile.mkdtemp(prefix=SET_PREFIX))
-        ranks = WorkerGroup(job.plan(gpus=gpus), folder, environ=os.environ, sink=output.take)
-        try:
-            if not resumes:  # else rank 0 reopens the run that there is
-                run_id = keeper.open(
-                    job.config.tracking, directory, redactor=job.redactor
-                )  # while the ranks load torch
-            ranks.give(job.message(0, run_id=run_id), timeout_s=job.timeout_s)
-            result = _watched(ranks, interrupts)
-        finally:
-            ranks.close()
-            output.flush()
-        if result.exit_code == exit_codes.CONFIG_ERROR and run_id is not None:
-            keeper.discard(job.config.tracking, run_id, redactor=job.redactor)
-        elif (
-            result.exit_code != exit_codes.CONFIG_ERROR or not resumes
-        ):  # a run that could not be resumed is what it was
-            keeper.close(job.config.tracking, directory, result, run_id=run_id, redactor=job.redactor)
-    _say(result, job)
+        result = _run(job, gpus, interrupts)
+    _print_failure(result, job)
     return result.exit_code
-
-
-def machine_errors(launch: LaunchConfig, gpus: tuple[str, ...]) -> list[str]:
-    """Values of the section ``launch`` that this machine cannot satisfy."""
-    num_processes, concurrent, file = launch.num_processes or 1, launch.concurrent, launch.config_file
-    errors = []
-    if file is not None and not Path(file).is_file():
-        errors.append(f"launch.config_file must be a file of accelerate launch, got {file}; correct the path")
-    elif file is not None and "DEEPSPEED" in Path(file).read_text(encoding="utf-8", errors="replace"):
-        errors.append(DEEPSPEED_REFUSED.format(f"launch.config_file={file}"))
-    if gpus and file is None and num_processes * concurrent > len(gpus):
-        sets = "" if concurrent == 1 else f" x launch.concurrent={concurrent}"
-        errors.append(
-            f"launch.num_processes{sets} must be at most the {len(gpus)} GPU(s) of this machine, got {num_processes}; "
-            "ask for fewer, or train on CPUs with ACCELERATE_USE_CPU=1"
-        )
-    return errors
 
 
 def _directory_errors(directory: Path) -> list[str]:
@@ -99,27 +61,55 @@ def _directory_errors(directory: Path) -> list[str]:
     return []
 
 
-def _watched(ranks: WorkerGroup, interrupts: InterruptCounter) -> JobResult:
-    """Until the job has ended; a first signal is passed on, a second one ends the ranks."""
-    passed_on = 0
-    while (result := ranks.poll()) is None:
-        if interrupts.count > passed_on:
-            passed_on = interrupts.count
+def _run(job: Job, gpus: tuple[str, ...], interrupts: InterruptCounter) -> JobResult:
+    """Start the ranks, wait for the end of the job, and record it in files and MLflow."""
+    mlflow, run_id = SupervisedRun(), None
+    output = RankOutputFiles(job.directory, job.redactor, echo=_print)
+    remove_stale_folders(Path(tempfile.gettempdir()).glob(f"{MAILBOX_PREFIX}*"))
+    mailbox = Path(tempfile.mkdtemp(prefix=MAILBOX_PREFIX))
+    group = WorkerGroup(job.plan(gpus=gpus), mailbox, environ=os.environ, sink=output.write)
+    try:
+        if not job.is_resumed:  # else rank 0 reopens the run; made while the ranks load torch
+            run_id = mlflow.open(job.config.tracking, job.directory, redactor=job.redactor)
+        group.start_job(job.message(0, run_id=run_id), timeout_s=job.timeout_s)
+        result = _wait(group, interrupts)
+    finally:
+        group.close()
+        output.flush()
+    is_config_error = result.exit_code == exit_codes.CONFIG_ERROR
+    if is_config_error and run_id is not None:
+        mlflow.discard(job.config.tracking, run_id, redactor=job.redactor)
+    elif not (is_config_error and job.is_resumed):  # a run that could not be resumed stays as it was
+        mlflow.close(job.config.tracking, job.directory, result, run_id=run_id, redactor=job.redactor)
+    return result
+
+
+def _wait(group: WorkerGroup, interrupts: InterruptCounter) -> JobResult:
+    """Wait for the end of the job; a first signal is passed on to the ranks, a second one kills them."""
+    num_passed_on = 0
+    while (result := group.poll()) is None:
+        if interrupts.count > num_passed_on:
+            num_passed_on = interrupts.count
             assert interrupts.signal is not None
-            if passed_on > 1:
-                ranks.kill()
+            if num_passed_on > 1:
+                group.kill()
                 return JobResult(
                     state=RunState.KILLED, exit_code=interrupts.exit_code, cause="stopped at once", is_reported=False
                 )
-            ranks.interrupt(interrupts.signal)
+            group.interrupt(interrupts.signal)
         time.sleep(POLL_S)
     if result.state == RunState.KILLED and interrupts.count:
         return replace(result, exit_code=interrupts.exit_code)
     return result
 
 
-def _say(result: JobResult, job: Job) -> None:
-    """Once, what went wrong."""
+def _print(name: str, text: str) -> None:
+    """Print rank 0's output as this process's own."""
+    write_line(text, sys.stdout if name == "out" else sys.stderr, end="")
+
+
+def _print_failure(result: JobResult, job: Job) -> None:
+    """Print once what failed, and where the ranks' logs are."""
     if result.exit_code == exit_codes.CONFIG_ERROR and result.cause:
         write_line(job.redactor.text(result.cause), sys.stderr)
     elif result.state == RunState.FAILED:

@@ -1,308 +1,306 @@
-"""One set of ranks, watched from outside: started, given jobs, and ended whatever happens. No torch.
+"""A worker group: the ranks of one machine, started, given jobs, watched and ended from outside. No torch.
 
-Everything here returns at once, so that one thread can watch several sets.
+Nothing here blocks for long, so that one thread can watch several groups.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-import re
 import signal
 import subprocess
 import tempfile
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from lrrunner.launch.mailbox import ANOTHER_RANK_IS_SILENT, SECOND_HAND, Heartbeat, JobMailbox, JobMessage, RankOutcome
-from lrrunner.launch.rank_command import DEFAULT_SETTINGS, OUTPUT_VARIABLE, RankPlan, launch_argv, launch_environment
-from lrrunner.launch.rank_output import LineSink, RankOutput
+from lrrunner.launch.failure_cause import describe_exit, hung_rank, primary_cause, reported_causes, root_cause
+from lrrunner.launch.mailbox import ANOTHER_RANK_IS_SILENT, Heartbeat, JobMailbox, JobMessage, RankOutcome
+from lrrunner.launch.rank_command import DEFAULT_SETTINGS, RankPlan, launch_argv, launch_environment
+from lrrunner.launch.rank_output import LineSink, RankPipes
 from lrrunner.results.run_state import JobResult, RunState
 from lrrunner.system import exit_codes
+from lrrunner.system.environment import OUTPUT_VARIABLE
 from lrrunner.system.process_identity import descendants, is_stopped, pid_of, process_identity
 
-LAST_WORDS_S = 15.0
-"""How long a set that has failed may take to record it: rank 0 tells MLflow, which may not answer."""
+RECORD_FAILURE_WITHIN_S = 15.0
+"""How long ranks may take to record a failure: rank 0 reports it to MLflow, which may not answer."""
 
 STOP_WITHIN_S = 30.0
 CLOSE_WITHIN_S = 10.0
 STACKS_WITHIN_S = 1.0
-MAX_LAUNCHER_LINES = 200
+POLL_S = 0.02
+MAX_LAST_LINES = 200
 
-WAITING = ("in _engine_run_backward", "distributed_c10d.py")
-"""Top frames of a rank that waits for the others: in DDP's backward, in a collective of ours."""
 
-_ROOT_CAUSE = re.compile(r"Root Cause.*?rank\s*:\s*(\d+).*?exitcode\s*:\s*(-?\d+)", re.DOTALL)
-_FRAME = re.compile(r'File "([^"]+)", line (\d+) in (\S+)')
+@dataclass
+class _RunningJob:
+    """The job that the ranks work on; times are those of ``time.monotonic``.
+
+    Attributes:
+        message: As the ranks receive it.
+        timeout_s: Longest time without a heartbeat.
+        heartbeat_at: When the last heartbeat was noticed.
+        failing_since: When a failure was noticed.
+        hung_cause: The rank that the others gave up waiting for, noticed together with the failure.
+        stopping_since: When the ranks were asked to stop.
+    """
+
+    message: JobMessage
+    timeout_s: float
+    heartbeat_at: float
+    failing_since: float | None = None
+    hung_cause: str | None = None
+    stopping_since: float | None = None
 
 
 class WorkerGroup:
-    """A set of ranks and the process that starts them.
+    """Ranks and the process that starts them.
 
     Args:
         plan: What is started.
-        folder: For the handover; made, and removed at the end.
+        folder: The mailbox; made here, and removed at the end.
         environ: The supervisor's own environment.
-        sink: Given every line that a rank says.
+        sink: Receives every line that a rank prints.
     """
 
     def __init__(self, plan: RankPlan, folder: Path, *, environ: Mapping[str, str], sink: LineSink) -> None:
         self.plan = plan
         self.world_size = plan.num_processes
         self._sink = sink
-        self._handover = JobMailbox(folder)
-        self._handover.create()
-        settings_file = folder.resolve() / "accelerate.yaml"
-        settings_file.write_text(DEFAULT_SETTINGS, encoding="utf-8")
-        num_machines = plan.machines.num_machines if plan.machines else 1
-        self._output = RankOutput(max(1, self.world_size // num_machines), self._hear)
+        self._mailbox = JobMailbox(folder)
+        self._mailbox.create()
+        self._pipes = RankPipes(self.world_size, self._receive)
+        self._last_lines: deque[str] = deque(maxlen=MAX_LAST_LINES)
         self._stacks: dict[int, list[str]] | None = None
-        self._launcher_lines: deque[str] = deque(maxlen=MAX_LAUNCHER_LINES)
-        self._order: JobMessage | None = None
-        self._number = 0
-        self._beats: dict[int, Heartbeat] = {}
-        self._failing_since: float | None = None
-        self._suspect: str | None = None
-        self._stopping_since: float | None = None
-        settings = launch_environment(
-            plan,
+        self._heartbeats: dict[int, Heartbeat] = {}
+        self._job: _RunningJob | None = None
+        self._next_number = 0
+        # A file, not a pipe: it never blocks the launcher and needs no reader.
+        self._launcher_output = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115 - closed with the group
+        self._process = self._start(folder.resolve(), environ)
+
+    def _start(self, folder: Path, environ: Mapping[str, str]) -> subprocess.Popen[bytes]:
+        settings_file = folder / "accelerate.yaml"
+        settings_file.write_text(DEFAULT_SETTINGS, encoding="utf-8")
+        variables = launch_environment(
+            self.plan,
             environ,
-            folder=str(folder.resolve()),
+            mailbox=str(folder),
             supervisor=process_identity(),
             num_cores=os.cpu_count() or 1,
         )
-        # A file, not a pipe: it never blocks the launcher and needs no reader.
-        self._launcher_words = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115 - closed with the set
-        self._process = subprocess.Popen(
-            launch_argv(plan, settings_file=str(settings_file)),
-            env=settings | {OUTPUT_VARIABLE: str(self._output.folder)},
+        return subprocess.Popen(
+            launch_argv(self.plan, settings_file=str(settings_file)),
+            env=variables | {OUTPUT_VARIABLE: str(self._pipes.folder)},
             stdin=subprocess.DEVNULL,
-            stdout=self._launcher_words,
-            stderr=self._launcher_words,
-            start_new_session=True,  # the terminal's Ctrl-C is the supervisor's to pass on
+            stdout=self._launcher_output,
+            stderr=self._launcher_output,
+            start_new_session=True,  # a Ctrl-C of the terminal reaches the supervisor alone, which passes it on
         )
 
     @property
     def is_alive(self) -> bool:
-        """Whether the set can take a job, or is at one."""
+        """Whether the group has a job or can take one."""
         return self._process.poll() is None
 
     @property
-    def number(self) -> int:
-        """The number of the next job, among those of this set."""
-        return self._number
+    def next_number(self) -> int:
+        """The number of the next job within this group."""
+        return self._next_number
 
-    def give(self, order: JobMessage, *, timeout_s: float) -> None:
-        """Hand a job over.
+    def start_job(self, message: JobMessage, *, timeout_s: float) -> None:
+        """Give the ranks a job.
 
         Args:
-            order: The job, numbered :attr:`number`.
-            timeout_s: How long no rank may show a sign of life.
+            message: The job, numbered :attr:`next_number`.
+            timeout_s: Longest time without a heartbeat.
         """
-        assert self._order is None
-        assert order.number == self._number
-        self._order, self._timeout_s = order, timeout_s
-        self._number += 1
-        self._failing_since = self._stopping_since = self._suspect = None
-        self._last_sign = time.monotonic()
-        self._handover.give(order)
+        assert self._job is None
+        assert message.number == self._next_number
+        self._job = _RunningJob(message=message, timeout_s=timeout_s, heartbeat_at=time.monotonic())
+        self._next_number += 1
+        self._mailbox.post(message)
 
     def poll(self) -> JobResult | None:
-        """Read what the ranks say and do.
+        """Read output, heartbeats and outcomes of the ranks.
 
         Returns:
-            How the job ended, once it has. A set whose job failed is dead by then.
+            How the job ended, once it has. A group whose job failed is dead by then.
         """
-        self._output.read()
-        if self._order is None:
+        self._pipes.read()
+        if self._job is None:
             return None
-        number = self._order.number
-        outcomes = self._handover.outcomes(number)
-        result = self._result(outcomes)
+        result = self._result(self._job)
         if result is not None:
-            self._output.read()
-            self._handover.withdraw(number)
-            self._order = None
+            self._pipes.read()
+            self._mailbox.withdraw(self._job.message.number)
+            self._job = None
         return result
 
     def interrupt(self, number: int) -> None:
-        """Ask the ranks to save and stop, by a signal; ranks that have not begun are ended."""
-        if self._stopping_since is None:
-            self._stopping_since = time.monotonic()
-        for beat in self._beats.values():
-            if (pid := pid_of(beat.identity)) is not None:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, number)
+        """Ask the ranks to save and stop, by a signal; a group without any heartbeat is killed at the next poll."""
+        if self._job is not None and self._job.stopping_since is None:
+            self._job.stopping_since = time.monotonic()
+        _send(number, [pid_of(heartbeat.identity) for heartbeat in self._heartbeats.values()])
 
     def kill(self) -> None:
-        """End every process of the set at once."""
-        self._beats |= self._handover.beats(self.world_size)
-        pids = [pid_of(beat.identity) for beat in self._beats.values()]
+        """Kill every process of the group."""
+        self._heartbeats |= self._mailbox.heartbeats(self.world_size)
+        pids = [pid_of(heartbeat.identity) for heartbeat in self._heartbeats.values()]
         if self._process.poll() is None:
             pids += [*descendants(self._process.pid), self._process.pid]
-        for pid in pids:
-            if pid is not None:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
+        _send(signal.SIGKILL, pids)
         self._process.wait()
 
     def dismiss(self) -> None:
-        """Tell an idle set that there is no further job; its ranks end by themselves."""
-        if self._order is None:
-            self._handover.stop()
+        """Let an idle group know that there is no further job; its ranks end by themselves."""
+        if self._job is None:
+            self._mailbox.post_end()
 
     def close(self) -> None:
-        """End the set, in peace where it is idle, and remove its files."""
-        if self._order is None and self.is_alive:
+        """End the group, by dismissal where it is idle, and remove its files."""
+        if self._job is None and self.is_alive:
             self.dismiss()
             self._wait(CLOSE_WITHIN_S)
         self.kill()
-        self._output.close()
-        self._launcher_words.close()
-        self._handover.remove()
+        self._pipes.close()
+        self._launcher_output.close()
+        self._mailbox.remove()
 
     def _wait(self, timeout_s: float) -> None:
-        """Until the launcher has ended; ranks that say much must not wait for a reader."""
+        """Wait for the end of the launcher; ranks that print much must not wait for a reader."""
         deadline = time.monotonic() + timeout_s
         while self.is_alive and time.monotonic() < deadline:
-            self._output.read()
-            time.sleep(0.02)
+            self._pipes.read()
+            time.sleep(POLL_S)
 
-    def _result(self, outcomes: list[RankOutcome]) -> JobResult | None:
-        now = time.monotonic()
+    def _result(self, job: _RunningJob) -> JobResult | None:
+        """How the job has ended; None while it runs."""
+        outcomes = self._mailbox.outcomes(job.message.number)
+        has_failed = any(outcome.exit_code == exit_codes.FAILED for outcome in outcomes)
         by_rank = {outcome.rank: outcome for outcome in outcomes}
-        failed = any(outcome.code == exit_codes.FAILED for outcome in outcomes)
-        if not failed and len(by_rank) == self.world_size:
-            return _told(by_rank[0])
-        beats = self._handover.beats(self.world_size)
-        if beats != self._beats:
-            self._beats, self._last_sign = beats, now
-            if self._order is not None and all(
-                beats.get(rank, Heartbeat(identity="")).job >= self._order.number for rank in range(self.world_size)
-            ):
-                self._handover.withdraw(self._order.number)
-        if failed or not self.is_alive:
-            if self._failing_since is None:
-                self._failing_since, self._suspect = now, self._silent_rank(outcomes)
-            if not self.is_alive or now - self._failing_since > LAST_WORDS_S:
-                return self._failure(self._handover.outcomes(self._number - 1))
-        elif self._stopping_since is not None:
-            if not beats or now - self._stopping_since > STOP_WITHIN_S:
+        if not has_failed and len(by_rank) == self.world_size:
+            return _reported_result(by_rank[0])
+        now = time.monotonic()
+        self._read_heartbeats(job, now)
+        if has_failed or not self.is_alive:
+            return self._failure(job, outcomes, now)
+        if job.stopping_since is not None:
+            if not self._heartbeats or now - job.stopping_since > STOP_WITHIN_S:
                 self.kill()
                 return _stopped_early()
-        elif now - self._last_sign > self._timeout_s:
-            cause = self._hung(self._beats, f"no step for {self._timeout_s:g} s")
+        elif now - job.heartbeat_at > job.timeout_s:
+            cause = self._hung_rank(self._heartbeats, f"no step for {job.timeout_s:g} s")
             self.kill()
-            return JobResult(state=RunState.FAILED, exit_code=exit_codes.FAILED, cause=cause, is_reported=False)
+            return _failed(cause, is_reported=False)
         return None
 
-    def _failure(self, outcomes: list[RankOutcome]) -> JobResult:
-        """The set has ended, or will not: who was the first?"""
+    def _read_heartbeats(self, job: _RunningJob, now: float) -> None:
+        heartbeats = self._mailbox.heartbeats(self.world_size)
+        if heartbeats == self._heartbeats:
+            return
+        self._heartbeats, job.heartbeat_at = heartbeats, now
+        number = job.message.number
+        if sum(heartbeat.job >= number for heartbeat in heartbeats.values()) == self.world_size:
+            self._mailbox.withdraw(number)  # every rank has read it
+
+    def _failure(self, job: _RunningJob, outcomes: Sequence[RankOutcome], now: float) -> JobResult | None:
+        """The result after a failure; None while the ranks may still record it."""
+        if job.failing_since is None:
+            job.failing_since, job.hung_cause = now, self._silent_rank(outcomes)
+        if self.is_alive and now - job.failing_since <= RECORD_FAILURE_WITHIN_S:
+            return None
+        outcomes = self._mailbox.outcomes(job.message.number)
         self.kill()
         by_rank = {outcome.rank: outcome for outcome in outcomes}
-        if 0 in by_rank and by_rank[0].code != exit_codes.FAILED:  # the job itself was over
-            return _told(by_rank[0])
-        if self._stopping_since is not None:
+        if 0 in by_rank and by_rank[0].exit_code != exit_codes.FAILED:  # the job itself was over
+            return _reported_result(by_rank[0])
+        if job.stopping_since is not None:
             return _stopped_early()
-        causes = [outcome.cause for outcome in outcomes if outcome.cause and outcome.code == exit_codes.FAILED]
-        own = [cause for cause in causes if not any(words in cause for words in SECOND_HAND)]
-        cause = own[0] if own else self._suspect or self._silent_death()
-        cause = cause or (causes[0] if causes else self._never_came_up())
-        return JobResult(
-            state=RunState.FAILED,
-            exit_code=exit_codes.FAILED,
-            cause=cause,
-            is_reported=bool(own) and 0 in by_rank,
-        )
+        causes = reported_causes(outcomes)
+        cause = primary_cause(causes)
+        if cause is not None:
+            return _failed(cause, is_reported=0 in by_rank)
+        cause = job.hung_cause or self._unreported_exit() or next(iter(causes), None) or self._failed_start()
+        return _failed(cause, is_reported=False)
 
-    def _silent_death(self) -> str | None:
-        """The rank that ended first, without a word, as the launcher saw it."""
-        rank, code = 0, self._process.returncode
-        if "lrrunner.launch.accelerate_agent" in self._process.args:  # type: ignore[operator]
-            found = _ROOT_CAUSE.search(self._launcher_text())
-            if found is None:
-                return None
-            rank, code = int(found[1]), int(found[2])
-        if not self._beats:
-            return None
-        if code < 0:
-            return f"rank {rank}: killed by {_signal_name(-code)}"
-        return f"rank {rank}: ended with exit code {code} and without a word"
+    def _unreported_exit(self) -> str | None:
+        """The rank that ended first without reporting a cause; None where no rank had begun."""
+        first: tuple[int, int] | None = (0, self._process.returncode)
+        if self.plan.needs_launcher:
+            first = root_cause(self._launcher_text())
+        return describe_exit(*first) if first is not None and self._heartbeats else None
 
-    def _never_came_up(self) -> str:
-        lines = [line for line in self._launcher_text().splitlines() if line.strip()] + list(self._launcher_lines)
-        last = lines[-1].strip() if lines else "it said nothing"
-        return f"the ranks did not come up: {last}"
+    def _failed_start(self) -> str:
+        lines = [line for line in self._launcher_text().splitlines() if line.strip()] + list(self._last_lines)
+        last = lines[-1].strip() if lines else "they printed nothing"
+        return f"the ranks did not start: {last}"
 
     def _launcher_text(self) -> str:
-        self._launcher_words.seek(0)
-        return self._launcher_words.read()
+        self._launcher_output.seek(0)
+        return self._launcher_output.read()
 
-    def _silent_rank(self, outcomes: list[RankOutcome]) -> str | None:
-        """The rank that others gave up waiting for, while it still lives."""
+    def _silent_rank(self, outcomes: Sequence[RankOutcome]) -> str | None:
+        """The rank that others gave up waiting for, while it is still alive."""
         if not any(ANOTHER_RANK_IS_SILENT in (outcome.cause or "") for outcome in outcomes):
             return None
-        told = {outcome.rank for outcome in outcomes}
-        others = {rank: beat for rank, beat in self._beats.items() if rank not in told}
-        return self._hung(others, "no answer within run.timeout_s") if others else None
+        reported = {outcome.rank for outcome in outcomes}
+        others = {rank: heartbeat for rank, heartbeat in self._heartbeats.items() if rank not in reported}
+        return self._hung_rank(others, "no answer within run.timeout_s") if others else None
 
-    def _hung(self, suspects: Mapping[int, Heartbeat], words: str) -> str:
-        """Which rank keeps the others waiting, and where it stands; the stacks go to the ranks' output."""
-        pids = {rank: pid_of(beat.identity) for rank, beat in suspects.items()}
+    def _hung_rank(self, suspects: Mapping[int, Heartbeat], symptom: str) -> str:
+        """The rank that the others wait for, and its position; the stacks are added to the ranks' output."""
+        pids = {rank: pid_of(heartbeat.identity) for rank, heartbeat in suspects.items()}
         for rank, pid in sorted(pids.items()):
             if pid is not None and is_stopped(pid):
-                return f"rank {rank}: stopped by a signal (SIGSTOP), {words}"
+                return f"rank {rank}: stopped by a signal (SIGSTOP), {symptom}"
+        stacks = self._request_stacks(pids.values())
+        return hung_rank({rank: stacks.get(rank, "") for rank in pids}, symptom)
+
+    def _request_stacks(self, pids: Iterable[int | None]) -> dict[int, str]:
+        """Where every thread of the ranks is, as faulthandler prints it on SIGUSR1."""
         self._stacks = {}
-        for pid in pids.values():
-            if pid is not None:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGUSR1)
+        _send(signal.SIGUSR1, pids)
         deadline = time.monotonic() + STACKS_WITHIN_S
         while time.monotonic() < deadline:
-            self._output.read()
-            time.sleep(0.05)
-        stacks = {rank: "".join(lines) for rank, lines in self._stacks.items()}
-        self._stacks = None
-        for rank in sorted(pids):
-            stack = stacks.get(rank, "")
-            if not any(mark in stack for mark in WAITING):
-                return f"rank {rank}: {words}{_place(stack)}"
-        return f"{words} on any rank; see ranks/*.out for where each one stands"
+            self._pipes.read()
+            time.sleep(POLL_S)
+        stacks, self._stacks = self._stacks, None
+        return {rank: "".join(lines) for rank, lines in stacks.items()}
 
-    def _hear(self, local_rank: int, name: str, lines: Sequence[str]) -> None:
+    def _receive(self, local_rank: int, name: str, lines: Sequence[str]) -> None:
         if self._stacks is not None:
             self._stacks.setdefault(local_rank, []).extend(lines)
             name = "stack"
-        self._launcher_lines.extend(lines)
+        self._last_lines.extend(lines)
         self._sink(local_rank, name, lines)
 
 
-def _told(outcome: RankOutcome) -> JobResult:
-    """What rank 0 says of a job that left its set whole."""
-    if outcome.code == exit_codes.OK:
-        return JobResult(state=RunState.FINISHED, exit_code=outcome.code)
-    if outcome.code == exit_codes.CONFIG_ERROR:
-        return JobResult(state=RunState.FAILED, exit_code=outcome.code, cause=outcome.cause)
-    return JobResult(state=RunState.KILLED, exit_code=outcome.code, cause="interrupted")
+def _send(number: int, pids: Iterable[int | None]) -> None:
+    """Send a signal to the processes that still exist."""
+    for pid in pids:
+        if pid is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+
+
+def _reported_result(outcome: RankOutcome) -> JobResult:
+    """The result of a job that left its worker group intact, as rank 0 has reported it."""
+    if outcome.exit_code == exit_codes.OK:
+        return JobResult(state=RunState.FINISHED, exit_code=outcome.exit_code)
+    if outcome.exit_code == exit_codes.CONFIG_ERROR:
+        return JobResult(state=RunState.FAILED, exit_code=outcome.exit_code, cause=outcome.cause)
+    return JobResult(state=RunState.KILLED, exit_code=outcome.exit_code, cause="interrupted")
+
+
+def _failed(cause: str, *, is_reported: bool) -> JobResult:
+    return JobResult(state=RunState.FAILED, exit_code=exit_codes.FAILED, cause=cause, is_reported=is_reported)
 
 
 def _stopped_early() -> JobResult:
     return JobResult(
         state=RunState.KILLED, exit_code=exit_codes.TERMINATED, cause="stopped before it could save", is_reported=False
     )
-
-
-def _place(stack: str) -> str:
-    """Where the main thread of a faulthandler's output stands."""
-    threads = re.split(r"^(?=(?:Current thread|Thread) )", stack, flags=re.MULTILINE)
-    frames = _FRAME.search(threads[-1]) if threads else None
-    return "" if frames is None else f", at {frames[1]}:{frames[2]} in {frames[3]}"
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"

@@ -28,11 +28,11 @@ from lrrunner.config.schema import (
 from lrrunner.config.validation import step_errors, suggestion_errors, sweep_errors
 from lrrunner.core.range_extension import Extension
 from lrrunner.errors import ArgumentError, ConfigError
-from lrrunner.launch.rank_command import launcher_says
 from lrrunner.library.restarted_loader import RestartedLoader, loader_errors, num_samples, to_device, untouched
 from lrrunner.library.result import RangeTest, in_python
 from lrrunner.reporting.progress_bar import progress_bar, show
 from lrrunner.sweep.auto_range import Passes, run_passes, sweep_plan
+from lrrunner.system.environment import USE_FSDP_VARIABLE, launcher_switch_is_on
 from lrrunner.training import collectives, fsdp
 from lrrunner.training.collectives import Collective
 from lrrunner.training.engine import RankContext, SweepResult, run_sweep
@@ -348,7 +348,7 @@ def _object_errors(
     """What is wrong with the objects that a sweep would train."""
     errors = accelerator_errors(accelerator)
     errors += _model_errors(model, world_size=world_size)
-    asked = accelerator is not None and world_size > 1 and launcher_says("ACCELERATE_USE_FSDP")
+    asked = accelerator is not None and world_size > 1 and launcher_switch_is_on(USE_FSDP_VARIABLE)
     if asked and not errors and not fsdp.is_sharded(model):
         errors.append(
             f"model must be sharded, as accelerate launch was told, got {type(model).__name__}, which is what "

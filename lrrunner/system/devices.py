@@ -1,4 +1,4 @@
-"""What this machine has to train on, without asking torch."""
+"""Devices of this machine, without torch."""
 
 from __future__ import annotations
 
@@ -6,18 +6,20 @@ import os
 import subprocess
 from collections.abc import Mapping
 
+from lrrunner.system.environment import CORES_VARIABLE, USE_CPU_VARIABLE, launcher_switch_is_on
+
 NVIDIA_SMI_WITHIN_S = 20.0
 
 
 def visible_gpus(environ: Mapping[str, str]) -> tuple[str, ...]:
-    """The GPUs as ``CUDA_VISIBLE_DEVICES`` names them; empty where training is to use CPUs.
+    """The GPUs as ``CUDA_VISIBLE_DEVICES`` names them; empty: ranks train on CPUs.
 
     >>> visible_gpus({"CUDA_VISIBLE_DEVICES": "2,3"})
     ('2', '3')
     >>> visible_gpus({"CUDA_VISIBLE_DEVICES": "2,3", "ACCELERATE_USE_CPU": "1"})
     ()
     """
-    if environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes", "on"):
+    if launcher_switch_is_on(USE_CPU_VARIABLE, environ):
         return ()
     chosen = environ.get("CUDA_VISIBLE_DEVICES")
     if chosen is not None:
@@ -38,3 +40,10 @@ def usable_cores() -> tuple[int, ...]:
     if hasattr(os, "sched_getaffinity"):
         return tuple(sorted(os.sched_getaffinity(0)))
     return tuple(range(os.cpu_count() or 1))
+
+
+def keep_to_cores(environ: Mapping[str, str]) -> None:
+    """Use the CPU cores of this worker group, where it has its own; child processes inherit them."""
+    cores = environ.get(CORES_VARIABLE)
+    if cores and hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {int(core) for core in cores.split(",")})

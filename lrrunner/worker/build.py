@@ -19,8 +19,8 @@ from torch.utils.data import Dataset
 
 from lrrunner.config.schema import Config, Monitor
 from lrrunner.config.validation import FSDP_HIDES_NOISE, FSDP_NEEDS_RANKS
-from lrrunner.launch.rank_command import launcher_says
 from lrrunner.sweep.data_loading import Datasets
+from lrrunner.system.environment import USE_FSDP_VARIABLE, launcher_switch_is_on
 from lrrunner.training import fsdp
 from lrrunner.training.optimizers import optimizer_errors
 from lrrunner.training.snapshot import seed_rngs
@@ -139,7 +139,7 @@ def build(
 
 def _fsdp(job: Config, world_size: int, errors: list[str]) -> bool:
     """Whether to shard. The launcher's switch and names of blocks count; what cannot be followed is refused."""
-    told = launcher_says("ACCELERATE_USE_FSDP")
+    told = launcher_switch_is_on(USE_FSDP_VARIABLE)
     if told and job.train.fsdp is False:
         errors.append("train.fsdp must agree with accelerate launch --use_fsdp, got false; leave one of the two out")
         return False
@@ -154,7 +154,7 @@ def _fsdp(job: Config, world_size: int, errors: list[str]) -> bool:
     if version != "2":
         errors.append(f"train.fsdp must be version 2, got accelerate launch --fsdp_version {version}; use 2")
     for variable, (flag, instead) in FSDP_SWITCHES.items():
-        if told and launcher_says(variable):
+        if told and launcher_switch_is_on(variable):
             errors.append(f"train.fsdp must go without accelerate launch {flag}, got true; {instead}")
     for name in ("find_unused_parameters", "static_graph"):
         if getattr(job.train.ddp, name):

@@ -24,12 +24,18 @@ from lrrunner.config.command_line import CommandLine, launch_command
 from lrrunner.config.schema import Config, Precision
 from lrrunner.config.serialization import to_plain
 from lrrunner.errors import ConfigError
+from lrrunner.launch.machine_checks import DEEPSPEED_REFUSED
 from lrrunner.launch.mailbox import ANOTHER_RANK_IS_GONE, ANOTHER_RANK_IS_SILENT
-from lrrunner.launch.rank_command import DEEPSPEED_REFUSED, launcher_says
 from lrrunner.library.restarted_loader import to_device
 from lrrunner.results.artifacts import CHECKPOINT_FOLDER
 from lrrunner.sweep.measure import Measured, measure
 from lrrunner.system import exit_codes
+from lrrunner.system.environment import (
+    USE_CPU_VARIABLE,
+    USE_DEEPSPEED_VARIABLE,
+    USE_FSDP_VARIABLE,
+    launcher_switch_is_on,
+)
 from lrrunner.system.job_log import JobLog
 from lrrunner.system.redaction import Redactor
 from lrrunner.system.stop_signal import StopSignal
@@ -134,7 +140,7 @@ def work(config: Config, command_line: CommandLine) -> int:
 
 def join_world() -> World:
     """Join the world that the launcher describes; a process that finds itself in another one ends."""
-    if launcher_says("ACCELERATE_USE_DEEPSPEED"):
+    if launcher_switch_is_on(USE_DEEPSPEED_VARIABLE):
         _refuse(DEEPSPEED_REFUSED.format("accelerate launch --use_deepspeed"))
     on_cpu = _must_use_cpu()
     PartialState(cpu=on_cpu, timeout=BUILD_TIMEOUT)
@@ -337,12 +343,12 @@ def _accelerator(job: Config, chosen: ExecutionSettings, on_cpu: bool) -> Accele
 @contextmanager
 def _without_fsdp_switch() -> Iterator[None]:
     """Hide the launcher's FSDP switch from Accelerate, which would shard by itself on GPUs and never on CPUs."""
-    told = os.environ.pop("ACCELERATE_USE_FSDP", None)
+    told = os.environ.pop(USE_FSDP_VARIABLE, None)
     try:
         yield
     finally:
         if told is not None:
-            os.environ["ACCELERATE_USE_FSDP"] = told
+            os.environ[USE_FSDP_VARIABLE] = told
 
 
 def _trainable(
@@ -421,8 +427,7 @@ def leave_world() -> None:
 
 
 def _must_use_cpu() -> bool:
-    asked = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes", "on")
-    return asked or not torch.cuda.is_available()
+    return launcher_switch_is_on(USE_CPU_VARIABLE) or not torch.cuda.is_available()
 
 
 def _refuse(message: str) -> NoReturn:

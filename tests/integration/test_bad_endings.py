@@ -95,7 +95,7 @@ def test_deepspeed_is_refused_by_every_rank(tmp_path: Path) -> None:
     first, second = (finish(process, tmp_path) for process in ranks)
     assert (first.code, second.code) == (2, 2)
     assert "the launcher must not use DeepSpeed, whose engine steps by itself" in first.err
-    assert "share parameters out with train.fsdp=true" in first.err
+    assert "shard parameters with train.fsdp=true" in first.err
     assert second.err == ""
 
 

@@ -26,10 +26,8 @@ from lrrunner.config.command_line import parse_command_line
 from lrrunner.config.composition import expand_grid, unescaped_override
 from lrrunner.errors import ConfigError
 from lrrunner.launch.job import Job
-from lrrunner.launch.supervise import machine_errors
 from lrrunner.results.run_state import RunState
 from lrrunner.slurm import submitit_launcher
-from lrrunner.system.devices import visible_gpus
 from lrrunner.system.job_log import wake_loggers
 from lrrunner.system.redaction import Redactor
 from tests.composing import composed
@@ -112,35 +110,6 @@ def test_a_finished_attempt_without_a_line_is_not_run_again(tmp_path: Path) -> N
     (entry,) = ledger.read(tmp_path)
     assert (entry.key, entry.run_dir, entry.state, entry.run_id) == ("k0", "000-2", "finished", "id-000-2")
     assert batch._pending(jobs) == [jobs[1]]
-
-
-def test_more_ranks_than_gpus_are_refused() -> None:
-    """Before anything starts, with the way out."""
-    launch = composed("launch.num_processes=2", "launch.concurrent=3", world_size=None).launch
-    assert machine_errors(launch, ("0", "1", "2", "3")) == [
-        "launch.num_processes x launch.concurrent=3 must be at most the 4 GPU(s) of this machine, got 2; "
-        "ask for fewer, or train on CPUs with ACCELERATE_USE_CPU=1"
-    ]
-    assert machine_errors(launch, tuple("012345")) == []
-    assert machine_errors(launch, ()) == []
-
-
-def test_a_launch_file_for_deepspeed_is_refused(tmp_path: Path) -> None:
-    """Its engine steps by itself, whatever the sweep sets; the message names the way out."""
-    file = tmp_path / "mine.yaml"
-    file.write_text("distributed_type: DEEPSPEED\n")
-    launch = composed("launch.num_processes=2", f"launch.config_file={file}", world_size=None).launch
-    assert machine_errors(launch, ()) == [
-        f"the launcher must not use DeepSpeed, whose engine steps by itself, got launch.config_file={file}; leave it "
-        "out, and share parameters out with train.fsdp=true"
-    ]
-
-
-def test_gpus_are_those_that_the_user_shows() -> None:
-    """An empty list hides them all."""
-    assert visible_gpus({"CUDA_VISIBLE_DEVICES": "GPU-a, GPU-b"}) == ("GPU-a", "GPU-b")
-    assert visible_gpus({"CUDA_VISIBLE_DEVICES": ""}) == ()
-    assert visible_gpus({"CUDA_VISIBLE_DEVICES": "-1"}) == ()
 
 
 def test_grids_are_expanded_as_hydra_does(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""argv and environment of the ranks, as literals: what clusters hang on."""
+"""argv and environment of the ranks, as literals."""
 
 from __future__ import annotations
 
@@ -6,14 +6,12 @@ import sys
 
 import pytest
 
-from lrrunner.launch.rank_command import Machines, RankPlan, launch_argv, launch_environment
+from lrrunner.launch.rank_command import RankPlan, launch_argv, launch_environment
 
 AGENT = [sys.executable, "-m", "lrrunner.launch.accelerate_agent"]
-OURS = ["--config_file", "/set/accelerate.yaml"]
+OURS = ["--config_file", "/mailbox/accelerate.yaml"]
 PLAIN = ["--mixed_precision", "no", "--dynamo_backend", "no"]
 RANKS = ["-m", "lrrunner.worker.warm_rank"]
-
-HEAD = Machines(num_machines=2, machine_rank=1, main_process_ip="10.0.0.1", main_process_port=29400)
 
 ARGV = {
     "two CPU ranks": (
@@ -46,13 +44,6 @@ ARGV = {
             *PLAIN,
         ],
     ),
-    "second of two machines": (
-        RankPlan(num_processes=16, gpus=tuple("01234567"), machines=HEAD),
-        [
-            *(*AGENT, *OURS, "--multi_gpu", "--num_processes", "16", "--num_machines", "2", "--machine_rank", "1"),
-            *("--main_process_ip", "10.0.0.1", "--main_process_port", "29400", *PLAIN),
-        ],
-    ),
     "own file": (
         RankPlan(num_processes=4, gpus=tuple("0123"), config_file="mine.yaml"),
         [*AGENT, "--config_file", "mine.yaml", "--num_processes", "4", "--main_process_port", "0"],
@@ -64,24 +55,24 @@ ARGV = {
 def test_argv(name: str) -> None:
     """Precision and compiler come from the job or from the user's own file, never from a default file at home."""
     plan, argv = ARGV[name]
-    assert launch_argv(plan, settings_file="/set/accelerate.yaml") == [*argv, *RANKS]
+    assert launch_argv(plan, settings_file="/mailbox/accelerate.yaml") == [*argv, *RANKS]
 
 
 @pytest.mark.parametrize("gpus", [(), ("3",)])
 def test_one_rank_needs_no_launcher(gpus: tuple[str, ...]) -> None:
-    """Accelerate's launcher of one process leaves it orphaned when it is told to end."""
+    """Accelerate's launcher of one process leaves it orphaned after SIGTERM."""
     assert launch_argv(RankPlan(num_processes=1, gpus=gpus), settings_file="x") == [sys.executable, *RANKS]
 
 
 def environment(plan: RankPlan, **environ: str) -> dict[str, str]:
-    return launch_environment(plan, environ, folder="/b/sets/0", supervisor="me", num_cores=16)
+    return launch_environment(plan, environ, mailbox="/b/mailboxes/0", supervisor="me", num_cores=16)
 
 
 def test_environment_of_cpu_ranks() -> None:
-    """The switch without which `--multi_gpu` makes worlds of one; threads share the cores."""
+    """Without the switch `--multi_gpu` starts worlds of one rank; threads share the cores."""
     assert environment(RankPlan(num_processes=4), HOME="/home/ann") == {
         "HOME": "/home/ann",
-        "LRRUNNER_SET": "/b/sets/0",
+        "LRRUNNER_MAILBOX": "/b/mailboxes/0",
         "LRRUNNER_SUPERVISOR": "me",
         "ACCELERATE_USE_CPU": "true",
         "OMP_NUM_THREADS": "4",
@@ -89,28 +80,29 @@ def test_environment_of_cpu_ranks() -> None:
 
 
 def test_the_users_own_file_decides_about_devices() -> None:
-    """Without nvidia-smi we see no GPU, but the file may be for another kind of device."""
+    """Without nvidia-smi lrrunner sees no GPU, but the file may be for another kind of device."""
     assert "ACCELERATE_USE_CPU" not in environment(RankPlan(num_processes=2, config_file="mine.yaml"))
 
 
 def test_environment_of_gpu_ranks() -> None:
-    """A set sees its own GPUs only."""
+    """A worker group sees its own GPUs only."""
     assert environment(RankPlan(num_processes=2, gpus=("2", "3")), CUDA_VISIBLE_DEVICES="0,1,2,3") == {
-        "LRRUNNER_SET": "/b/sets/0",
+        "LRRUNNER_MAILBOX": "/b/mailboxes/0",
         "LRRUNNER_SUPERVISOR": "me",
         "CUDA_VISIBLE_DEVICES": "2,3",
         "OMP_NUM_THREADS": "8",
     }
 
 
-def test_a_set_beside_others_keeps_to_its_cores() -> None:
-    """Sets that share cores slow each other down; the user's own number of threads stands."""
+def test_a_worker_group_beside_others_uses_its_own_cores() -> None:
+    """Groups that share cores slow each other down; the user's own number of threads takes precedence."""
     plan = RankPlan(num_processes=2, cores=(4, 5, 6, 7))
     assert environment(plan)["LRRUNNER_CORES"] == "4,5,6,7"
     assert environment(plan)["OMP_NUM_THREADS"] == "2"
     assert environment(plan, OMP_NUM_THREADS="1")["OMP_NUM_THREADS"] == "1"
 
 
-def test_threads_are_counted_on_one_machine() -> None:
-    """Sixteen ranks on two machines are eight here."""
-    assert environment(RankPlan(num_processes=16, gpus=tuple("01234567"), machines=HEAD))["OMP_NUM_THREADS"] == "2"
+def test_another_rank_program_can_be_started() -> None:
+    """Tests of the supervisor need ranks that load no torch."""
+    plan = RankPlan(num_processes=1, rank_program="tests.stub_rank")
+    assert launch_argv(plan, settings_file="x") == [sys.executable, "-m", "tests.stub_rank"]

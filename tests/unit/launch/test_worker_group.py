@@ -1,138 +1,99 @@
-"""Whose fault it was: read off what launchers and ranks leave behind."""
+"""A worker group of one rank that loads no torch."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import signal
+import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from lrrunner.launch.job import OutputFiles
-from lrrunner.launch.rank_output import RankOutput
-from lrrunner.launch.worker_group import _ROOT_CAUSE, _place
-from lrrunner.system.redaction import Redactor
+from lrrunner.launch.mailbox import JobMessage
+from lrrunner.launch.rank_command import RankPlan
+from lrrunner.launch.worker_group import WorkerGroup
+from lrrunner.results.run_state import JobResult, RunState
 
-LAUNCHER_WORDS = """
-lrrunner.ranks FAILED
-------------------------------------------------------------
-Failures:
-[1]:
-  time      : 2026-11-22_03:31:36
-  host      : here
-  rank      : 0 (local_rank: 0)
-  exitcode  : 1 (pid: 101)
-  error_file: <N/A>
-------------------------------------------------------------
-Root Cause (first observed failure):
-[0]:
-  time      : 2026-11-22_03:31:35
-  host      : here
-  rank      : 1 (local_rank: 1)
-  exitcode  : -9 (pid: 102)
-  error_file: <N/A>
-  traceback : Signal 9 (SIGKILL) received by PID 102
-"""
-
-STACK = """Thread 0x00007f0000000001 (most recent call first):
-  File "/site/lrrunner/signals.py", line 107 in _watch
-  File "/lib/threading.py", line 982 in run
-
-Current thread 0x00007f0000000002 (most recent call first):
-  File "/home/ann/mine.py", line 12 in forward
-  File "/site/torch/nn/modules/module.py", line 1775 in _call_impl
-"""
+ROOT = Path(__file__).resolve().parents[3]
 
 
-def test_the_launchers_root_cause_is_read() -> None:
-    """Not its other failures: a survivor fails too, a moment later."""
-    found = _ROOT_CAUSE.search(LAUNCHER_WORDS)
-    assert found is not None
-    assert found.groups() == ("1", "-9")
+def started(tmp_path: Path, rank_program: str) -> WorkerGroup:
+    plan = RankPlan(num_processes=1, rank_program=rank_program)
+    environ = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return WorkerGroup(plan, tmp_path / "mailbox", environ=environ, sink=lambda *output: None)
 
 
-def test_the_main_thread_says_where_a_rank_stands() -> None:
-    """It comes last; a watching thread is no place."""
-    assert _place(STACK) == ", at /home/ann/mine.py:12 in forward"
-    assert _place("") == ""
-
-
-def test_lines_of_ranks_arrive_whole() -> None:
-    """Also the last one of a rank that died in the middle of it."""
-    heard: list[tuple[int, str, str]] = []
-    output = RankOutput(2, lambda rank, name, lines: heard.extend((rank, name, line) for line in lines))
+@pytest.fixture
+def group(tmp_path: Path) -> Iterator[WorkerGroup]:
+    """A started group; closed, it leaves nothing."""
+    group = started(tmp_path, "tests.unit.launch.stub_rank")
     try:
-        writing = os.open(output.folder / "1.err", os.O_WRONLY)
-        os.write(writing, b"first\nsec")
-        output.read()
-        assert heard == [(1, "err", "first\n")]
-        os.write(writing, b"ond\n50%\r100%")
-        os.close(writing)
+        yield group
     finally:
-        output.close()
-    assert heard == [(1, "err", "first\n"), (1, "err", "second\n"), (1, "err", "50%\n"), (1, "err", "100%\n")]
-    assert not output.folder.exists()
+        group.close()
+    assert not group.is_alive
+    assert not (tmp_path / "mailbox").exists()
 
 
-@pytest.mark.parametrize("echoed", [True, False])
-def test_what_ranks_say_waits_for_the_directory_and_keeps_no_secret(tmp_path: Path, echoed: bool) -> None:
-    """Rank 0 makes the directory in stage B; until then lines wait."""
-    shown: list[tuple[str, str]] = []
-    files = OutputFiles(
-        tmp_path, Redactor(["canary-abc"]), echo=(lambda name, line: shown.append((name, line))) if echoed else None
-    )
-    files.take(0, "out", ["zero canary-abc\n"])
-    files.take(1, "err", ["one canary-abc\n"])
-    assert list(tmp_path.iterdir()) == []
-    (tmp_path / "ranks").mkdir()
-    files.flush()
-    assert (tmp_path / "ranks" / "1.out").read_text() == "one ***\n"
-    assert shown == ([("out", "zero ***\n")] if echoed else [])
-    assert (tmp_path / "ranks" / "0.out").exists() != echoed
+def start(group: WorkerGroup, *, timeout_s: float = 60, **config: Any) -> None:
+    group.start_job(JobMessage(number=group.next_number, config=config), timeout_s=timeout_s)
 
 
-def test_a_rank_that_never_stops_talking_is_read_in_turns() -> None:
-    """A supervisor that reads until there is nothing more would watch nobody else, nor hear a Ctrl-C."""
-    heard: list[str] = []
-    writing: list[int] = []
+def result_of(group: WorkerGroup) -> JobResult:
+    deadline = time.monotonic() + 60
+    while (result := group.poll()) is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    return result
 
-    def hear_and_talk(rank: int, name: str, lines: Sequence[str]) -> None:
-        heard.extend(lines)
-        assert len(heard) < 1000, "read() does not return"
-        os.write(writing[0], b"more\n")
 
-    output = RankOutput(1, hear_and_talk)
+def test_a_group_runs_job_after_job(group: WorkerGroup) -> None:
+    """A configuration error and an interrupted job leave it intact."""
+    start(group, stub="finish")
+    assert result_of(group) == JobResult(state=RunState.FINISHED, exit_code=0)
+    start(group, stub="finish", exit_code=2)
+    assert result_of(group) == JobResult(state=RunState.FAILED, exit_code=2, cause="mine")
+    start(group, stub="finish", exit_code=143)
+    assert result_of(group) == JobResult(state=RunState.KILLED, exit_code=143, cause="interrupted")
+    assert group.is_alive
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "cause"),
+    [("kill", "rank 0: killed by SIGKILL"), ("exit", "rank 0: ended with exit code 3 without reporting a cause")],
+)
+def test_a_rank_that_dies_is_named(group: WorkerGroup, behaviour: str, cause: str) -> None:
+    """It cannot report anything itself."""
+    start(group, stub=behaviour)
+    assert result_of(group) == JobResult(state=RunState.FAILED, exit_code=1, cause=cause, is_reported=False)
+    assert not group.is_alive
+
+
+def test_a_rank_that_hangs_is_named_with_its_position(group: WorkerGroup) -> None:
+    """The position leads to the cause."""
+    start(group, stub="hang", timeout_s=2)
+    cause = result_of(group).cause or ""
+    assert cause.startswith("rank 0: no step for 2 s, at ")
+    assert cause.endswith(" in run")
+
+
+def test_ranks_that_do_not_start_show_the_last_line_of_their_output(tmp_path: Path) -> None:
+    """Python's own error, say."""
+    group = started(tmp_path, "tests.no_such_program")
     try:
-        writing.append(os.open(output.folder / "0.out", os.O_WRONLY))
-        os.write(writing[0], b"first\n")
-        output.read()
-        assert heard == ["first\n"]
+        start(group, stub="finish")
+        cause = result_of(group).cause or ""
     finally:
-        output.close()
-        os.close(writing[0])
+        group.close()
+    assert cause.startswith("the ranks did not start: ")
+    assert cause.endswith("No module named tests.no_such_program")
 
 
-def test_a_line_without_an_end_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It would grow for ever; cut in two, it could show half a secret."""
-    monkeypatch.setattr("lrrunner.launch.rank_output.MAX_LINE", 10)
-    heard: list[str] = []
-    output = RankOutput(1, lambda rank, name, lines: heard.extend(lines))
-    writing = os.open(output.folder / "0.out", os.O_WRONLY)
-    try:
-        for part in (b"0123456789abc", b"d" * 20, b"e\nshort\n"):
-            os.write(writing, part)
-            output.read()
-    finally:
-        output.close()
-        os.close(writing)
-    assert heard == ["[a line of more than 262144 bytes is left out]\n", "short\n"]
-
-
-def test_the_file_of_a_rank_has_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A print in a loop must not fill the disk."""
-    monkeypatch.setattr("lrrunner.launch.job.MAX_FILE", 12)
-    (tmp_path / "ranks").mkdir()
-    files = OutputFiles(tmp_path, Redactor())
-    for _ in range(3):
-        files.take(1, "out", ["12345\n", "1\n"])
-    assert (tmp_path / "ranks" / "1.out").read_text() == "12345\n1\n[the rest is left out]\n"
+def test_a_job_that_is_interrupted_before_it_begins_is_stopped(group: WorkerGroup) -> None:
+    """There is nothing to save."""
+    start(group, stub="hang")
+    group.interrupt(signal.SIGTERM)
+    result = result_of(group)
+    assert (result.state, result.exit_code, result.cause) == (RunState.KILLED, 143, "stopped before it could save")
