@@ -1,12 +1,12 @@
-"""A user's own data loader, read from its start as often as a sweep needs, and left as if nobody had read it."""
+"""A user's data loader, read from its start as often as a sweep needs, without changing it."""
 
 from __future__ import annotations
 
 import copy
 import functools
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -16,23 +16,23 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from lrrunner.training.collectives import Collective
 
-OWN_PARTS = ("sampler", "batch_sampler", "generator", "synchronized_generator")
-"""What a loader changes while it is read."""
+MUTABLE_ATTRIBUTES = ("sampler", "batch_sampler", "generator", "synchronized_generator")
+"""Attributes of a loader whose values change while it is read."""
 
 
 class RestartedLoader:
     """Endless micro-batches from a loader that is restarted whenever it ends, on all ranks at the same step.
 
-    Of torch's loaders and Accelerate's, what is read is a twin with samplers, generators and counters of its own. Its
-    generators are seeded by (seed, repeat), the same on every rank; samplers that follow an epoch begin with the
-    loader's current one. Every repeat therefore has another data order, and the same repeat of a later call has the
-    same one again. What an iterable dataset keeps of its position is its own.
+    For loaders of torch and Accelerate it reads a twin with samplers, generators and counters of its own. The twin's
+    generators are seeded by (seed, repeat), the same on every rank; samplers that follow an epoch start with the
+    loader's current one. So each repeat has another data order, and the same repeat of a later call has the same order
+    again. The position of an iterable dataset is its own and is not restored.
 
-    Every rank must make one: they agree on the number of batches after which all begin anew. Where a rank does not know
-    its number (iterable datasets), it begins anew alone, which is why nothing communicates then.
+    Every rank must construct one: ranks agree on the number of batches after which all of them restart. Where a rank
+    does not know its number (iterable datasets), each rank restarts alone, so reading must not communicate there.
 
     Args:
-        loader: Any iterable of batches that can be iterated again, prepared by Accelerate or not.
+        loader: An iterable of batches that can be iterated again, prepared by Accelerate or not.
         collective: The world this rank belongs to.
         seed: Fixes the order of generators.
     """
@@ -43,15 +43,15 @@ class RestartedLoader:
         self._num_batches: int | None = None if None in lengths else min(lengths)
 
     def __call__(self, repeat: int, first_step: int = 0) -> Iterator[Any]:
-        """Those of one repeat, from its first optimizer step on."""
+        """The micro-batches of one repeat, from its first optimizer step on."""
         assert first_step == 0, "a user's loader cannot be entered in the middle"
         loader = self._loader
         if isinstance(loader, DataLoader):
             loader = twin(loader)
             _seed_generators(loader, self._seed, repeat)
             if self._num_batches is None:
-                vars(loader)["rng_types"] = None  # else Accelerate would communicate where one begins anew alone
-        set_epoch = _epochs(loader)
+                vars(loader)["rng_types"] = None  # else Accelerate would communicate where a rank restarts alone
+        set_epoch = _epoch_setter(loader)
         for epoch in itertools.count(repeat):
             set_epoch(epoch)
             is_empty = True
@@ -63,7 +63,7 @@ class RestartedLoader:
 
 
 def loader_errors(loader: Any) -> list[str]:
-    """Why a loader cannot be restarted, or not be left as it was; empty where it can."""
+    """Why a loader cannot be restarted, or not be copied; empty where it can."""
     name = type(loader).__name__
     if hasattr(loader, "__next__"):
         return [f"train_loader must begin anew when it is iterated again, got {name}; give the loader itself"]
@@ -74,7 +74,7 @@ def loader_errors(loader: Any) -> list[str]:
     if isinstance(loader, DataLoader):
         try:
             twin(loader)
-        except Exception as error:  # noqa: BLE001 - a user's sampler raises what it likes
+        except Exception as error:  # noqa: BLE001 - a user's sampler may raise anything
             return [
                 f"train_loader must have samplers that can be copied, got {type(error).__name__}: {error}; "
                 "give range_test a loader of its own"
@@ -82,110 +82,74 @@ def loader_errors(loader: Any) -> list[str]:
     return []
 
 
-@contextmanager
-def untouched(loader: Any) -> Iterator[None]:
-    """What a twin shares with its loader is afterwards as before: Accelerate's list of loaders, its dataset's epoch."""
-    state = getattr(loader, "gradient_state", None)
-    kept = {} if state is None else {name: copy.copy(value) for name, value in vars(state).items()}
-    try:
-        yield
-    finally:
-        if state is not None:
-            vars(state).update(kept)
-        set_epoch = getattr(getattr(loader, "dataset", None), "set_epoch", None)
-        if hasattr(loader, "iteration") and set_epoch is not None:
-            set_epoch(loader.iteration)
-
-
 def twin(loader: DataLoader[Any]) -> DataLoader[Any]:
     """A loader of the same dataset whose samplers, generators, counters and collator are copies.
 
-    A collator that cannot be copied is the same one.
+    A collator that cannot be copied is shared. A loader of Accelerate's gets a ``GradientState`` of its own, so that
+    reading the twin does not enter the list of loaders that Accelerate is in the middle of.
 
     Raises:
-        Exception: whatever a sampler raises that cannot be copied.
+        Exception: A sampler cannot be copied.
     """
-    copied: DataLoader[Any] = _bare_copy(loader)
+    copied: DataLoader[Any] = _shallow_copy(loader)
     holders = [copied]
     if "base_dataloader" in vars(copied):  # Accelerate's loaders wrap torch's
-        vars(copied)["base_dataloader"] = base = _bare_copy(vars(copied)["base_dataloader"])
+        vars(copied)["base_dataloader"] = base = _shallow_copy(vars(copied)["base_dataloader"])
         holders.append(base)
-    own = [{name: vars(holder)[name] for name in OWN_PARTS if name in vars(holder)} for holder in holders]
+    if "gradient_state" in vars(copied):
+        vars(copied)["gradient_state"] = _unshared(vars(copied)["gradient_state"])
+    mutable = [{name: vars(holder)[name] for name in MUTABLE_ATTRIBUTES if name in vars(holder)} for holder in holders]
     shared = {id(dataset): dataset for dataset in _datasets(loader.dataset)}
-    for holder, parts in zip(holders, copy.deepcopy(own, shared.copy()), strict=True):
-        vars(holder).update(parts)
+    for holder, copies in zip(holders, copy.deepcopy(mutable, shared.copy()), strict=True):
+        vars(holder).update(copies)
         if "collate_fn" in vars(holder):
-            with suppress(Exception):  # one that holds an open file, say
+            with suppress(Exception):  # a collator that holds an open file cannot be copied
                 vars(holder)["collate_fn"] = copy.deepcopy(vars(holder)["collate_fn"], shared.copy())
         if "_iterator" in vars(holder):
             vars(holder)["_iterator"] = None  # persistent workers belong to the original
     return copied
 
 
-def num_samples(batch: Any) -> int | None:
-    """Size of the first dimension of the first tensor in a batch; None without one.
-
-    A batch is a tensor, or a sequence or mapping of fields: (inputs, targets), say. Lists inside of it are not looked
-    into, since they may hold one sample an entry, nor is a list of mappings that have the same keys.
-
-    >>> num_samples({"ids": torch.zeros(3, 7), "mask": torch.zeros(3)})
-    3
-    >>> num_samples(([torch.zeros(2, 5)] * 8, [torch.zeros(1)] * 8))
-    """
-    if isinstance(batch, list | tuple):
-        return None if _are_samples(batch) else _first(map(_num_rows, batch))
-    return _num_rows(batch)
-
-
-def _num_rows(field: Any) -> int | None:
-    """Size of the first dimension of the first tensor in a field of a batch, which may be a mapping of fields."""
-    if isinstance(field, torch.Tensor):
-        return len(field) if field.ndim else None
-    return _first(map(_num_rows, field.values())) if isinstance(field, Mapping) else None
-
-
-def _are_samples(batch: Sequence[Any]) -> bool:
-    """Whether a sequence is one of samples, not of fields."""
-    return len(batch) > 1 and all(isinstance(part, Mapping) and part.keys() == batch[0].keys() for part in batch)
-
-
-def _first(counts: Iterable[int | None]) -> int | None:
-    return next((count for count in counts if count is not None), None)
-
-
 def to_device(device: torch.device) -> Callable[[Any], Any]:
-    """What moves a batch to a device; nothing to do on a CPU."""
+    """A function that moves a batch to a device; on a CPU it returns the batch."""
     if device.type == "cpu":
         return lambda batch: batch
     return functools.partial(send_to_device, device=device, non_blocking=True)
 
 
-def _bare_copy(loader: Any) -> Any:
-    """The same attributes in a new object; torch's loaders refuse assignments, Accelerate's break copy.copy."""
+def _shallow_copy(loader: Any) -> Any:
+    """A new object with the same attributes; torch's loaders refuse assignments, Accelerate's break copy.copy."""
     copied = object.__new__(type(loader))
     vars(copied).update(vars(loader))
     return copied
 
 
+def _unshared(state: Any) -> Any:
+    """A copy of Accelerate's GradientState, all instances of which share one dictionary."""
+    copied = object.__new__(type(state))
+    vars(copied).update({name: copy.copy(value) for name, value in vars(state).items()})
+    return copied
+
+
 def _datasets(dataset: Any) -> Iterator[Any]:
-    """A dataset and, where it is a view of another, that one, too: data are not copied."""
+    """A dataset and those it is a view of; their data must not be copied."""
     while dataset is not None:
         yield dataset
         dataset = getattr(dataset, "dataset", None)
 
 
 def _length(loader: Any) -> int | None:
-    """Batches until the end; None where nobody knows, or an iterable dataset only estimates it."""
+    """Batches until the end; None where the loader does not know, or its iterable dataset only estimates it."""
     if isinstance(getattr(loader, "dataset", None), IterableDataset):
         return None
     try:
         return len(loader)
-    except Exception:  # noqa: BLE001 - a user's data set raises what it likes
+    except Exception:  # noqa: BLE001 - a user's dataset may raise anything
         return None
 
 
-def _parts(loader: Any) -> Iterator[Any]:
-    """A loader, what it wraps, and their samplers, outermost first."""
+def _loaders_and_samplers(loader: Any) -> Iterator[Any]:
+    """A loader, the loader inside of it, and their samplers, outermost first."""
     queue, seen = [loader], set()
     while queue:
         part = queue.pop(0)
@@ -197,26 +161,30 @@ def _parts(loader: Any) -> Iterator[Any]:
 
 
 def _seed_generators(loader: Any, *entropy: int) -> None:
-    generators = [
-        value for part in _parts(loader) for value in vars(part).values() if isinstance(value, torch.Generator)
-    ]
+    """Seed every generator of a loader and its samplers from a tuple of non-negative integers."""
+    attributes = itertools.chain.from_iterable(vars(part).values() for part in _loaders_and_samplers(loader))
+    generators = [value for value in attributes if isinstance(value, torch.Generator)]
     for number, generator in enumerate(dict.fromkeys(generators)):
         generator.manual_seed(int(np.random.SeedSequence((*entropy, number)).generate_state(1)[0]))
 
 
-def _epochs(loader: Any) -> Callable[[int], None]:
-    """What brings a twin to the n-th epoch from its current one."""
-    if "iteration" in getattr(loader, "__dict__", ()):  # Accelerate tells samplers and dataset
+def _epoch_setter(loader: Any) -> Callable[[int], None]:
+    """A function that moves a twin to the n-th epoch after its current one."""
+    if "iteration" in getattr(loader, "__dict__", ()):  # Accelerate passes it on to samplers and dataset
         first = loader.iteration
 
         def set_iteration(number: int) -> None:
             loader.iteration = first + number
 
         return set_iteration
-    followers = [(part, part.epoch) for part in _parts(loader) if hasattr(part, "set_epoch") and hasattr(part, "epoch")]
+    samplers = [
+        (part, part.epoch)
+        for part in _loaders_and_samplers(loader)
+        if hasattr(part, "set_epoch") and hasattr(part, "epoch")
+    ]
 
     def set_epochs(number: int) -> None:
-        for part, first in followers:
+        for part, first in samplers:
             part.set_epoch(first + number)
 
     return set_epochs

@@ -8,7 +8,7 @@ import mlflow
 import pytest
 from mlflow import MlflowClient
 
-from tests.unit.library.test_range_test import swept
+from tests.unit.library.script import swept
 
 
 def test_a_range_test_is_a_run_below_the_scripts_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""The library call on several ranks: one sweep, and a training that does not notice it."""
+"""The library call on several ranks: one sweep that leaves the training around it unchanged."""
 
 from __future__ import annotations
 
@@ -31,21 +31,21 @@ UNEQUAL_ITEMS = ((3, 5), (1, 7))
 
 
 def plain_ddp() -> tuple[nn.Module, torch.optim.Optimizer]:
-    """As a script without Accelerate wraps it."""
+    """The small model in DDP, without Accelerate."""
     model = DistributedDataParallel(small_model())
     return model, torch.optim.SGD(model.parameters(), lr=1.0)
 
 
 def after_first_step(loader: Any, loss_fn: Any, **options: Any) -> tuple[lrrunner.RangeTest, list[torch.Tensor]]:
-    """A sweep, and the gradient that its first step descended."""
+    """A sweep, and the gradient that its first step applied."""
     model, optimizer = plain_ddp()
     seen: list[torch.Tensor] = []
 
-    def note(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+    def record(optimizer: torch.optim.Optimizer, *_: Any) -> None:
         if not seen:
             seen.extend(p.grad.clone() for p in model.parameters() if p.grad is not None)
 
-    optimizer.register_step_pre_hook(note)
+    optimizer.register_step_pre_hook(record)
     settings = {"start_lr": 1e-3, "end_lr": 1.0, "num_steps": 12, "auto_range": False}
     return lrrunner.range_test(None, model, optimizer, loader, loss_fn, **(settings | options)), seen
 
@@ -63,7 +63,7 @@ def unequal_items() -> Any:
 
 
 def uneven_lengths() -> list[float]:
-    """Rank 0 has three batches, rank 1 five: both begin anew after three."""
+    """Rank 0 has three batches, rank 1 five: both restart after three."""
     inputs, targets = regression_data()
     loader = [(inputs[i : i + 4], targets[i : i + 4]) for i in range(3 + 2 * dist.get_rank())]
     result, _ = after_first_step(loader, squared_error)
@@ -79,13 +79,13 @@ class Stream(IterableDataset[Any]):
 
 
 def streams_of_unknown_length() -> list[float]:
-    """Each rank begins anew where its own stream ends."""
+    """Each rank restarts where its own dataset ends."""
     result, _ = after_first_step(DataLoader(Stream(), batch_size=4), squared_error)
     return [step.loss for step in result.steps]
 
 
 def prepared_streams() -> list[list[float]]:
-    """Read by rank 0 for all, and by each rank for itself, with an order that Accelerate would synchronise."""
+    """Losses with batches dispatched by rank 0, and with each rank reading its own."""
     found = []
     for dispatch in (True, False):
         accelerator = Accelerator(
@@ -105,7 +105,7 @@ def prepared_streams() -> list[list[float]]:
 
 
 def within_an_accumulation() -> list[Any]:
-    """What a sweep at the first of two micro-batches descends, how DDP is left, and the modes of what it wraps."""
+    """Gradients of a sweep at the first of two micro-batches, DDP's flag after it, and the modes of the module."""
     inputs, targets = regression_data()
     first = 4 * dist.get_rank()
     accelerator = Accelerator(cpu=True, gradient_accumulation_steps=2)
@@ -115,10 +115,10 @@ def within_an_accumulation() -> list[Any]:
     model, optimizer = accelerator.prepare(raw, torch.optim.SGD(raw.parameters(), lr=1.0))
     seen: list[Any] = []
 
-    def note(*_: Any) -> None:
+    def record(*_: Any) -> None:
         seen.append([p.grad.tolist() for p in raw.parameters() if p.grad is not None])
 
-    optimizer.optimizer.register_step_pre_hook(note)
+    optimizer.optimizer.register_step_pre_hook(record)
     with accelerator.accumulate(model):
         lrrunner.range_test(
             accelerator, model, optimizer, [(inputs[first : first + 4], targets[first : first + 4])], squared_error,
@@ -130,7 +130,7 @@ def within_an_accumulation() -> list[Any]:
 
 
 def refusals() -> list[str]:
-    """What is wrong on one rank is told on all."""
+    """The first message of each refused call."""
     model, optimizer = plain_ddp()
     loader = [regression_data()]
     found = []
@@ -149,7 +149,7 @@ def refusals() -> list[str]:
 
 
 def sharded(*, fsdp: bool) -> tuple[list[float], list[float]]:
-    """Losses and norms of a sweep with accumulation, unequal counts and clipping; it leaves every shard as it was."""
+    """Losses and norms of a sweep with accumulation, unequal counts and clipping; checks that shards are restored."""
     model = small_model()
     if fsdp:
         fully_shard(model)
@@ -167,7 +167,7 @@ def sharded(*, fsdp: bool) -> tuple[list[float], list[float]]:
 
 
 def sharded_on_half_of_the_ranks() -> str:
-    """Each rank by itself."""
+    """The message for a model that each rank shards by itself."""
     model = small_model()
     groups = [dist.new_group([rank]) for rank in range(dist.get_world_size())]
     fully_shard(model, mesh=DeviceMesh.from_group(groups[dist.get_rank()], "cpu"))
@@ -178,8 +178,27 @@ def sharded_on_half_of_the_ranks() -> str:
     return str(caught.value)
 
 
+def num_progress_bars() -> int:
+    """How many progress bars a sweep of this rank creates."""
+    from lrrunner.library import range_test as library
+
+    titles: list[str] = []
+    original = library.progress_bar
+
+    def counted(title: str, *, num_steps: int) -> Any:
+        titles.append(title)
+        return original(title, num_steps=num_steps)
+
+    library.progress_bar = counted
+    try:
+        after_first_step([regression_data()], squared_error)
+    finally:
+        library.progress_bar = original
+    return len(titles)
+
+
 def every_case() -> dict[str, Any]:
-    """Several checks in one launch."""
+    """The results of several checks in one world."""
     torch.set_num_threads(1)
     cases = {
         "unequal": unequal_items(),
@@ -190,6 +209,7 @@ def every_case() -> dict[str, Any]:
         "refusals": refusals(),
         "sharded": [sharded(fsdp=fsdp) for fsdp in (False, True)],
         "half": sharded_on_half_of_the_ranks(),
+        "num bars": num_progress_bars(),
         "undisturbed": trained(sweep_at=None),
         "disturbed": trained(sweep_at=3),
     }
@@ -199,12 +219,12 @@ def every_case() -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def cases(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """By rank."""
+    """The results by rank."""
     return on_ranks(every_case, 2, tmp_path_factory.mktemp("library"))
 
 
 def readme_example() -> tuple[str, str, str]:
-    """The script of README.md: what it has, the range test, the training behind it."""
+    """The script in README.md: its setup, the range test, the training after it."""
     section = (ROOT / "README.md").read_text(encoding="utf-8").partition("## In a script")[2]
     script = section.partition("```python\n")[2].partition("```")[0]
     setup, _, rest = script.partition("result = ")
@@ -213,7 +233,7 @@ def readme_example() -> tuple[str, str, str]:
 
 
 def readme_training(*, with_sweep: bool) -> tuple[list[Any], float | None]:
-    """The README's script with and without its range test, which here neither saves nor applies anything."""
+    """State after the README's script with or without its range test, which here neither saves nor applies anything."""
     setup, call, training = readme_example()
     scope: dict[str, Any] = {}
     torch.manual_seed(0)
@@ -226,7 +246,7 @@ def readme_training(*, with_sweep: bool) -> tuple[list[Any], float | None]:
     return [[p.tolist() for p in scope["model"].parameters()], scope["losses"], torch.get_rng_state().tolist()], lr
 
 
-def test_a_training_does_not_notice_two_sweeps_in_its_middle(cases: list[dict[str, Any]]) -> None:
+def test_two_sweeps_in_the_middle_change_no_bit_of_a_training(cases: list[dict[str, Any]]) -> None:
     """Rows 15, 16, 17, 38: model, optimizer, schedule, RNG, order of the data, and what Accelerate counts."""
     for case in cases:
         assert case["disturbed"]["state"] == case["undisturbed"]["state"]
@@ -249,8 +269,8 @@ def test_unequal_items_give_the_step_of_one_process(cases: list[dict[str, Any]])
                 torch.testing.assert_close(ours, parameter.grad, rtol=1e-9, atol=1e-12)
 
 
-def test_ranks_with_unequal_numbers_of_batches_go_on_together(cases: list[dict[str, Any]]) -> None:
-    """Row 26: the shortest loader decides where its length is known; nothing waits where it is not."""
+def test_ranks_with_unequal_numbers_of_batches_stay_together(cases: list[dict[str, Any]]) -> None:
+    """Row 26: the shortest loader decides where lengths are known; nothing communicates where they are not."""
     for name in ("lengths", "streams"):
         first, second = (case[name] for case in cases)
         assert first == second
@@ -270,8 +290,13 @@ def test_a_model_that_fully_shard_has_sharded_is_swept_as_with_ddp(cases: list[d
         assert "model must be sharded by fully_shard(model) over all 2 ranks" in case["half"]
 
 
+def test_only_rank_0_shows_progress(cases: list[dict[str, Any]]) -> None:
+    """All ranks share one terminal; bars of other ranks would stay at zero in it."""
+    assert [case["num bars"] for case in cases] == [1, 0]
+
+
 def test_a_sweep_within_an_accumulation_keeps_ranks_together(cases: list[dict[str, Any]]) -> None:
-    """There, Accelerate has told DDP not to reduce gradients: each rank would descend its own."""
+    """There, Accelerate has switched off DDP's reduction: each rank would apply its own gradient."""
     (gradients, synchronises, modes), (others, *_) = (case["accumulation"] for case in cases)
     assert len(gradients) == 3
     assert gradients == others
@@ -279,8 +304,8 @@ def test_a_sweep_within_an_accumulation_keeps_ranks_together(cases: list[dict[st
     assert modes == [True, True, True, False]
 
 
-def test_all_ranks_refuse_what_is_wrong_on_one(cases: list[dict[str, Any]]) -> None:
-    """A rank that went on would wait for ever."""
+def test_all_ranks_refuse_an_error_of_one(cases: list[dict[str, Any]]) -> None:
+    """A rank that continued would wait for ever."""
     for case in cases:
         unwrapped, few, differing, resolved, negative = case["refusals"]
         assert "model must be wrapped for 2 ranks, got Sequential" in unwrapped
@@ -291,7 +316,7 @@ def test_all_ranks_refuse_what_is_wrong_on_one(cases: list[dict[str, Any]]) -> N
 
 
 def test_the_readmes_example_runs_on_one_and_two_ranks_and_changes_nothing(cases: list[dict[str, Any]]) -> None:
-    """Whoever tries it first tries exactly this."""
+    """The first lines that a new user runs."""
     try:
         alone = [readme_training(with_sweep=with_sweep) for with_sweep in (False, True)]
     finally:
@@ -303,7 +328,7 @@ def test_the_readmes_example_runs_on_one_and_two_ranks_and_changes_nothing(cases
 
 
 def test_the_readmes_example_saves_and_applies_as_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every line of it, where it may write."""
+    """All lines, in a directory that they may write to."""
     monkeypatch.chdir(tmp_path)
     scope: dict[str, Any] = {}
     try:

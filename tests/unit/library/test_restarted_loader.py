@@ -1,4 +1,4 @@
-"""A user's loader is read from its start as often as needed, and stays as it was."""
+"""A user's loader is read from its start as often as needed, and does not change."""
 
 from __future__ import annotations
 
@@ -9,18 +9,21 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate.state import GradientState
 from torch.utils.data import DataLoader, IterableDataset, Sampler, Subset, TensorDataset
 from torch.utils.data.distributed import DistributedSampler
 
-from lrrunner.library.restarted_loader import RestartedLoader, loader_errors, num_samples, twin, untouched
+from lrrunner.library.restarted_loader import RestartedLoader, loader_errors, twin
 from lrrunner.training.collectives import SerialCollective
 from lrrunner.training.snapshot import seed_rngs
+from tests.multiprocess.trainings import forget_accelerate
 
 DATA = TensorDataset(torch.arange(12))
 
 
 class InPlaceShuffle(Sampler[int]):
-    """Shuffles a list of its own each time, as many people's samplers do."""
+    """Shuffles a list of its own each time, as many samplers do."""
 
     def __init__(self) -> None:
         self.order = list(range(12))
@@ -41,7 +44,7 @@ def read(loader: Any, num_batches: int, *, repeat: int = 0, seed: int = 0) -> li
 
 
 @pytest.mark.parametrize("generator", [None, torch.Generator().manual_seed(7)])
-def test_short_data_begin_anew_in_another_order_and_repeats_differ(generator: torch.Generator | None) -> None:
+def test_short_datasets_restart_in_another_order_and_repeats_differ(generator: torch.Generator | None) -> None:
     """Row 26: three epochs of three batches, each a permutation; the same repeat reads the same again."""
     loader = DataLoader(DATA, batch_size=4, shuffle=True, generator=generator)
     first = read(loader, 9)
@@ -53,7 +56,7 @@ def test_short_data_begin_anew_in_another_order_and_repeats_differ(generator: to
     assert read(loader, 9, seed=1) != first
 
 
-def test_a_generator_stands_where_it_was() -> None:
+def test_a_generator_keeps_its_state() -> None:
     """Row 16: the next epoch of the training has the order it would have had."""
     loader = DataLoader(DATA, batch_size=4, shuffle=True, generator=torch.Generator().manual_seed(7))
     epochs = iter(loader)
@@ -65,7 +68,7 @@ def test_a_generator_stands_where_it_was() -> None:
 
 
 def test_a_sampler_that_shuffles_in_place_keeps_its_list() -> None:
-    """It is copied as a whole, its dataset is not."""
+    """The sampler is copied, its dataset is not."""
     sampler = InPlaceShuffle()
     loader = DataLoader(DATA, batch_size=4, sampler=sampler)
     assert list(itertools.chain(*read(loader, 3))) != list(range(12))
@@ -73,7 +76,7 @@ def test_a_sampler_that_shuffles_in_place_keeps_its_list() -> None:
 
 
 def test_a_distributed_sampler_goes_through_epochs_and_back() -> None:
-    """Who trains without Accelerate sets epochs by hand."""
+    """Without Accelerate, a script sets epochs itself."""
     sampler: DistributedSampler[Any] = DistributedSampler(DATA, num_replicas=2, rank=1, shuffle=True)
     sampler.set_epoch(5)
     loader = DataLoader(DATA, batch_size=3, sampler=sampler)
@@ -99,8 +102,8 @@ class SeededCollator:
         return [torch.rand(1, generator=self.generator)]
 
 
-def test_a_collator_with_random_numbers_of_its_own_stands_where_it_was() -> None:
-    """Its data set is not copied with it; one that cannot be copied still collates."""
+def test_a_collator_with_a_generator_keeps_its_state() -> None:
+    """Its dataset is not copied with it; a collator that cannot be copied is shared."""
     data = Subset(DATA, range(12))
     collator = SeededCollator(data=DATA)
     loader = DataLoader(data, batch_size=4, collate_fn=collator)
@@ -115,7 +118,7 @@ def test_a_collator_with_random_numbers_of_its_own_stands_where_it_was() -> None
 
 
 def test_a_length_that_raises_is_unknown() -> None:
-    """A rank that fell out here alone would leave the others waiting."""
+    """A rank that failed here alone would leave the others waiting."""
 
     class Lazy:
         def __iter__(self) -> Iterator[Any]:
@@ -128,7 +131,7 @@ def test_a_length_that_raises_is_unknown() -> None:
     assert read(Lazy(), 2) == [[1], [1]]
 
 
-def test_persistent_workers_go_on_with_the_trainings_epoch() -> None:
+def test_persistent_workers_continue_the_epoch_of_the_training() -> None:
     """A second iteration of such a loader would reset the first one."""
     loader = DataLoader(DATA, batch_size=4, num_workers=1, persistent_workers=True)
     training = iter(loader)
@@ -140,20 +143,20 @@ def test_persistent_workers_go_on_with_the_trainings_epoch() -> None:
 
 
 class Stream(IterableDataset[Any]):
-    """Without a length."""
+    """An iterable dataset without a length."""
 
     def __iter__(self) -> Iterator[Any]:
         return iter((torch.tensor(i),) for i in range(6))
 
 
-def test_streams_and_plain_lists_begin_anew() -> None:
-    """Whatever can be iterated twice."""
+def test_iterable_datasets_and_plain_lists_restart() -> None:
+    """Anything that can be iterated twice."""
     assert read(DataLoader(Stream(), batch_size=4), 3) == [[0, 1, 2, 3], [4, 5], [0, 1, 2, 3]]
     assert read([(torch.tensor([1]),), (torch.tensor([2]),)], 3) == [[1], [2], [1]]
 
 
-def test_what_cannot_begin_anew_or_be_left_as_it_was_is_refused() -> None:
-    """Before the first step, with the next move."""
+def test_loaders_that_cannot_be_restarted_or_copied_are_refused() -> None:
+    """Before the first step, with what to do."""
 
     class OneShot(InPlaceShuffle):
         def __init__(self) -> None:
@@ -172,45 +175,25 @@ def test_what_cannot_begin_anew_or_be_left_as_it_was_is_refused() -> None:
     assert loader_errors(DataLoader(DATA)) == []
 
 
-def test_a_loader_that_turns_out_to_be_empty_is_no_endless_loop() -> None:
-    """Streams only tell when they are read."""
+def test_an_empty_loader_is_no_endless_loop() -> None:
+    """An iterable dataset shows that it is empty only when it is read."""
     with pytest.raises(ValueError, match="train_loader must give batches each time it is iterated, got none"):
         read(DataLoader(torch.utils.data.ChainDataset([]), batch_size=2), 1)
 
 
-def test_what_a_loader_shares_is_as_before() -> None:
-    """Accelerate tells a dataset its epoch, and lists the loaders that are being read."""
-
-    class Dataset(TensorDataset):
-        epoch = 3
-
-        def set_epoch(self, epoch: int) -> None:
-            self.epoch = epoch
-
-    class State:
-        references = [None]  # noqa: RUF012
-
-    loader = DataLoader(Dataset(torch.arange(4)))
-    loader.gradient_state, loader.iteration = State(), 3  # type: ignore[attr-defined]
-    loader.gradient_state.references = [None]  # type: ignore[attr-defined]
-    with untouched(loader):
-        loader.dataset.set_epoch(8)  # type: ignore[attr-defined]
-        loader.gradient_state.references.append(1)  # type: ignore[attr-defined]
-    assert loader.dataset.epoch == 3  # type: ignore[attr-defined]
-    assert loader.gradient_state.references == [None]  # type: ignore[attr-defined]
-
-
-def test_the_size_of_a_batch_is_that_of_its_first_tensor() -> None:
-    """What a loss counts for where nobody says."""
-    assert num_samples([torch.tensor(1.0), {"x": torch.zeros(5, 2)}, torch.zeros(3)]) == 5
-    assert num_samples({"text": ["a", "b"]}) is None
-    assert num_samples(({"ids": torch.zeros(4, 7)}, {"labels": torch.zeros(4)})) == 4
-
-
-def test_lists_of_samples_are_not_taken_for_fields() -> None:
-    """Images of unequal sizes come as lists: the first dimension of the first one is its height."""
-    images, boxes = [torch.zeros(2, 5)] * 8, [torch.zeros(1)] * 8
-    assert num_samples((images, boxes)) is None
-    assert num_samples((images, torch.zeros(8))) == 8
-    assert num_samples({"images": images, "labels": torch.zeros(8)}) == 8
-    assert num_samples([{"image": torch.zeros(3, 9)}] * 8) is None
+def test_reading_a_twin_does_not_enter_accelerates_list_of_active_loaders() -> None:
+    """``Accelerator.accumulate`` and ``gather_for_metrics`` ask the active loader whether its epoch ends."""
+    accelerator = Accelerator(cpu=True)
+    loader = accelerator.prepare(DataLoader(DATA, batch_size=4))
+    try:
+        training = iter(loader)
+        next(training)
+        batches = iter(twin(loader))
+        next(batches)
+        assert GradientState().active_dataloader is loader
+        assert len(GradientState().dataloader_references) == 2
+        assert sum(1 for _ in batches) == 2
+        assert sum(1 for _ in training) == 2
+        assert GradientState().active_dataloader is None
+    finally:
+        forget_accelerate()

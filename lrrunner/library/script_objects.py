@@ -1,0 +1,150 @@
+"""The objects that a script passes to the call, and why they cannot be swept."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from lrrunner.library.loss_function import LossFunction
+from lrrunner.library.model_wrappers import uncompiled
+from lrrunner.library.restarted_loader import loader_errors
+from lrrunner.system.environment import USE_FSDP_VARIABLE, launcher_switch_is_on
+from lrrunner.training import fsdp
+from lrrunner.training.optimizers import held_optimizer, optimizer_errors, unwrapped
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScriptObjects:
+    """The objects under their argument names; not checked yet."""
+
+    accelerator: Accelerator | None
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    train_loader: Iterable[Any]
+    loss_fn: LossFunction
+    scaler: torch.amp.GradScaler | None
+
+    @property
+    def accumulation_steps(self) -> int:
+        """Micro-batches per optimizer step, as the accelerator has them."""
+        return 1 if self.accelerator is None else getattr(self.accelerator, "gradient_accumulation_steps", 1)
+
+    @property
+    def active_scaler(self) -> torch.amp.GradScaler | None:
+        """The caller's gradient scaler, or the accelerator's; None where it is switched off."""
+        scaler = self.scaler
+        if scaler is None and self.accelerator is not None:
+            scaler = self.accelerator.scaler
+        return scaler if scaler is not None and scaler.is_enabled() else None
+
+
+def object_errors(objects: ScriptObjects, *, world_size: int) -> list[str]:
+    """Why the objects cannot be swept on so many ranks; empty where they can."""
+    errors = accelerator_errors(objects.accelerator)
+    errors += _model_errors(objects.model, world_size=world_size)
+    if not errors:
+        errors += _launcher_errors(objects, world_size=world_size)
+    errors += _optimizer_errors(objects.optimizer, objects.model)
+    errors += loader_errors(objects.train_loader)
+    loss_fn: Any = objects.loss_fn
+    if not callable(loss_fn):
+        errors.append(
+            f"loss_fn must be callable as loss_fn(model, batch), got {type(loss_fn).__name__}; give a function"
+        )
+    return errors
+
+
+def accelerator_errors(accelerator: Any) -> list[str]:
+    """Why what an accelerator has prepared cannot be swept; empty where it can."""
+    if accelerator is None:
+        return []
+    if not hasattr(accelerator, "distributed_type"):
+        return [f"accelerator must be an accelerate.Accelerator or None, got {type(accelerator).__name__}; give one"]
+    name = str(accelerator.distributed_type).rpartition(".")[2]
+    if name == "DEEPSPEED":
+        return [
+            "accelerator must leave the optimizer's steps to the caller, got DeepSpeed, which steps inside of "
+            "backward; sweep the same global batch with DDP: its LR is that of DeepSpeed, too"
+        ]
+    if name in ("MEGATRON_LM", "XLA", "TP"):
+        return [
+            f"accelerator must train in one process, with DDP or with FSDP2, got {name}; sweep the same global batch "
+            "with DDP"
+        ]
+    precision = str(getattr(accelerator, "mixed_precision", "no"))
+    if precision not in ("no", "fp16", "bf16"):
+        return [f"accelerator must compute in fp32, fp16 or bf16, got {precision}; sweep the same global batch in bf16"]
+    return []
+
+
+def _model_errors(model: Any, *, world_size: int) -> list[str]:
+    name = type(model).__name__
+    if not isinstance(model, nn.Module):
+        return [f"model must be a torch.nn.Module, got {name}; give the prepared model"]
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        return [f"model must have trainable parameters, got none in {name}; unfreeze some"]
+    if fsdp.is_sharded(model):
+        if fsdp.is_sharded_over(uncompiled(model), world_size):
+            return []
+        return [
+            f"model must be sharded by fully_shard(model) over all {world_size} ranks and nothing else, got {name} on "
+            "another mesh; sweep the same global batch with DDP"
+        ]
+    if fsdp.has_fsdp1(model):
+        return [f"model must be sharded with FSDP2, got FSDP1 in {name}; set fsdp_version=2"]
+    if world_size > 1 and not any(isinstance(module, DistributedDataParallel) for module in model.modules()):
+        return [
+            f"model must be wrapped for {world_size} ranks, got {name}; give what accelerator.prepare returned, or "
+            "DistributedDataParallel(model), or fully_shard(model)"
+        ]
+    return []
+
+
+def _launcher_errors(objects: ScriptObjects, *, world_size: int) -> list[str]:
+    """A launcher that was asked for FSDP, where Accelerate made DDP of it."""
+    uses_fsdp = objects.accelerator is not None and world_size > 1 and launcher_switch_is_on(USE_FSDP_VARIABLE)
+    if not uses_fsdp or fsdp.is_sharded(objects.model):
+        return []
+    return [
+        f"model must be sharded, as accelerate launch was told, got {type(objects.model).__name__}, which is what "
+        "Accelerate makes of it on CPUs; leave FSDP out, or call torch.distributed.fsdp.fully_shard(model)"
+    ]
+
+
+def _optimizer_errors(optimizer: Any, model: Any) -> list[str]:
+    name = type(optimizer).__name__
+    if isinstance(optimizer, list | tuple):
+        return [
+            f"optimizer must be one optimizer, got {len(optimizer)}; sweep one at a time, what the others hold stays "
+            "as it is"
+        ]
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        if held_optimizer(optimizer) is None:
+            return [f"optimizer must be a torch.optim.Optimizer, got {name}; give one"]
+        return [
+            f"optimizer must be a torch.optim.Optimizer, got {name}, which wraps one; sweep with an optimizer that "
+            "wraps no other"
+        ]
+    return optimizer_errors(unwrapped(optimizer)) + _parameter_errors(optimizer, model)
+
+
+def _parameter_errors(optimizer: torch.optim.Optimizer, model: Any) -> list[str]:
+    """An optimizer that holds parameters of something else than the model."""
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    own = {id(p) for p in model.parameters()} if isinstance(model, nn.Module) else held
+    if not held & own:
+        return ["optimizer must hold the parameters of model, got none of them; give the optimizer of this model"]
+    if others := held - own:
+        return [
+            f"optimizer must hold parameters of model only, since only these are restored, got {len(others)} others; "
+            "give a model that holds all of them, an nn.ModuleList, say"
+        ]
+    return []

@@ -1,0 +1,69 @@
+"""Losses are checked and weighted by the number of items that they are the mean of."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from lrrunner.library.loss_function import num_samples
+from tests.multiprocess.sweeps import regression_data, small_model, squared_error
+from tests.unit.library.script import losses, swept
+
+
+def test_a_loss_that_is_not_a_mean_is_refused_and_everything_restored() -> None:
+    """A tensor of losses, a model's whole output, or batches that cannot be counted."""
+    model = small_model()
+    before = [p.detach().clone() for p in model.parameters()]
+    for loss_fn, message in (
+        (lambda m, b: (m(b[0]) - b[1]) ** 2, r"got a tensor of shape \(48, 1\); return its mean"),
+        (lambda m, b: {"loss": squared_error(m, b)}, "got dict; return its mean"),
+        (lambda m, b: (squared_error(m, b), m(b[0])), r"number of items, got a tensor of shape \(48, 1\); count them"),
+        (lambda m, b: (squared_error(m, b), -3), "number of items, got -3; count them"),
+        (lambda m, b: (squared_error(m, b), torch.tensor(math.nan)), "number of items, got nan; count them"),
+        (lambda m, b: (squared_error(m, b), "8"), "number of items, got str; count them"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            swept(model, loss_fn=loss_fn)
+    inputs, targets = regression_data()
+    with pytest.raises(ValueError, match=r"must return \(loss, num_items\) where a batch holds no tensor"):
+        swept(model, loss_fn=lambda m, b: squared_error(m, (inputs, targets)), train_loader=[["a", "b"]])
+    assert all(torch.equal(p, old) for p, old in zip(model.parameters(), before, strict=True))
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_ragged_batches_are_weighted_by_size_and_may_be_dictionaries() -> None:
+    """The last batch of an epoch is smaller; accumulated with a full one it counts for less."""
+    inputs, targets = regression_data()
+    batches = [{"x": inputs[:20], "y": targets[:20]}, {"x": inputs[20:24], "y": targets[20:24]}]
+    result = swept(
+        train_loader=batches, loss_fn=lambda m, b: squared_error(m, (b["x"], b["y"])), accumulation_steps=2, num_steps=2
+    )
+    with torch.no_grad():
+        expected = squared_error(small_model(), (inputs[:24], targets[:24])).item()
+    assert result.steps[0].loss == pytest.approx(expected, rel=1e-12)
+    assert result.global_batch_size == 24
+
+
+def test_negative_losses_are_swept_like_others() -> None:
+    """Row 5: the zero of a loss has no meaning."""
+    plain, shifted = swept(), swept(loss_fn=lambda m, b: squared_error(m, b) - 1000.0)
+    assert shifted.suggestion.lr == pytest.approx(plain.suggestion.lr, rel=1e-6)
+    assert max(losses(shifted)[:10]) < 0
+
+
+def test_the_size_of_a_batch_is_that_of_its_first_tensor() -> None:
+    """The weight of a loss that comes without a number of items."""
+    assert num_samples([torch.tensor(1.0), {"x": torch.zeros(5, 2)}, torch.zeros(3)]) == 5
+    assert num_samples({"text": ["a", "b"]}) is None
+    assert num_samples(({"ids": torch.zeros(4, 7)}, {"labels": torch.zeros(4)})) == 4
+
+
+def test_lists_of_samples_are_not_taken_for_fields() -> None:
+    """Images of unequal sizes come as lists: the first dimension of the first one is its height."""
+    images, boxes = [torch.zeros(2, 5)] * 8, [torch.zeros(1)] * 8
+    assert num_samples((images, boxes)) is None
+    assert num_samples((images, torch.zeros(8))) == 8
+    assert num_samples({"images": images, "labels": torch.zeros(8)}) == 8
+    assert num_samples([{"image": torch.zeros(3, 9)}] * 8) is None

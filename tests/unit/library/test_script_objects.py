@@ -1,0 +1,72 @@
+"""Objects of a script that cannot be swept are refused."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+import lrrunner
+from lrrunner.library.script_objects import accelerator_errors
+from tests.multiprocess.sweeps import small_model, squared_error
+from tests.unit.library.script import loader, swept
+from tests.unit.training.unusual_optimizers import Lookahead
+
+
+def test_an_optimizer_must_be_one_without_a_closure_that_holds_this_model_only() -> None:
+    """Only the parameters of the model are restored."""
+    model, other = small_model(), small_model()
+    for given, message in (
+        ([1, 2], "optimizer must be one optimizer, got 2; sweep one at a time"),
+        (3, "optimizer must be a torch.optim.Optimizer, got int"),
+        (torch.optim.LBFGS(model.parameters()), "optimizer must step without a closure, got LBFGS"),
+        (torch.optim.SGD(other.parameters(), lr=0.1), "got none of them; give the optimizer of this model"),
+        (torch.optim.SGD([*model.parameters(), *other.parameters()], lr=0.1), "got 4 others"),
+        (Lookahead(torch.optim.SGD(model.parameters(), lr=0.1)), "got Lookahead around SGD; sweep with an optimizer"),
+        (SimpleNamespace(base=torch.optim.SGD(model.parameters(), lr=0.1)), "got SimpleNamespace, which wraps one"),
+    ):
+        with pytest.raises(ValueError, match="wrong") as caught:
+            swept(model, given)
+        assert message in str(caught.value)
+
+
+def test_an_accelerator_must_leave_the_steps_to_the_caller() -> None:
+    """DeepSpeed steps inside of backward; the message names what to sweep instead."""
+    model = small_model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    accelerator: Any
+    for accelerator, message in (
+        (SimpleNamespace(distributed_type="DistributedType.DEEPSPEED"), "sweep the same global batch with DDP"),
+        (SimpleNamespace(distributed_type="DistributedType.XLA"), "with DDP or with FSDP2, got XLA"),
+        (
+            SimpleNamespace(distributed_type="DistributedType.NO", mixed_precision="fp8"),
+            "accelerator must compute in fp32, fp16 or bf16, got fp8",
+        ),
+        (3, "accelerator must be an accelerate.Accelerator or None, got int"),
+    ):
+        with pytest.raises(ValueError, match="wrong") as caught:
+            lrrunner.range_test(accelerator, model, optimizer, loader(), squared_error)
+        assert message in str(caught.value)
+    assert accelerator_errors(None) == []
+
+
+def test_a_model_must_be_a_module_with_trainable_parameters() -> None:
+    """Refused before the first step."""
+    model = small_model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(ValueError, match="model must be a torch"):
+        lrrunner.range_test(None, 3, optimizer, loader(), squared_error)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="model must have trainable parameters, got none in Sequential; unfreeze some"):
+        swept(model.requires_grad_(False), optimizer)
+
+
+class FullyShardedDataParallel(torch.nn.Sequential):
+    """Named as FSDP1's wrapper, which only GPUs run."""
+
+
+def test_fsdp_1_is_refused() -> None:
+    """Its flat parameters cannot be restored shard by shard."""
+    with pytest.raises(ValueError, match="model must be sharded with FSDP2, got FSDP1 in FullySharded"):
+        swept(FullyShardedDataParallel(small_model()))
