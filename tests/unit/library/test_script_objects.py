@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed.fsdp
 
 import lrrunner
 from lrrunner.library.script_objects import accelerator_errors
@@ -62,11 +63,12 @@ def test_a_model_must_be_a_module_with_trainable_parameters() -> None:
         swept(model.requires_grad_(False), optimizer)
 
 
-class FullyShardedDataParallel(torch.nn.Sequential):
-    """Named as FSDP1's wrapper, which only GPUs run."""
+class Wrapped(torch.nn.Sequential):
+    """In place of FSDP1's wrapper, which needs a GPU."""
 
 
-def test_fsdp_1_is_refused() -> None:
+def test_fsdp_1_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its flat parameters cannot be restored shard by shard."""
-    with pytest.raises(ValueError, match="model must be sharded with FSDP2, got FSDP1 in FullySharded"):
-        swept(FullyShardedDataParallel(small_model()))
+    monkeypatch.setattr(torch.distributed.fsdp, "FullyShardedDataParallel", Wrapped)
+    with pytest.raises(ValueError, match="model must be sharded with FSDP2, got FSDP1 in Wrapped; set fsdp_version=2"):
+        swept(Wrapped(small_model()))
