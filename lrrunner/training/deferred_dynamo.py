@@ -1,9 +1,9 @@
 """Defers the import of ``torch._dynamo``, which takes a second of CPU time, until something is compiled.
 
-Torch's optimizers import it when they are made and in each step, only to call two functions that do nothing outside of
-compiled code. It brings DTensor, FSDP and sympy with it. A stand-in with these two functions takes its place; when
-anything else of the module is used, the stand-in loads the real one and steps aside. The stand-in is process-wide, so
-that only processes that lrrunner owns may install it.
+Torch's optimizers and DDP import it, and with it DTensor, FSDP and sympy, only to call two functions that do nothing
+outside of compiled code, and one that returns a setting. A stand-in with these functions takes its place; when anything
+else of the module is used, the stand-in loads the real one and steps aside. The stand-in is process-wide, so that only
+processes that lrrunner owns may install it.
 """
 
 from __future__ import annotations
@@ -36,12 +36,13 @@ def is_dynamo_loaded() -> bool:
 
 
 class _DeferredDynamo(ModuleType):
-    """Stands in for ``torch._dynamo``. Any attribute but its own two functions loads the real module."""
+    """Stands in for ``torch._dynamo``. Any attribute but its own ones loads the real module."""
 
     def __init__(self) -> None:
         super().__init__(NAME)
         self.__spec__ = importlib.util.find_spec(NAME)
         self.__file__ = self.__spec__.origin if self.__spec__ is not None else None
+        self.utils = _DeferredUtils("torch._dynamo.utils")
         self._unprotected: list[Any] = []
 
     def graph_break(self, msg: str = "") -> None:
@@ -66,3 +67,16 @@ class _DeferredDynamo(ModuleType):
             for function in self._unprotected:
                 vars(function).pop(DISABLED, None)
         return importlib.import_module(NAME)
+
+
+class _DeferredUtils(ModuleType):
+    """Stands in for ``torch._dynamo.utils``, of which DDP reads one setting."""
+
+    def get_optimize_ddp_mode(self) -> str:
+        """The default; to change it, one must have loaded the real module."""
+        return "ddp_optimizer"
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return getattr(importlib.import_module(self.__name__), name)

@@ -148,8 +148,7 @@ def join_world() -> World:
     claimed = int(os.environ.get("WORLD_SIZE", "1"))
     if claimed != collective.world_size:
         _refuse(_world_message(claimed, collective.world_size))
-    if collective.world_size == 1:  # DDP needs it
-        defer_dynamo()
+    defer_dynamo()
     return World(collective=collective, on_cpu=on_cpu)
 
 
