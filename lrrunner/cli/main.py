@@ -13,6 +13,7 @@ from typing import NoReturn
 import hydra
 from omegaconf import DictConfig
 
+from lrrunner.cli.help import print_help
 from lrrunner.config.command_line import CommandLine, parse_command_line
 from lrrunner.config.composition import compose_job
 from lrrunner.config.schema import Config, register_schema
@@ -43,7 +44,7 @@ def run(arguments: Sequence[str]) -> int:
     rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     if command_line.hydra_flags and not command_line.unsupported:
         if rank == 0:
-            _answer(command_line)
+            _answer(arguments, command_line)
         return exit_codes.OK
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))  # so that a _target_ in the user's own directory is found
@@ -99,10 +100,13 @@ def _show(error: ConfigError, command_line: CommandLine, rank: int) -> None:
     write_line(prefix + redactor.text(str(error)), sys.stderr)
 
 
-def _answer(command_line: CommandLine) -> None:
-    """Answer ``--version``; leave Hydra's other flags to Hydra, which reads ``sys.argv``."""
+def _answer(arguments: Sequence[str], command_line: CommandLine) -> None:
+    """Answer ``--version`` and ``--help``; leave Hydra's other flags to Hydra, which reads ``sys.argv``."""
     if "--version" in command_line.hydra_flags:
         print(f"lrrunner {__version__}")
+        return
+    if not {"--help", "-h"}.isdisjoint(command_line.hydra_flags):
+        print_help(arguments, command_line)
         return
     register_schema()
     hydra.main(config_path="pkg://lrrunner.conf", config_name="config", version_base="1.3")(_nothing)()

@@ -77,20 +77,20 @@ def _composer(command_line: CommandLine) -> Iterator[Attempt]:
     register_schema()
     version.setbase("1.3")
     GlobalHydra.instance().clear()
-    Hydra.create_main_hydra2("lrrunner", _search_path(command_line))
+    Hydra.create_main_hydra2("lrrunner", search_path(command_line))
     try:
         yield attempt
     finally:
         GlobalHydra.instance().clear()
 
 
-def _search_path(command_line: CommandLine) -> ConfigSearchPath:
+def search_path(command_line: CommandLine) -> ConfigSearchPath:
     """Where configurations are looked for: ours, then the user's own directory."""
-    search_path = create_config_search_path("pkg://lrrunner.conf")
+    found = create_config_search_path("pkg://lrrunner.conf")
     if command_line.config_dir is not None:
         directory = f"file://{Path(command_line.config_dir).resolve()}"
-        search_path.prepend("command-line", directory, SearchPathQuery(provider="schema"))
-    return search_path
+        found.prepend("command-line", directory, SearchPathQuery(provider="schema"))
+    return found
 
 
 def _resolved(composed: DictConfig, config_name: str) -> dict[str, Any]:
@@ -129,7 +129,7 @@ def expand_grid(command_line: CommandLine) -> list[tuple[str, ...]]:
         ConfigError: every override that is none, or sweeps in a way that needs another sweeper.
     """
     register_schema()
-    loader = ConfigLoaderImpl(config_search_path=_search_path(command_line))
+    loader = ConfigLoaderImpl(config_search_path=search_path(command_line))
     parser = OverridesParser.create(config_loader=loader)
     errors, parsed = [], []
     for override in command_line.overrides:

@@ -6,12 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from lrrunner.cli.main import run
-from lrrunner.errors import ConfigError
 from lrrunner.slurm import array
 from lrrunner.slurm.array import task_args
 from lrrunner.slurm.submit import checked
-from tests.composing import composed
+from tests.composing import composed, errors_of
 
 MINE = """\
 defaults: [config, _self_]
@@ -25,12 +23,6 @@ def options(tmp_path: Path) -> list[str]:
     """The flags that choose ``mine.yaml``."""
     (tmp_path / "mine.yaml").write_text(MINE)
     return ["--config-dir", str(tmp_path), "--config-name", "mine"]
-
-
-def errors_of(*arguments: str) -> tuple[str, ...]:
-    with pytest.raises(ConfigError) as caught:
-        composed(*arguments)
-    return caught.value.errors
 
 
 def test_a_primary_configuration_of_the_users_own_composes(options: list[str]) -> None:
@@ -94,20 +86,3 @@ def test_one_that_does_not_begin_with_ours_is_reported(options: list[str]) -> No
 def test_a_group_that_needs_an_option_is_reported() -> None:
     """Hydra raises a bare ValueError."""
     assert errors_of("loss=null") == ("loss must have a value, got null; leave it out to keep the default",)
-
-
-def test_a_batch_inside_ranks_is_refused_with_the_whole_command(
-    options: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """The command that it shows is copied."""
-    monkeypatch.setenv("RANK", "0")
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    assert run([*options, "-m", "sweep.seed=1,2"]) == 2
-    command = f"lrrunner -m --config-dir {options[1]} --config-name mine launch.num_processes=2 sweep.seed=1,2"
-    assert command in capsys.readouterr().err
-
-
-def test_the_version_is_ours(capsys: pytest.CaptureFixture[str]) -> None:
-    """It was Hydra's."""
-    assert run(["--version"]) == 0
-    assert capsys.readouterr().out == "lrrunner 0.1.0\n"
