@@ -82,6 +82,7 @@ def run_trials(
     context: RankContext,
     initial: Evaluation | None = None,
     listener: TrialListener | None = None,
+    heartbeat: Callable[[int], None] = lambda step: None,
 ) -> Trials:
     """Train from the initial state at several LRs, under one schedule. Every rank must call this.
 
@@ -98,6 +99,7 @@ def run_trials(
         context: World, stop requests and checkpoints of this rank.
         initial: What ``evaluate`` returned for the initial model, the same on every rank; None evaluates it here.
         listener: Follows the trials; may differ by rank.
+        heartbeat: Called with the number of each step.
     """
     first = evaluate_initial(trainable, evaluate) if initial is None else initial
     if first.requesting:
@@ -105,7 +107,7 @@ def run_trials(
     if not math.isfinite(first.loss):
         reason = f"the loss of the initial model is {first.loss} where trials are compared; check data.val"
         return Trials(failure_reason=reason)
-    runner = _TrialRunner(settings, trainable, batches, evaluate, context, listener)
+    runner = _TrialRunner(settings, trainable, batches, evaluate, context, listener, heartbeat)
     collective = context.collective
     trials: list[Trial] = []
     while (planned := collective.broadcast(plan(trials, first.loss) if collective.rank == 0 else None)) is not None:
@@ -133,6 +135,7 @@ class _TrialRunner:
     evaluate: Callable[[], Evaluation]
     context: RankContext
     listener: TrialListener | None
+    heartbeat: Callable[[int], None]
 
     def run(self, number: int, planned: PlannedTrial) -> tuple[Trial, Stop | None]:
         """Run a trial, or return the one that a previous attempt has finished; and where it ended if it ran."""
@@ -159,6 +162,7 @@ class _TrialRunner:
         def on_step(step: Step) -> None:
             if self.listener is not None:
                 self.listener.on_trial_step(number, step)
+            self.heartbeat(step.step)
 
         def on_end(stop: Stop) -> None:
             if stop.reason == StopReason.END_OF_SCHEDULE:

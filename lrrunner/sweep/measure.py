@@ -77,7 +77,7 @@ def measure(
         trainable: What to train, wrapped for the world.
         context: World, stop requests and checkpoints of this rank.
         listener: Follows what is measured; rank 0's.
-        heartbeat: Called on every rank with the number of each step of the sweep.
+        heartbeat: Called on every rank with the number of each step.
     """
     batches = RankBatches(datasets, job, collective=context.collective)
     evaluate_trial = trial_evaluator(job, trainable, batches, context=context) if job.confirm.enabled else None
@@ -104,6 +104,7 @@ def measure(
         context=context,
         initial=initial,
         listener=listener,
+        heartbeat=heartbeat,
     )
     return Measured(passes, trials)
 

@@ -295,7 +295,6 @@ def _reporter(session: Session) -> Reporter:
         redactor=session.redactor,
         run_id=session.work.run_id,
         tracked=not store_is_silent,
-        tell=session.work.on_step,
     )
 
 

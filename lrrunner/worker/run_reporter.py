@@ -7,7 +7,6 @@ import dataclasses
 import logging
 import socket
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 from lrrunner.config.schema import Config, batch_summary, budget_steps
@@ -57,7 +56,6 @@ class Reporter:
         redactor: Masks secrets in everything shown and written.
         run_id: MLflow run that a supervisor has made; None: make one.
         tracked: False: MLflow is left alone, since a supervisor has asked it already and got no answer.
-        tell: Called with each step's number of a confirmation run, as a sign of life.
 
     Raises:
         ConfigError: run directory or tracking store cannot be used; all reasons at once.
@@ -72,9 +70,8 @@ class Reporter:
         redactor: Redactor,
         run_id: str | None = None,
         tracked: bool = True,
-        tell: Callable[[int], None] = lambda step: None,
     ) -> None:
-        self._run_id, self._tell = run_id, tell
+        self._run_id = run_id
         self._job, self._redactor, self._world_size = job, redactor, world_size
         tracking = dataclasses.replace(job.tracking, uri=anchored_uri(job.tracking.uri))
         self._config = to_plain(dataclasses.replace(job, tracking=tracking))
@@ -182,7 +179,6 @@ class Reporter:
     def on_trial_step(self, number: int, step: Step) -> None:
         """Take in one record of a confirmation run."""
         step = self._recorder.record_trial_step(number, step)
-        self._tell(step.step)
         if self._mlflow is not None:
             self._mlflow.log(trial_step_point(number, step))
         show(self._bar, step)
