@@ -1,4 +1,4 @@
-"""The ledger of a batch: one line a job, appended as a whole, so that a batch that was cut off knows what is done."""
+"""The ledger of a batch: one line a job, appended as a whole, so that a resumed batch knows which jobs have ended."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ class Entry:
     Attributes:
         job: Its number in the grid, from 0.
         overrides: As typed, secrets masked, without those of the whole batch.
-        key: What the job computes, see :func:`lrrunner.batch.state.job_key`.
+        key: What the job computes, see :func:`lrrunner.batch.points.job_key`.
         state: Finished, failed or killed.
         run_id: Its run in MLflow.
         run_dir: Its run directory, relative to the batch directory.
         lr: Suggested LR; None without a suggestion.
         interval: Its interval, (low, high).
-        verdict: How far the curve supports it.
+        verdict: How far the curve supports the suggestion.
         best_loss: Lowest smoothed loss.
-        seconds: From the handover to the end.
+        seconds: From the time its ranks were given the job to its end.
         cause: The rank that failed first and why.
     """
 
@@ -48,7 +48,7 @@ class Entry:
 
 
 def append(directory: Path, entry: Entry) -> None:
-    """Write one line, in one go and down to the disk; a line that a crash cut off before it stays by itself."""
+    """Write one line with a single write and an fsync; an incomplete line that a crash left before it stays apart."""
     path = directory / FILE_NAME
     line = (json.dumps(to_plain(entry)) + "\n").encode()
     if path.exists() and not path.read_bytes().endswith(b"\n") and path.stat().st_size:
@@ -62,7 +62,7 @@ def append(directory: Path, entry: Entry) -> None:
 
 
 def read(directory: Path) -> list[Entry]:
-    """Every line in order; one that was cut off is no line."""
+    """Every complete line, in order."""
     try:
         text = (directory / FILE_NAME).read_text(encoding="utf-8")
     except OSError:
@@ -71,7 +71,7 @@ def read(directory: Path) -> list[Entry]:
 
 
 def latest(entries: Sequence[Entry]) -> dict[str, Entry]:
-    """The last word on each job, by its key."""
+    """The last line of each job, by its key."""
     return {entry.key: entry for entry in entries}
 
 

@@ -1,4 +1,4 @@
-"""One page about a batch: a table for the terminal, for files and for MLflow, and what was swept. No torch."""
+"""The jobs of a batch as a table, for the terminal, for summary.csv and for MLflow, and what was swept. No torch."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lrrunner.batch.ledger import Entry
+from lrrunner.batch.points import labels
 from lrrunner.results.run_state import RunState
 
 CSV_COLUMNS = (
@@ -29,7 +30,7 @@ class SweptPoint:
         value: The number.
         lr: Suggested LR.
         interval: Its interval.
-        group: What else was swept, in words.
+        group: The overrides of what else was swept.
     """
 
     value: float
@@ -38,13 +39,9 @@ class SweptPoint:
     group: str
 
 
-def labels(entries: Sequence[Entry]) -> list[str]:
-    """For each job, the overrides that not all jobs have."""
-    common = set(entries[0].overrides).intersection(*(entry.overrides for entry in entries)) if entries else set()
-    return [
-        " ".join(word for word in entry.overrides if word not in common) or " ".join(entry.overrides)
-        for entry in entries
-    ]
+def entry_labels(entries: Sequence[Entry]) -> list[str]:
+    """For each job the overrides that tell it from the others."""
+    return labels([entry.overrides for entry in entries])
 
 
 def csv_text(entries: Sequence[Entry]) -> str:
@@ -52,7 +49,7 @@ def csv_text(entries: Sequence[Entry]) -> str:
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(CSV_COLUMNS)
-    for entry, label in zip(entries, labels(entries), strict=True):
+    for entry, label in zip(entries, entry_labels(entries), strict=True):
         low, high = entry.interval or (None, None)
         writer.writerow(
             [
@@ -64,9 +61,9 @@ def csv_text(entries: Sequence[Entry]) -> str:
 
 
 def rows(entries: Sequence[Entry]) -> list[tuple[str, ...]]:
-    """The cells of the table, as text; a job that did not finish has its state and cause for a verdict."""
+    """The cells of the table, as text; a job that did not finish shows state and cause as its verdict."""
     table: list[tuple[str, ...]] = []
-    for entry, label in zip(entries, labels(entries), strict=True):
+    for entry, label in zip(entries, entry_labels(entries), strict=True):
         interval = "" if entry.interval is None else f"[{entry.interval[0]:.1e}, {entry.interval[1]:.1e}]"
         verdict = entry.verdict or f"{entry.state}: {_cut(entry.cause or '')}"
         lr = "" if entry.state != RunState.FINISHED else "none" if entry.lr is None else f"{entry.lr:.1e}"
@@ -85,7 +82,7 @@ def terminal_table(entries: Sequence[Entry]) -> str:
 
 
 def markdown_table(entries: Sequence[Entry]) -> str:
-    """The table in Markdown, cut where MLflow would cut it in the middle of a row."""
+    """The table in Markdown, cut at a row before it exceeds the length of MLflow's descriptions."""
     lines = [f"| {' | '.join(TABLE_COLUMNS)} |", "|---" * len(TABLE_COLUMNS) + "|"]
     length = 0
     for number, row in enumerate(rows(entries)):
@@ -97,12 +94,22 @@ def markdown_table(entries: Sequence[Entry]) -> str:
     return "\n".join(lines)
 
 
-def swept_numbers(entries: Sequence[Entry]) -> dict[str, list[SweptPoint]]:
-    """By swept key with numbers above 0 for values: the suggested LRs against it, where there are three values or more.
+def describe_outcome(entry: Entry) -> str:
+    """How a job ended, in one line."""
+    if entry.state != RunState.FINISHED:
+        return f"{entry.state}: {entry.cause}"
+    if entry.lr is None or entry.interval is None:
+        return f"lr none   {entry.verdict}   {entry.seconds:.1f} s"
+    low, high = entry.interval
+    return f"lr {entry.lr:.1e}   [{low:.1e}, {high:.1e}]   {entry.verdict}   {entry.seconds:.1f} s"
 
-    Keys of the sweep itself and of its surroundings are no hyperparameters and left out.
+
+def swept_numbers(entries: Sequence[Entry]) -> dict[str, list[SweptPoint]]:
+    """The suggested LRs against each swept key that has three positive numbers or more for values.
+
+    Keys of sections that are no hyperparameters (sweep, run, launch, tracking) are left out.
     """
-    parsed = [dict(word.lstrip("+").partition("=")[::2] for word in entry.overrides) for entry in entries]
+    parsed = [dict(override.lstrip("+").partition("=")[::2] for override in entry.overrides) for entry in entries]
     keys = list(dict.fromkeys(key for values in parsed for key in values))
     varying = [key for key in keys if len({values.get(key) for values in parsed}) > 1]
     hyperparameters = [key for key in varying if not key.startswith(NO_HYPERPARAMETERS)]

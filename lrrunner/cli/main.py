@@ -51,9 +51,7 @@ def run(arguments: Sequence[str]) -> int:
     launched = is_launched()
     try:
         if command_line.multirun and not launched and not command_line.unsupported:
-            from lrrunner.batch.run_batch import run_grid
-
-            return run_grid(command_line)
+            return _run_grid(command_line)
         config = _checked_job(command_line, world_size if launched else None)
         if not launched and config.launch.num_processes is not None:
             from lrrunner.launch.supervise import supervise
@@ -65,6 +63,16 @@ def run(arguments: Sequence[str]) -> int:
     from lrrunner.worker.run_job import work
 
     return work(config, command_line)
+
+
+def _run_grid(command_line: CommandLine) -> int:
+    from lrrunner.slurm import submitit_launcher
+
+    if submitit_launcher.uses_submitit(command_line.overrides):
+        return submitit_launcher.run_with_submitit(command_line)
+    from lrrunner.batch.run_batch import run_batch
+
+    return run_batch(command_line)
 
 
 def _checked_job(command_line: CommandLine, world_size: int | None) -> Config:

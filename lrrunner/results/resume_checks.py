@@ -37,7 +37,7 @@ def directory_errors(run: RunConfig) -> list[str]:
     path = Path(run.resume).expanduser()
     if run.dir is not None and Path(run.dir).expanduser().resolve() != path.resolve():
         return [f"run.dir must be left out, or be run.resume={path}, got {run.dir}; leave it out"]
-    if (path / "ledger.jsonl").exists() or (path / "multirun.yaml").exists():
+    if (path / "ledger.jsonl").exists() or (path / "batch.json").exists():
         return [f"run.resume must name a single run, got the batch {path}; repeat the batch's command, with -m"]
     status = read_status(path)
     state = state_in(status)

@@ -1,4 +1,4 @@
-"""What ``scripts/submit`` does on the login node: check a configuration before it queues, follow the job. No torch."""
+"""The part of ``scripts/submit`` in Python: check a configuration before it queues, follow the job. No torch."""
 
 from __future__ import annotations
 
@@ -20,41 +20,45 @@ ENDED = re.compile(r"COMPLETED|FAILED|CANCELLED|TIMEOUT|NODE_FAIL|OUT_OF_MEMORY|
 
 
 def main() -> NoReturn:
-    """``python -m lrrunner.submission KIND [overrides]``, or ``follow JOB``."""
-    kind, *words = sys.argv[1:]
+    """``python -m lrrunner.slurm.submit KIND [overrides]``, or ``follow JOB``."""
+    kind, *arguments = sys.argv[1:]
     if kind == "follow":
-        sys.exit(follow(words[0]))
+        sys.exit(follow(arguments[0]))
     try:
-        print(checked(kind, words))
+        print(num_checked_jobs(kind, arguments))
     except ConfigError as error:
         print(error, file=sys.stderr)
         sys.exit(exit_codes.CONFIG_ERROR)
-    sys.exit(0)
+    sys.exit(exit_codes.OK)
 
 
-def checked(kind: str, words: Sequence[str]) -> int:
-    """Compose every job of a submission.
+def num_checked_jobs(kind: str, arguments: Sequence[str]) -> int:
+    """Compose and check every job of a submission.
+
+    How many ranks will share a global batch is not checked: only the job knows.
 
     Args:
         kind: ``sweep`` for one job; ``batch`` or ``array`` for a grid.
-        words: Overrides, and Hydra's own flags.
+        arguments: Overrides, and Hydra's own flags.
 
     Returns:
         The number of jobs.
 
     Raises:
-        ConfigError: what is wrong with them; how many ranks will share a global batch, only the job will know.
+        ConfigError: the configuration of a job is wrong.
     """
-    line = parse_command_line(words)
-    overrides = [word for word in line.overrides if not word.startswith(("run.dir=", "run.resume="))]
-    points = [tuple(overrides)] if kind == "sweep" else expand_grid(line.with_overrides(overrides))
+    given = parse_command_line(arguments)
+    command_line = given.with_overrides(
+        override for override in given.overrides if not override.startswith(("run.dir=", "run.resume="))
+    )
+    points = [command_line.overrides] if kind == "sweep" else expand_grid(command_line)
     for point in points:
-        compose_job(line.with_overrides(point), world_size=None)
+        compose_job(command_line.with_overrides(point), world_size=None)
     return len(points)
 
 
 def follow(job: str) -> int:
-    """Show the output of a job as it comes, until the job has ended.
+    """Print the output of a job as it comes, until the job has ended.
 
     Returns:
         Its exit code; 128 + the signal that ended it.
@@ -76,7 +80,7 @@ def follow(job: str) -> int:
 
 
 def _job(job: str) -> tuple[str | None, int, Path | None]:
-    """State, exit code and output file as ``scontrol`` shows them; a job that it has forgotten has no state."""
+    """State, exit code and output file according to ``scontrol``; no state for a job that Slurm has forgotten."""
     shown = subprocess.run(["scontrol", "-o", "show", "job", job], capture_output=True, text=True, check=False).stdout
     fields = dict(re.findall(r"(?:^| )([A-Za-z]+)=(\S*)", shown))
     code, _, number = fields.get("ExitCode", "1:0").partition(":")

@@ -1,7 +1,8 @@
-"""``lrrunner -m hydra/launcher=submitit_slurm``: a batch whose jobs are Slurm's, through submitit. No torch.
+"""``lrrunner -m hydra/launcher=submitit_slurm``: a batch whose jobs Slurm runs, through submitit. No torch.
 
-Hydra's submitit launcher queues a job for each point of the grid and waits for them. Such a job starts one ``lrrunner``
-in a run directory of its own, and leaves MLflow and the summary to the process that waits, as the tasks of an array do.
+hydra-submitit-launcher is a plug-in of Hydra's multirun, so here, and only here, Hydra runs the grid: its launcher
+queues a job for each point and waits for them. A job starts one ``lrrunner`` in a run directory of its own. MLflow and
+the summary are left to the waiting process, as in an array.
 """
 
 from __future__ import annotations
@@ -14,24 +15,30 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
+import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import TaskFunction
 from omegaconf import DictConfig
 
-from lrrunner.batch import run_batch
-from lrrunner.batch.state import update_state
+from lrrunner.batch.directory import batch_directory, exclusive_batch
+from lrrunner.batch.points import checked_points, job_overrides
+from lrrunner.batch.state import begin
 from lrrunner.config.command_line import CommandLine
 from lrrunner.config.composition import expand_grid, override_key
+from lrrunner.config.schema import register_schema
 from lrrunner.config.serialization import to_plain
 from lrrunner.errors import ConfigError
 from lrrunner.results.run_state import RunState, state_in
 from lrrunner.results.status_file import read_status
 from lrrunner.slurm import array
 from lrrunner.system import exit_codes
+from lrrunner.system.atomic_files import write_text
+from lrrunner.system.job_log import wake_loggers
 from lrrunner.system.redaction import Redactor
 from lrrunner.system.terminal import write_line
-from lrrunner.version import __version__
 
 LAUNCHERS = ("submitit_slurm", "submitit_local")
 PLUGIN = "hydra_plugins.hydra_submitit_launcher"
@@ -40,12 +47,14 @@ logger = logging.getLogger(__name__)
 
 
 def uses_submitit(overrides: Sequence[str]) -> bool:
-    """Whether one of submitit's launchers is chosen."""
-    return any(override_key(word) == "hydra.launcher" and word.partition("=")[2] in LAUNCHERS for word in overrides)
+    """Whether the overrides choose one of submitit's launchers."""
+    return any(
+        override_key(override) == "hydra.launcher" and override.partition("=")[2] in LAUNCHERS for override in overrides
+    )
 
 
 def run_with_submitit(command_line: CommandLine) -> int:
-    """Queue every point of a grid, wait for them, and sum them up.
+    """Queue every point of a grid, wait for the jobs, and sum them up.
 
     Args:
         command_line: Its overrides hold Hydra's sweeps and the launcher's own keys.
@@ -56,55 +65,46 @@ def run_with_submitit(command_line: CommandLine) -> int:
     Raises:
         ConfigError: the grid, or a point of it, is wrong, or the launcher is not installed; nothing has been queued.
     """
-    overrides, options = command_line.overrides, command_line.options
-    of_launcher = [word for word in overrides if override_key(word).partition(".")[0] == "hydra"]
-    of_jobs = [word for word in overrides if word not in of_launcher]
-    _check_launcher(command_line.with_overrides(of_launcher))
-    points = expand_grid(command_line.with_overrides(of_jobs))
-    configs = run_batch.checked_points(points, command_line, gpus=())
-    directory = run_batch.batch_directory(configs[0].run)
-    commands = [[*options, *_of_a_job(point), "tracking.enabled=false"] for point in points]
-    job = functools.update_wrapper(functools.partial(run_point, commands, directory), run_point)
-    sweep = [f"hydra.sweep.dir={_quoted(directory)}", "hydra.sweep.subdir=.", "hydra.job.name=lrrunner"]
-    summary = [*options, *_of_a_job(of_jobs)]
+    overrides = command_line.overrides
+    launcher = [override for override in overrides if override_key(override).partition(".")[0] == "hydra"]
+    grid = command_line.with_overrides(override for override in overrides if override not in launcher)
+    _check_launcher(command_line.with_overrides(launcher))
+    points = expand_grid(grid)
+    configs = checked_points(points, grid, gpus=())
+    directory = batch_directory(configs[0].run)
     redactor = Redactor.for_run(list(map(to_plain, configs)), os.environ, overrides)
-    with run_batch.exclusive_batch(directory, "run.dir"):
-        update_state(directory, lrrunner=__version__, num_jobs=len(points), state=RunState.RUNNING)
+    jobs = grid.with_overrides(job_overrides(grid.overrides))
+    with exclusive_batch(directory, configs[0].run):
+        begin(directory, num_jobs=len(points))
         write_line(f"{len(points)} jobs in {directory}")
-        try:
-            run_batch.let_hydra_run([*options, *of_jobs, *sweep, *of_launcher], job)
-        except (Exception, KeyboardInterrupt, SystemExit) as error:
-            logger.info("a job came to nothing", exc_info=error)
-            command = redactor.text(
-                shlex.join(["python", "-m", "lrrunner.slurm.array", "summary", str(directory), *summary])
-            )
+        commands = [
+            [*grid.with_overrides(job_overrides(point)).arguments, "tracking.enabled=false"] for point in points
+        ]
+        if not _queue_and_wait(commands, [*grid.arguments, *launcher], directory, redactor):
+            command = shlex.join(["python", "-m", "lrrunner.slurm.array", "summary", str(directory), *jobs.arguments])
             write_line(
-                f"lrrunner: not all jobs came to an end; once they have, sum them up with: {command}", sys.stderr
+                f"lrrunner: not all jobs ended; once they have, sum them up with: {redactor.text(command)}", sys.stderr
             )
             return exit_codes.FAILED
-        finally:
-            run_batch.mask(directory / "multirun.yaml", redactor)
-        for path in directory.glob(".submitit/**/*.pkl"):  # they hold the overrides, secrets among them
-            path.unlink()
-        return array.summary(directory, summary)
+        return array.summarize(directory, jobs)
 
 
 def run_point(commands: Sequence[Sequence[str]], directory: Path, cfg: DictConfig) -> int:
-    """One job of the batch, where Slurm has put it: its run begins, or goes on where the queue cut it off.
+    """One job of the batch, on the node that Slurm chose: its run begins, or resumes where the queue interrupted it.
 
     Args:
-        commands: Words of every job.
-        directory: The batch's.
-        cfg: Hydra's configuration, of which the job's number is read.
+        commands: Arguments of every job.
+        directory: The batch directory.
+        cfg: Hydra's configuration; unused, the number of the job is in :class:`HydraConfig`.
 
     Returns:
-        Exit code of its ``lrrunner``; a failure is the summary's to tell.
+        Exit code of its ``lrrunner``; the summary reports a failure.
     """
     number = HydraConfig.get().job.num
-    word = run_override(directory / f"{number:03d}")
-    if word is None:
+    override = run_override(directory / f"{number:03d}")
+    if override is None:
         return exit_codes.OK
-    return subprocess.run([sys.executable, "-m", "lrrunner", *commands[number], word], check=False).returncode
+    return subprocess.run([sys.executable, "-m", "lrrunner", *commands[number], override], check=False).returncode
 
 
 def run_override(run: Path) -> str | None:
@@ -115,29 +115,79 @@ def run_override(run: Path) -> str | None:
     return f"run.dir={_quoted(run)}" if state is None else f"run.resume={_quoted(run)}"
 
 
-def _check_launcher(of_launcher: CommandLine) -> None:
-    words = of_launcher.overrides
+def _queue_and_wait(
+    commands: Sequence[Sequence[str]], arguments: Sequence[str], directory: Path, redactor: Redactor
+) -> bool:
+    """Let Hydra's launcher run the jobs.
+
+    Args:
+        commands: Arguments of every job.
+        arguments: Hydra's flags and overrides, those of the launcher among them.
+        directory: The batch directory.
+        redactor: Masks secrets in the files of Hydra and submitit.
+
+    Returns:
+        Whether all jobs ended without an error of Hydra or submitit.
+    """
+    job = functools.update_wrapper(functools.partial(run_point, commands, directory), run_point)
+    sweep = [f"hydra.sweep.dir={_quoted(directory)}", "hydra.sweep.subdir=.", "hydra.job.name=lrrunner"]
+    try:
+        _hydra_multirun([*arguments, *sweep], job)
+    except (Exception, KeyboardInterrupt, SystemExit) as error:
+        logger.info("a job failed", exc_info=error)
+        return False
+    finally:
+        _mask(directory / "multirun.yaml", redactor)
+    for path in directory.glob(".submitit/**/*.pkl"):  # they hold the overrides, secrets among them
+        path.unlink()
+    return True
+
+
+def _hydra_multirun(arguments: Sequence[str], job: TaskFunction) -> None:
+    """Hydra's own multirun.
+
+    Args:
+        arguments: Its flags and overrides.
+        job: What the launcher calls with the configuration of each point.
+
+    Raises:
+        SystemExit: a job failed; Hydra has reported how.
+    """
+    register_schema()
+    old_argv, sys.argv = sys.argv, ["lrrunner", "--multirun", *arguments]
+    try:
+        hydra.main(config_path="pkg://lrrunner.conf", config_name="config", version_base="1.3")(job)()
+    finally:
+        sys.argv = old_argv
+        wake_loggers()
+
+
+def _mask(path: Path, redactor: Redactor) -> None:
+    """Hydra writes its own record of the batch; secrets must not stay in it."""
+    with suppress(OSError):
+        write_text(path, redactor.text(path.read_text(encoding="utf-8")))
+
+
+def _check_launcher(launcher: CommandLine) -> None:
+    """Refuse keys of Hydra that are not the launcher's, and a launcher that is not installed."""
+    text = " ".join(launcher.overrides)
     errors = [
-        f"{override_key(word)} must be left to lrrunner in a batch, got {word}; leave it out"
-        for word in words
-        if override_key(word).split(".")[:2] != ["hydra", "launcher"]
+        f"{override_key(override)} must be left to lrrunner in a batch, got {override}; leave it out"
+        for override in launcher.overrides
+        if override_key(override).split(".")[:2] != ["hydra", "launcher"]
     ]
-    if not errors and len(expand_grid(of_launcher)) > 1:
-        errors.append(f"hydra.launcher must have one value for the whole batch, got {' '.join(words)}; give one")
+    if not errors and len(expand_grid(launcher)) > 1:
+        errors.append(f"hydra.launcher must have one value for the whole batch, got {text}; give one")
     if importlib.util.find_spec("hydra_plugins") is None or importlib.util.find_spec(PLUGIN) is None:
         errors.append(
-            f"hydra.launcher needs hydra-submitit-launcher, which is not installed, got {' '.join(words)}; "
+            f"hydra.launcher needs hydra-submitit-launcher, which is not installed, got {text}; "
             "pip install hydra-submitit-launcher, or use scripts/submit slurm/array.sbatch"
         )
     if errors:
         raise ConfigError(errors)
 
 
-def _of_a_job(words: Sequence[str]) -> list[str]:
-    return [word for word in words if not run_batch.is_for_the_batch(word)]
-
-
 def _quoted(path: Path) -> str:
-    """A path as a value that Hydra takes for nothing but text."""
+    """A path as a value that Hydra reads as plain text."""
     text = str(path).replace("\\", "\\\\").replace("'", "\\'").replace("${", "\\${")
     return f"'{text}'"

@@ -1,4 +1,4 @@
-"""The ledger survives what cuts a batch off."""
+"""The ledger survives whatever interrupts a batch."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_what_is_appended_is_read(tmp_path: Path) -> None:
     assert len((tmp_path / "ledger.jsonl").read_text().splitlines()) == 2
 
 
-def test_the_last_word_on_a_job_counts(tmp_path: Path) -> None:
+def test_the_last_line_of_a_job_counts(tmp_path: Path) -> None:
     """A failed job that a resumed batch repeats."""
     again = Entry(job=0, overrides=("model=mlp",), key="a", state=RunState.FINISHED, run_dir="000-2", seconds=4.0)
     for entry in (FIRST, SECOND, again):
@@ -32,7 +32,7 @@ def test_the_last_word_on_a_job_counts(tmp_path: Path) -> None:
     assert latest(read(tmp_path)) == {"a": again, "b": SECOND}
 
 
-def test_a_line_that_was_cut_off_is_no_line_and_spoils_none(tmp_path: Path) -> None:
+def test_an_incomplete_line_is_skipped_and_spoils_no_other(tmp_path: Path) -> None:
     """The machine died while it was written."""
     append(tmp_path, FIRST)
     path = tmp_path / "ledger.jsonl"

@@ -1,9 +1,18 @@
-"""The page about a batch, as literals."""
+"""The table of a batch, as literals."""
 
 from __future__ import annotations
 
+import pytest
+
 from lrrunner.batch.ledger import Entry
-from lrrunner.batch.summary_table import csv_text, labels, markdown_table, swept_numbers, terminal_table
+from lrrunner.batch.summary_table import (
+    csv_text,
+    describe_outcome,
+    entry_labels,
+    markdown_table,
+    swept_numbers,
+    terminal_table,
+)
 from lrrunner.results.run_state import RunState
 
 
@@ -24,10 +33,10 @@ FAILED = entry(
 
 
 def test_a_label_is_what_tells_jobs_apart() -> None:
-    """What all jobs share is said nowhere."""
-    assert labels([entry(0, "model=mlp"), FAILED]) == ["model=mlp", "model=cnn"]
-    assert labels([entry(0, "model=mlp")]) == ["launch.num_processes=2 model=mlp"]
-    assert labels([]) == []
+    """What all jobs share is left out."""
+    assert entry_labels([entry(0, "model=mlp"), FAILED]) == ["model=mlp", "model=cnn"]
+    assert entry_labels([entry(0, "model=mlp")]) == ["launch.num_processes=2 model=mlp"]
+    assert entry_labels([]) == []
 
 
 def test_csv() -> None:
@@ -59,7 +68,7 @@ def test_markdown_is_cut_at_a_row() -> None:
 
 
 def test_swept_numbers_are_grouped_by_what_else_was_swept() -> None:
-    """Batch sizes under two optimizers: two groups; the seed and the ladder are no hyperparameters."""
+    """Batch sizes under two optimizers: two groups; seed and LR schedule of the sweep are no hyperparameters."""
     entries = [
         entry(0, "optimizer=sgd", "data.global_batch_size=16", "sweep.seed=0", lr=0.1),
         entry(1, "optimizer=sgd", "data.global_batch_size=64", "sweep.seed=1", lr=0.2),
@@ -74,9 +83,23 @@ def test_swept_numbers_are_grouped_by_what_else_was_swept() -> None:
     assert [point.group for point in points] == ["optimizer=sgd", "optimizer=sgd", "optimizer=adamw"]
 
 
-def test_zero_and_words_are_no_points() -> None:
+def test_zero_and_text_are_no_points() -> None:
     """weight_decay=0 has no place on a log scale; with two values left there is no plot."""
     entries = [entry(i, f"optimizer.weight_decay={value}") for i, value in enumerate(("0", "0.01", "0.1"))]
     assert swept_numbers(entries) == {}
     entries.append(entry(3, "optimizer.weight_decay=1"))
     assert [point.value for point in swept_numbers(entries)["optimizer.weight_decay"]] == [0.01, 0.1, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"lr": 1e-3, "interval": (5e-4, 2e-3), "verdict": "ok"}, "lr 1.0e-03   [5.0e-04, 2.0e-03]   ok   1.5 s"),
+        ({"verdict": "flat"}, "lr none   flat   1.5 s"),
+        ({"state": RunState.FAILED, "cause": "rank 1: killed by SIGKILL"}, "failed: rank 1: killed by SIGKILL"),
+    ],
+)
+def test_each_job_ends_with_a_line(changes: dict[str, object], line: str) -> None:
+    """What a person sees while the batch runs."""
+    settings: dict[str, object] = {"job": 0, "overrides": (), "state": RunState.FINISHED, "seconds": 1.5}
+    assert describe_outcome(Entry(**(settings | changes))) == line  # type: ignore[arg-type]

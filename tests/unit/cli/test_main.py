@@ -82,3 +82,12 @@ def test_hydras_own_flags_work(tmp_path: Path, flag: str) -> None:
     assert done.returncode == 0, done.stderr
     assert "lrrunner.tasks.models.Cnn" in done.stdout or flag == "--info"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_batch_for_submitit_goes_to_its_launcher(capsys: pytest.CaptureFixture[str]) -> None:
+    """Only it accepts the launcher's keys; a plain batch refuses all of them."""
+    keys = ["hydra.launcher.nodes=1,2", "sweep.seed=1,2"]
+    assert run(["-m", "hydra/launcher=submitit_slurm", *keys]) == 2
+    assert "hydra.launcher must have one value for the whole batch" in capsys.readouterr().err
+    assert run(["-m", "hydra/launcher=basic", *keys]) == 2
+    assert "or choose submitit_slurm" in capsys.readouterr().err

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from lrrunner.slurm import array
-from lrrunner.slurm.array import task_args
-from lrrunner.slurm.submit import checked
+from lrrunner.config.command_line import parse_command_line
+from lrrunner.slurm.array import summarize, task_arguments
+from lrrunner.slurm.submit import num_checked_jobs
 from tests.composing import composed, errors_of
 
 MINE = """\
@@ -35,15 +35,16 @@ def test_a_primary_configuration_of_the_users_own_composes(options: list[str]) -
 def test_every_way_to_slurm_reads_it(options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Check, task and summary; the summary of an array composed the packaged configuration instead."""
     grid = [*options, "sweep.seed=1,2"]
-    assert checked("array", grid) == 2
-    assert list(task_args("runs/a", 0, 2, grid)) == [
+    assert num_checked_jobs("array", grid) == 2
+    assert list(task_arguments("runs/a", 0, 2, grid)) == [
         "runs/a/000",
         "6",
         *options,
         "sweep.seed=1",
         "tracking.enabled=false",
     ]
-    assert array.summary(tmp_path / "runs", grid) == 1
+    (tmp_path / "runs").mkdir()
+    assert summarize(tmp_path / "runs", parse_command_line(grid)) == 1
     assert "MLflow" not in capsys.readouterr().err, "mine.yaml turns tracking off"
 
 

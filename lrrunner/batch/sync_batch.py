@@ -1,0 +1,93 @@
+"""Upload to MLflow what a batch directory holds and MLflow misses, exactly once. No torch."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from lrrunner.batch import ledger
+from lrrunner.batch.collect import batch_state
+from lrrunner.batch.directory import batch_lock
+from lrrunner.batch.ledger import Entry
+from lrrunner.batch.state import read_state, update_state
+from lrrunner.batch.summary_files import write_summary
+from lrrunner.batch.summary_run import create_summary_run, find_summary_run, finish_summary_run
+from lrrunner.errors import ConfigError
+from lrrunner.results.reader import RunFiles, read_run
+from lrrunner.results.run_state import RunState, state_in
+from lrrunner.results.status_file import read_status
+from lrrunner.system.redaction import Redactor
+from lrrunner.tracking.mlflow_run import MlflowRun
+from lrrunner.tracking.sync_run import raise_upload_error, sync_run, tracking_of
+
+
+def sync_batch(directory: Path, *, uri: str | None = None) -> list[str]:
+    """Upload a batch and its runs.
+
+    Args:
+        directory: The batch directory.
+        uri: Tracking URI; None: the one that the batch was given.
+
+    Returns:
+        What was uploaded, a line for each run.
+
+    Raises:
+        ConfigError: no job of the batch began, or the store refuses.
+        ConnectionError: the store does not answer.
+        BlockingIOError: the batch, or a run of it, still works.
+    """
+    with batch_lock(directory):
+        return upload_batch(directory, uri=uri)
+
+
+def upload_batch(directory: Path, *, uri: str | None = None) -> list[str]:
+    """As :func:`sync_batch`, for a process that holds the directory's lock."""
+    entries = sorted(ledger.latest(ledger.read(directory)).values(), key=lambda entry: entry.job)
+    runs = [read_run(directory / entry.run_dir) for entry in entries if entry.run_dir is not None]
+    runs = [files for files in runs if files.config]
+    if not runs:
+        raise ConfigError([f"the batch must have a job that began, got none in {directory}; nothing can be uploaded"])
+    summary_run = _connected(runs[0], uri)
+    parent = _known_or_new(summary_run, directory)
+    update_state(directory, mlflow_run_id=parent)
+    lines = [sync_run(files, uri=uri, tags={"mlflow.parentRunId": parent}) for files in runs]
+    entries = [replace(entry, run_id=_run_id(directory, entry)) for entry in entries]
+    figures = write_summary(directory, entries)
+    finish_summary_run(summary_run, directory, entries, figures=figures, state=_final_state(directory, entries))
+    raise_upload_error(summary_run)
+    return [*lines, f"{directory}: {summary_run.location()}"]
+
+
+def _connected(files: RunFiles, uri: str | None) -> MlflowRun:
+    tracking = tracking_of(files, uri=uri)
+    redactor = Redactor.for_run(files.config, os.environ)
+    return MlflowRun(uri=tracking.uri, experiment=tracking.experiment, redactor=redactor)
+
+
+def _known_or_new(run: MlflowRun, directory: Path) -> str:
+    """The id of the summary run: that of batch.json, one that was created without batch.json knowing, or a new one."""
+    known: str | None = read_state(directory).get("mlflow_run_id")
+    if known is not None and run.exists(known):
+        return known
+    try:
+        return find_summary_run(run, directory) or create_summary_run(run, directory)
+    except Exception as error:  # noqa: BLE001 - a store that was reached and fails now
+        raise ConnectionError(f"no summary run for the batch: {type(error).__name__}") from None
+
+
+def _run_id(directory: Path, entry: Entry) -> str | None:
+    if entry.run_dir is None:
+        return None
+    run_id: str | None = read_status(directory / entry.run_dir).get("mlflow_run_id")
+    return run_id
+
+
+def _final_state(directory: Path, entries: Sequence[Entry]) -> RunState:
+    """How a batch that is over ended; one that counts as running was killed, since nobody holds its lock."""
+    recorded = read_state(directory)
+    killed = state_in(recorded) in (None, RunState.RUNNING, RunState.KILLED)
+    if killed:
+        update_state(directory, state=RunState.KILLED)
+    return batch_state(entries, num_jobs=recorded.get("num_jobs", len(entries)), interrupted=killed)
