@@ -35,7 +35,7 @@ def compose_job(command_line: CommandLine, *, world_size: int | None = 1) -> Con
 
     Args:
         command_line: Overrides without sweeps in them, configuration directory and name.
-        world_size: Number of ranks that share a global batch; None: as many as ``launch.num_processes`` says.
+        world_size: Number of ranks that share a global batch; None: ``launch.num_processes`` are to be started.
 
     Raises:
         ConfigError: every override that cannot be applied, and every value that the rest leaves wrong.
@@ -85,7 +85,7 @@ def _composer(command_line: CommandLine) -> Iterator[Attempt]:
 
 
 def search_path(command_line: CommandLine) -> ConfigSearchPath:
-    """Where configurations are looked for: ours, then the user's own directory."""
+    """Where Hydra looks for configurations: in ours, then in the user's own directory."""
     found = create_config_search_path("pkg://lrrunner.conf")
     if command_line.config_dir is not None:
         directory = f"file://{Path(command_line.config_dir).resolve()}"

@@ -143,7 +143,7 @@ def _text(error: Exception) -> str:
 
 
 def _cause(error: Exception) -> str:
-    """The first line that says something: Hydra puts the reason below a line of its own."""
+    """The first line with a reason: Hydra puts a heading above it."""
     lines = str(error.__cause__ or error).splitlines() or [type(error).__name__]
     return next((line for line in lines if not line.endswith(":")), lines[0])
 

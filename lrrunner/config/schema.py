@@ -33,14 +33,14 @@ class SweepMode(Enum):
 
 
 class ScheduleName(Enum):
-    """What a training does with its learning rate."""
+    """LR schedule of a training."""
 
     constant = "constant"
     cosine = "cosine"
 
 
 class Monitor(Enum):
-    """Which loss a sweep watches: smooths, stops on and reads its suggestion from."""
+    """Which loss a sweep smooths, stops on and reads its suggestion from."""
 
     train = "train"
     val = "val"
@@ -65,7 +65,7 @@ class DataLoaderConfig:
 
 @dataclass(kw_only=True)
 class DataConfig:
-    """What is trained on. ``root`` is a folder for datasets that live in files."""
+    """Data sets and the global batch size. ``root`` is the folder of data sets that are read from files."""
 
     train: Any = MISSING
     val: Any = None
@@ -77,11 +77,11 @@ class DataConfig:
 
 @dataclass(kw_only=True)
 class SweepConfig:
-    """The ladder, the loss that it is read from, the causal smoothing and the stop rule.
+    """LR schedule of the sweep, the loss that it monitors, the causal smoothing and the stop rule.
 
-    With ``monitor`` val, every ``val_every``-th step from the first on is followed by an evaluation on always the same
-    ``val_batches`` global batches of ``data.val``, or all there are. ``noise_scale`` measures the noise in the gradient
-    beside.
+    With ``monitor`` val, every ``val_every``-th step, beginning with the first, is followed by an evaluation on the
+    same ``val_batches`` global batches of ``data.val``, or on all of it where it has fewer. ``noise_scale`` also
+    measures the gradient noise.
     """
 
     start_lr: float = 1e-7
@@ -128,7 +128,7 @@ class DdpConfig:
 
 @dataclass(kw_only=True)
 class TrainConfig:
-    """How a step is trained. Null inherits what the launcher was told.
+    """How a step is computed. Null inherits what ``accelerate launch`` was given.
 
     ``fsdp`` shards parameters, gradients and optimizer state over the ranks (FSDP2) instead of copying them (DDP).
     """
@@ -144,10 +144,10 @@ class TrainConfig:
 
 @dataclass(kw_only=True)
 class LaunchConfig:
-    """How many ranks to start or, in ranks, the number claimed; null starts and claims nothing.
+    """Number of ranks to start or, in ranks, the number that there must be; null starts one and checks nothing.
 
-    ``concurrent`` sets of ranks work side by side in a batch. A set without a sign of life for ``timeout_s`` seconds is
-    ended. ``config_file`` is the user's own file of ``accelerate launch``.
+    ``concurrent`` worker groups run side by side in a batch. A group without a heartbeat for ``timeout_s`` seconds is
+    ended. ``config_file`` is the user's own configuration file of ``accelerate launch``.
     """
 
     num_processes: int | None = None
@@ -158,7 +158,7 @@ class LaunchConfig:
 
 @dataclass(kw_only=True)
 class TrackingConfig:
-    """Where people review the sweep."""
+    """The MLflow run."""
 
     enabled: bool = True
     uri: str = "sqlite:///mlflow.db"
@@ -170,10 +170,10 @@ class TrackingConfig:
 
 @dataclass(kw_only=True)
 class RunConfig:
-    """Where the run or batch directory goes (null: runs/<time>-<short id>), and how long a collective may take.
+    """Run or batch directory (null: runs/<time>-<short id>), and the time limit of a collective.
 
-    ``resume`` names the directory of a run or batch to go on with. The state of a sweep is saved every
-    ``checkpoint_every_s`` seconds (0: behind every step).
+    ``resume`` names the directory of a run or batch to resume. The state of a sweep is saved every
+    ``checkpoint_every_s`` seconds (0: after every step).
     """
 
     dir: str | None = None
@@ -184,7 +184,7 @@ class RunConfig:
 
 @dataclass(kw_only=True)
 class Config:
-    """A whole job."""
+    """Configuration of one job."""
 
     model: Any = MISSING
     data: DataConfig = MISSING
@@ -202,25 +202,25 @@ class Config:
 
 
 def register_schema() -> None:
-    """Tell Hydra the schema: ``base_config`` for the root, ``base_data`` for the data group."""
+    """Register the schema with Hydra: ``base_config`` for the root, ``base_data`` for the data group."""
     store = ConfigStore.instance()
     store.store(name="base_config", node=Config)
     store.store(group="data", name="base_data", node=DataConfig)
 
 
-def budget_steps(job: Config) -> int:
+def budget_steps(config: Config) -> int:
     """Optimizer steps that all confirmation runs together may take."""
-    given = job.confirm.budget_steps
-    return BUDGET_SWEEPS * job.sweep.num_steps if given is None else given
+    given = config.confirm.budget_steps
+    return BUDGET_SWEEPS * config.sweep.num_steps if given is None else given
 
 
-def batch_summary(job: Config, *, world_size: int) -> str:
-    """How the global batch is shared out, as the first and the last lines of a run say it.
+def batch_summary(config: Config, *, world_size: int) -> str:
+    """How the global batch is split, as the first and the last lines of a run show it.
 
     For example ``2 ranks, global batch 64 = 2 ranks x 32 x 1 accumulation step``.
     """
-    steps = job.train.accumulation_steps
-    micro = job.data.global_batch_size // (world_size * steps)
+    steps, global_batch_size = config.train.accumulation_steps, config.data.global_batch_size
+    micro_batch_size = global_batch_size // (world_size * steps)
     ranks = "1 rank" if world_size == 1 else f"{world_size} ranks"
     accumulation = "1 accumulation step" if steps == 1 else f"{steps} accumulation steps"
-    return f"{ranks}, global batch {job.data.global_batch_size} = {ranks} x {micro} x {accumulation}"
+    return f"{ranks}, global batch {global_batch_size} = {ranks} x {micro_batch_size} x {accumulation}"

@@ -34,7 +34,7 @@ MAX_TIMEOUT_S = 1e6
 """Eleven days; torch and MLflow accept no much larger number of seconds."""
 
 MIN_BUDGET_STEPS = 10
-"""A shorter confirmation run says nothing."""
+"""Fewer steps allow no confirmation run that could be compared."""
 
 MIN_EVALUATIONS = 20
 """The range rule takes its reference from the first ten points; as many more remain to stop on."""

@@ -1,4 +1,4 @@
-"""Signals that ask a supervisor to stop: the first to save and stop, the second to stop at once."""
+"""Signals that ask a supervisor to stop: the first one to save and stop, the second one to stop at once."""
 
 from __future__ import annotations
 

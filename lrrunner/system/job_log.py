@@ -1,4 +1,4 @@
-"""Where log records go: warnings to the terminal in one line, everything to the rank's own file."""
+"""Logging of one job: warnings to the terminal in one line, everything to the rank's own file."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ package_logger = logging.getLogger("lrrunner")
 
 
 def wake_loggers() -> None:
-    """Let the package's loggers speak again: Hydra's `disabled` logging also silences those that are not its own."""
+    """Enable the package's loggers again: Hydra's `disabled` logging disables every logger that exists."""
     for name, logger in logging.root.manager.loggerDict.items():
         if isinstance(logger, logging.Logger) and name.partition(".")[0] == package_logger.name:
             logger.disabled = False
 
 
 class JobLog:
-    """The log of one job on one rank, taken down with it.
+    """Log handlers of one job on one rank, removed at its end.
 
-    Warnings reach the terminal as one line each; tracebacks and information go to the rank's file only, and are kept
-    until there is a directory to write them to.
+    Warnings are printed as one line each; tracebacks and information go to the rank's file only, and are kept until the
+    run directory exists.
 
     Args:
         redactor: Masks secrets in everything logged.
@@ -44,7 +44,7 @@ class JobLog:
             package_logger.addHandler(handler)
         package_logger.setLevel(logging.INFO)
         self._propagated, package_logger.propagate = package_logger.propagate, False
-        logging.getLogger("hydra").setLevel(logging.CRITICAL)  # it logs what stage B reports in its own words
+        logging.getLogger("hydra").setLevel(logging.CRITICAL)  # it would also log errors that stage B reports
         return self
 
     def __exit__(
@@ -56,7 +56,7 @@ class JobLog:
         package_logger.propagate = self._propagated
 
     def write_to(self, directory: Path, rank: int) -> None:
-        """ranks/<rank>.log, made when there is something to write; on a node without the directory, nowhere."""
+        """Write to ranks/<rank>.log, created with its first record; on a node without the directory, to no file."""
         package_logger.removeHandler(self._early)
         if not directory.is_dir():
             return

@@ -1,4 +1,4 @@
-"""Who this process is, so that another one can tell later whether it still lives. Standard library only."""
+"""Identity of a process, by which another one can find out later whether it is alive. Standard library only."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 def process_identity(pid: int | None = None) -> str:
-    """Boot, process id, start time and PID namespace: unlike a process id alone, never used twice on a machine."""
+    """Boot, process id, start time and PID namespace: unlike a process id, unique on a machine."""
     pid = os.getpid() if pid is None else pid
     return f"{_boot()}:{pid}:{_start_ticks(pid)}:{_pid_namespace()}"
 
 
 def is_alive(identity: str) -> bool:
-    """Whether the process of an identity, taken on this machine, still runs; True where that cannot be seen.
+    """Whether the process of an identity, taken on this machine, is alive; True where that cannot be found out.
 
-    It cannot without /proc, and not from another container, where the same number is another process.
+    That is so without /proc, and in another container, where the same process id is another process.
     """
     boot, pid, _, namespace = identity.split(":", 3)
     if not _BOOT_ID.exists() or (boot == _boot() and namespace != _pid_namespace()):
@@ -51,12 +51,12 @@ def _stat_fields(pid: int) -> list[str]:
 
 
 def is_stopped(pid: int) -> bool:
-    """Whether a process stands still after SIGSTOP."""
+    """Whether a process is stopped by SIGSTOP."""
     return _stat_fields(pid)[:1] in (["T"], ["t"])
 
 
 def descendants(pid: int) -> list[int]:
-    """Children of a process, their children, and so on; empty where /proc does not tell."""
+    """Children of a process, their children, and so on; empty without /proc."""
     children: dict[int, list[int]] = {}
     for folder in Path("/proc").glob("[0-9]*"):
         fields = _stat_fields(int(folder.name))
@@ -72,6 +72,6 @@ def descendants(pid: int) -> list[int]:
 
 
 def pid_of(identity: str) -> int | None:
-    """The process id of an identity whose process still runs on this machine."""
+    """The process id of an identity; None unless its process is alive on this machine."""
     boot, pid, *_ = identity.split(":")
     return int(pid) if boot == _boot() and pid.isdigit() and is_alive(identity) else None

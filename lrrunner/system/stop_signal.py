@@ -1,4 +1,4 @@
-"""Asking a rank to stop: a flag that the loop reads, and a watch for when the loop cannot read it."""
+"""Requests to stop a rank: a flag that the loop reads, and a thread for when the loop cannot read it."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from typing import Self
 from lrrunner.system.exit_codes import signal_exit_code
 
 STUCK_AFTER_S = 10.0
-"""A rank that has not reached its next step by then hangs in a collective, where Python runs no signal handler."""
+"""A rank that needs longer for its next step hangs in a collective, where Python runs no signal handler."""
 
 SECOND_INTERRUPT_AFTER_S = 1.0
 
-ASKING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
-"""SIGUSR2 is what schedulers give as a warning; a launcher that passes it on ends its ranks soon after."""
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
+"""Schedulers send SIGUSR2 as a warning; a launcher that passes it on ends its ranks soon after."""
 
 SAVE_WITHIN_S = 25.0
-"""Launchers kill 30 seconds after they asked."""
+"""Launchers kill their ranks 30 seconds after the signal."""
 
 
 _open = False
 
 
-def _forget_in_child() -> None:
-    """Forked workers of a DataLoader would report their own Ctrl-C on the rank's wake-up descriptor."""
+def _reset_in_child() -> None:
+    """Forked workers of a DataLoader would write their own Ctrl-C to the rank's wake-up descriptor."""
     if _open:
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -38,18 +38,18 @@ def _forget_in_child() -> None:
         signal.signal(signal.SIGUSR2, signal.SIG_DFL)
 
 
-os.register_at_fork(after_in_child=_forget_in_child)
+os.register_at_fork(after_in_child=_reset_in_child)
 
 
 class StopSignal:
     """SIGTERM, SIGUSR2 and SIGINT as a request to stop after the current step; a second SIGINT stops at once.
 
-    A rank blocked in a collective never runs its signal handlers, so a thread listens on the wake-up file descriptor.
-    It ends the process when the loop does not stop in time, and when the parent that launched the rank is gone.
+    A rank that is blocked in a collective runs no signal handler, so a thread reads the wake-up file descriptor. It
+    ends the process when the loop does not stop in time, and when the parent that launched the rank is gone.
 
     Args:
-        on_stuck: Called from the thread just before it ends the process; records what it can.
-        orphaned: Whether nobody waits for this process any more, asked twice a second: a request to stop.
+        on_stuck: Called from the thread just before it ends the process, to record the end.
+        orphaned: Whether no process waits for this one any more, checked twice a second; counts as a request to stop.
     """
 
     def __init__(self, *, on_stuck: Callable[[str], None], orphaned: Callable[[], bool]) -> None:
@@ -68,7 +68,7 @@ class StopSignal:
         self._read_fd, self._write_fd = os.pipe()
         os.set_blocking(self._write_fd, False)
         self._old_fd = signal.set_wakeup_fd(self._write_fd, warn_on_full_buffer=False)
-        self._old_handlers = {number: signal.signal(number, self._handle) for number in ASKING}
+        self._old_handlers = {number: signal.signal(number, self._handle) for number in STOP_SIGNALS}
         self._thread = threading.Thread(target=self._watch, name="stop-signal", daemon=True)
         self._thread.start()
         return self
@@ -98,7 +98,7 @@ class StopSignal:
         return signal_exit_code(self._signal or signal.SIGTERM)
 
     def loop_ended(self) -> None:
-        """The sweep has ended; what is left is to save."""
+        """The sweep has ended; only saving remains."""
         self._loop_ended.set()
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
@@ -112,7 +112,7 @@ class StopSignal:
         while not self._closed.is_set():
             ready, _, _ = select.select([self._read_fd], [], [], 0.5)
             for number in os.read(self._read_fd, 64) if ready else b"":
-                if number in ASKING:
+                if number in STOP_SIGNALS:
                     self._request(number)
                     self._count_interrupt(number)
             if self._orphaned():
@@ -124,7 +124,7 @@ class StopSignal:
                     os._exit(self.exit_code)
 
     def _count_interrupt(self, number: int) -> None:
-        """A launcher forwards the Ctrl-C that the terminal has sent already: that is not the user's second one."""
+        """Count a Ctrl-C; a launcher forwards the one that the terminal has sent already, which is not a second one."""
         now = time.monotonic()
         if number == signal.SIGINT and now - self._last_interrupt > SECOND_INTERRUPT_AFTER_S:
             self._interrupts += 1

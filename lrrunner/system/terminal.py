@@ -1,4 +1,4 @@
-"""Words for a person who may have stopped listening. Standard library only."""
+"""Text for the terminal. Standard library only."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TextIO
 
 
 def write_line(text: str, stream: TextIO | None = None, *, end: str = "\n") -> None:
-    """Print at once; a stream whose reader has gone (``| head -2``, a closed terminal) must not end the work."""
+    """Print and flush; a stream whose reader is gone (``| head -2``, a closed terminal) raises nothing."""
     stream = sys.stdout if stream is None else stream
     try:
         print(text, file=stream, end=end, flush=True)
@@ -20,7 +20,7 @@ def write_line(text: str, stream: TextIO | None = None, *, end: str = "\n") -> N
 
 
 def _silence(stream: TextIO) -> None:
-    """What is buffered goes nowhere, so that neither the next word nor the interpreter's end stumbles over it."""
+    """Discard what is buffered: neither the next line nor the end of the interpreter may fail on it."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     try:
         os.dup2(nowhere, stream.fileno())
@@ -29,7 +29,7 @@ def _silence(stream: TextIO) -> None:
 
 
 def shown_path(path: Path) -> str:
-    """Relative to the current directory where it lies below it."""
+    """A path as text: relative to the current directory where it is inside it."""
     with contextlib.suppress(ValueError):
         return str(path.relative_to(Path.cwd()))
     return str(path)

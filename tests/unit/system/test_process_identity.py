@@ -1,4 +1,4 @@
-"""A process is told apart from every other one that has had, or will have, its number."""
+"""Identities of processes are unique."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from lrrunner.system.process_identity import is_alive, process_identity
 
 
 def test_a_running_process_is_alive_and_a_finished_one_is_not() -> None:
-    """Runs of processes that are gone are closed; those of others must not be touched."""
+    """Runs of processes that are gone are closed; those of running ones must not be."""
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     identity = process_identity(child.pid)
     assert is_alive(identity)
@@ -27,7 +27,7 @@ def test_the_same_number_started_at_another_time_is_another_process() -> None:
 
 
 def test_a_process_of_another_container_is_left_alone() -> None:
-    """Its number means nothing here, so it may well be alive."""
+    """Its process id is meaningless here, so it may be alive."""
     boot, pid, start, _ = process_identity().split(":", 3)
     assert is_alive(f"{boot}:{pid}:{start}:pid:[1]")
 

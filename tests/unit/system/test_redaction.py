@@ -118,7 +118,7 @@ def test_assignment_to_a_secret_key_is_masked(text: str, expected: str) -> None:
         "GET https://host/api?page=1&api_key=hunter2",
     ],
 )
-def test_secret_assignment_behind_another_assignment_is_masked(text: str) -> None:
+def test_secret_assignment_after_another_assignment_is_masked(text: str) -> None:
     """A log prefix, a query string, an option of an option: the outer key is harmless, the inner one is not."""
     assert "hunter2" not in Redactor().text(text)
 
@@ -202,7 +202,7 @@ def test_bare_special_character_in_a_database_password_does_not_unmask_it(passwo
 
 
 def test_known_secret_is_masked_wherever_it_appears() -> None:
-    """A token that a library prints in its own words has no key beside it."""
+    """A token that a library prints has no key beside it."""
     assert Redactor(["hunter2"]).text("401 for hunter2 at hunter2/x") == "401 for *** at ***/x"
 
 
