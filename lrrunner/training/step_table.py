@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import cached_property
 
 
 class Column(IntEnum):
@@ -36,12 +37,12 @@ class StepReading:
     rows: list[list[float]]
     grad_norm: float
 
-    @property
+    @cached_property
     def num_items(self) -> float:
         """Items of all ranks."""
         return math.fsum(row[Column.ITEMS] for row in self.rows)
 
-    @property
+    @cached_property
     def loss(self) -> float:
         """Mean loss over all items; NaN without any."""
         num_items = self.num_items

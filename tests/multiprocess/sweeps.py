@@ -19,7 +19,7 @@ from lrrunner.training.collectives import collective_for_world
 from lrrunner.training.engine import RankContext, SweepResult, run_sweep
 from lrrunner.training.fsdp import no_sync, shard
 from lrrunner.training.sweep_run import SweepPlan
-from lrrunner.training.trainable import Trainable
+from lrrunner.training.trainable import Batches, Trainable
 
 NUM_SAMPLES = 192
 
@@ -87,7 +87,7 @@ def sweep_plan(*, num_steps: int = 60, start_lr: float = 1e-6, end_lr: float = 1
 
 def planned_batches(
     *, dtype: torch.dtype = torch.float64, global_batch_size: int = 48, accumulation_steps: int = 1
-) -> Callable[[int], Iterator[tuple[torch.Tensor, torch.Tensor]]]:
+) -> Batches:
     """This rank's micro-batches by repeat."""
     inputs, targets = regression_data(dtype)
     world = collective_for_world()
