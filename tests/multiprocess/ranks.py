@@ -9,16 +9,26 @@ import traceback
 from collections.abc import Callable
 from datetime import timedelta
 from multiprocessing import get_context
+from multiprocessing.context import ForkServerContext, SpawnContext
 from pathlib import Path
 from typing import Any
+
+from tests.fork_server import fork_context
 
 DEADLINE_S = 60.0
 
 
 def on_ranks(
-    function: Callable[..., Any], world_size: int, folder: Path, *arguments: Any, group: bool = True
+    function: Callable[..., Any],
+    world_size: int,
+    folder: Path,
+    *arguments: Any,
+    group: bool = True,
+    bare: bool = False,
 ) -> list[Any]:
     """Call ``function(*arguments)`` on every rank and return the results in rank order.
+
+    Each call has a world of its own, whose processes are forked from a server that has imported torch.
 
     Args:
         function: Importable; with ``group`` the default process group is up when it is called.
@@ -26,12 +36,13 @@ def on_ranks(
         folder: For the rendezvous and the results.
         arguments: Picklable.
         group: Make and destroy the process group around the call.
+        bare: Start processes that have imported nothing yet, as a launcher does.
 
     Raises:
         AssertionError: with the tracebacks of all ranks that failed.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    context = get_context("spawn")
+    context: ForkServerContext | SpawnContext = get_context("spawn") if bare else fork_context()
     processes = [
         context.Process(target=_rank_main, args=(function, rank, world_size, folder, arguments, group))
         for rank in range(world_size)

@@ -55,7 +55,7 @@ def whole_program(folder: str, port: int) -> dict[str, Any]:
 
 def test_ddp_is_dead_before_its_world_and_only_rank_0_loads_the_heavy_parts(tmp_path: Path) -> None:
     """DDP outliving the process group aborts gloo at exit; MLflow costs every rank a second and 150 MB."""
-    first, second = on_ranks(whole_program, 2, tmp_path, str(tmp_path), free_port(), group=False)
+    first, second = on_ranks(whole_program, 2, tmp_path, str(tmp_path), free_port(), group=False, bare=True)
     for rank in (first, second):
         assert rank["code"] == 0
         assert rank["num_wrapped"] == 1
