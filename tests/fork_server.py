@@ -18,7 +18,6 @@ PRELOADED = (
     "matplotlib.backends.backend_agg",
     "mlflow.store.tracking.sqlalchemy_store",
     "pytest",
-    "sklearn.datasets",
     "torch._dynamo",
     "torch.distributed.fsdp",
 )
