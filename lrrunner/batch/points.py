@@ -14,10 +14,10 @@ from pathlib import Path
 from lrrunner.config.command_line import CommandLine
 from lrrunner.config.composition import compose_job, unescaped_override
 from lrrunner.config.schema import Config
-from lrrunner.config.serialization import to_plain
 from lrrunner.errors import ConfigError
 from lrrunner.launch.job import Job
 from lrrunner.launch.machine_checks import machine_errors
+from lrrunner.system.plain_values import to_plain
 
 BATCH_KEYS = ("run.dir", "run.resume", "launch.concurrent")
 """Keys that concern the whole batch; a job's own overrides leave them out."""

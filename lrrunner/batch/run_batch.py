@@ -22,13 +22,13 @@ from lrrunner.batch.summary_table import terminal_table
 from lrrunner.config.command_line import CommandLine
 from lrrunner.config.composition import expand_grid, override_key
 from lrrunner.config.schema import LaunchConfig, TrackingConfig
-from lrrunner.config.serialization import to_plain
 from lrrunner.errors import ConfigError
 from lrrunner.results.run_state import RunState
 from lrrunner.system import exit_codes
 from lrrunner.system.devices import usable_cores, visible_gpus
 from lrrunner.system.interrupt_counter import InterruptCounter
 from lrrunner.system.job_log import JobLog
+from lrrunner.system.plain_values import to_plain
 from lrrunner.system.redaction import Redactor
 from lrrunner.system.terminal import shown_path, write_line
 

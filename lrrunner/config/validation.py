@@ -25,10 +25,10 @@ from lrrunner.config.schema import (
     TrackingConfig,
     TrainConfig,
 )
-from lrrunner.config.serialization import config_from
 from lrrunner.core.batch_plan import nearest_global_batch_sizes
 from lrrunner.core.suggestion_rules import RULES
 from lrrunner.errors import ConfigError
+from lrrunner.system.plain_values import from_plain
 
 MAX_TIMEOUT_S = 1e6
 """Eleven days; torch and MLflow accept no much larger number of seconds."""
@@ -72,7 +72,7 @@ def validated(values: Mapping[str, Any], *, world_size: int | None) -> Config:
         ConfigError: all errors at once.
     """
     errors: list[str] = []
-    config = config_from(_known_part(values, Config, prefix="", errors=errors))
+    config = from_plain(Config, _known_part(values, Config, prefix="", errors=errors))
     errors += [
         *_component_errors(config),
         *sweep_errors(config.sweep),

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from lrrunner.config.command_line import CommandLine
 from lrrunner.config.schema import Config
-from lrrunner.config.serialization import to_plain
 from lrrunner.launch.mailbox import JobMessage
 from lrrunner.launch.rank_command import RankPlan
+from lrrunner.system.plain_values import to_plain
 from lrrunner.system.redaction import Redactor
 
 

@@ -11,7 +11,6 @@ from typing import Any
 import yaml
 
 from lrrunner.config.schema import Config
-from lrrunner.config.serialization import config_from
 from lrrunner.records import RangeTestResult, Step
 from lrrunner.results.codec import step_from, trial_from
 from lrrunner.results.recorder import RunRecords
@@ -19,6 +18,7 @@ from lrrunner.results.run_state import RunState, state_in
 from lrrunner.results.status_file import read_status
 from lrrunner.results.suggestion_file import SUGGESTION_FILE, range_test_from
 from lrrunner.system.atomic_files import read_json
+from lrrunner.system.plain_values import from_plain
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +46,7 @@ class RunFiles:
     @property
     def job(self) -> Config:
         """The typed job."""
-        return config_from(self.config)
+        return from_plain(Config, self.config)
 
     @property
     def state(self) -> RunState | None:

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from lrrunner.config.schema import RunConfig
-from lrrunner.config.serialization import flattened
 from lrrunner.results.reader import read_config
 from lrrunner.results.run_state import RunState, state_in
 from lrrunner.results.status_file import read_status
+from lrrunner.system.plain_values import flattened
 from lrrunner.system.process_identity import is_alive
 from lrrunner.version import __version__
 

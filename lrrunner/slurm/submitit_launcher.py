@@ -29,7 +29,6 @@ from lrrunner.batch.state import begin
 from lrrunner.config.command_line import CommandLine
 from lrrunner.config.composition import expand_grid, override_key
 from lrrunner.config.schema import register_schema
-from lrrunner.config.serialization import to_plain
 from lrrunner.errors import ConfigError
 from lrrunner.results.run_state import RunState, state_in
 from lrrunner.results.status_file import read_status
@@ -37,6 +36,7 @@ from lrrunner.slurm import array
 from lrrunner.system import exit_codes
 from lrrunner.system.atomic_files import write_text
 from lrrunner.system.job_log import wake_loggers
+from lrrunner.system.plain_values import to_plain
 from lrrunner.system.redaction import Redactor
 from lrrunner.system.terminal import write_line
 

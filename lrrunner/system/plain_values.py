@@ -67,3 +67,18 @@ def _converted(kind: Any, value: Any) -> Any:
     if isinstance(kind, type) and is_dataclass(kind):
         return from_plain(kind, value)
     return value
+
+
+def flattened(node: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Nested configuration as dotted keys.
+
+    >>> flattened({"sweep": {"num_steps": 100}, "tags": []})
+    {'sweep.num_steps': '100', 'tags': '[]'}
+    """
+    flat: dict[str, str] = {}
+    for key, value in node.items():
+        if isinstance(value, Mapping) and value:
+            flat |= flattened(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = str(value)
+    return flat

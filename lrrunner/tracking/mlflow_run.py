@@ -22,11 +22,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from filelock import FileLock
 
-from lrrunner.config.serialization import flattened
 from lrrunner.errors import ConfigError
 from lrrunner.records import RangeTestResult
 from lrrunner.results.run_state import RunState
 from lrrunner.results.status_file import close_abandoned
+from lrrunner.system.plain_values import flattened
 from lrrunner.system.process_identity import is_alive, process_identity
 from lrrunner.system.redaction import Redactor
 from lrrunner.tracking.metric_names import STEP_METRICS, MetricPoint

@@ -22,7 +22,6 @@ from torch.nn.parallel import DistributedDataParallel
 
 from lrrunner.config.command_line import CommandLine, launch_command
 from lrrunner.config.schema import Config, Precision
-from lrrunner.config.serialization import to_plain
 from lrrunner.errors import ConfigError
 from lrrunner.launch.machine_checks import DEEPSPEED_REFUSED
 from lrrunner.launch.mailbox import ANOTHER_RANK_IS_GONE, ANOTHER_RANK_IS_SILENT
@@ -37,6 +36,7 @@ from lrrunner.system.environment import (
     launcher_switch_is_on,
 )
 from lrrunner.system.job_log import JobLog
+from lrrunner.system.plain_values import to_plain
 from lrrunner.system.redaction import Redactor
 from lrrunner.system.stop_signal import StopSignal
 from lrrunner.system.terminal import shown_path

@@ -10,7 +10,6 @@ import sys
 from pathlib import Path
 
 from lrrunner.config.schema import Config, batch_summary, budget_steps
-from lrrunner.config.serialization import to_plain
 from lrrunner.core.confirmation import PlannedTrial, confirmed, not_confirmed
 from lrrunner.core.noise_scale import noise_scale
 from lrrunner.core.range_extension import Extension
@@ -26,6 +25,7 @@ from lrrunner.results.run_state import RunState
 from lrrunner.results.writer import RunDirectory, new_run_path
 from lrrunner.sweep.auto_range import Passes
 from lrrunner.sweep.confirmation_runs import Trials
+from lrrunner.system.plain_values import to_plain
 from lrrunner.system.process_identity import process_identity
 from lrrunner.system.redaction import Redactor
 from lrrunner.system.terminal import shown_path

@@ -23,6 +23,7 @@ from lrrunner.system import exit_codes
 from lrrunner.system.devices import keep_to_cores
 from lrrunner.system.environment import MAILBOX_VARIABLE, OUTPUT_VARIABLE
 from lrrunner.system.parent_process import die_with_parent, orphan_check
+from lrrunner.system.plain_values import from_plain
 
 if TYPE_CHECKING:
     from lrrunner.worker.run_job import Work, World
@@ -85,11 +86,11 @@ def _run(
 
 
 def _work(message: JobMessage, heartbeats: HeartbeatWriter) -> Work:
-    from lrrunner.config.serialization import config_from
+    from lrrunner.config.schema import Config
     from lrrunner.worker.run_job import Work
 
     return Work(
-        config=config_from(message.config),
+        config=from_plain(Config, message.config),
         command_line=parse_command_line(message.arguments),
         number=message.number,
         run_id=message.run_id,

@@ -9,8 +9,9 @@ import pytest
 from lrrunner.batch.points import batch_jobs, checked_points, job_key, job_overrides, labels, unique_keys
 from lrrunner.config.command_line import parse_command_line
 from lrrunner.config.composition import expand_grid
-from lrrunner.config.serialization import config_from, to_plain
+from lrrunner.config.schema import Config
 from lrrunner.errors import ConfigError
+from lrrunner.system.plain_values import from_plain, to_plain
 from tests.composing import composed
 
 SALT = "00" * 16
@@ -76,7 +77,7 @@ def test_each_job_has_a_directory_in_the_batch_whatever_its_name(tmp_path: Path)
     first, second = batch_jobs(points, configs, command_line, directory=directory, salt=SALT)
     assert (first.number, first.label, first.overrides) == (0, "sweep.seed=1", ("sweep.seed=1",))
     assert second.job.directory == directory / "001"
-    assert config_from(to_plain(second.job.config)).run.dir == str(directory / "001")
+    assert from_plain(Config, to_plain(second.job.config)).run.dir == str(directory / "001")
     assert second.job.config.launch.concurrent == 1
     assert second.job.command_line.arguments == ["--config-dir", str(tmp_path), "sweep.seed=2"]
     assert first.key != second.key

@@ -12,9 +12,9 @@ from mlflow import MlflowClient
 from lrrunner.batch import ledger
 from lrrunner.batch.directory import batch_lock
 from lrrunner.config.command_line import parse_command_line
-from lrrunner.config.serialization import to_plain
 from lrrunner.errors import ConfigError
 from lrrunner.slurm.array import summarize, task_arguments
+from lrrunner.system.plain_values import to_plain
 from tests.composing import composed
 
 

@@ -1,11 +1,12 @@
-"""A configuration as plain values, and back."""
+"""The configuration as dataclasses, and as plain values."""
 
 from __future__ import annotations
 
 import pytest
 import yaml
 
-from lrrunner.config.serialization import config_from, to_plain
+from lrrunner.config.schema import Config
+from lrrunner.system.plain_values import from_plain, to_plain
 from tests.composing import composed
 
 DATALOADER = """\
@@ -28,7 +29,7 @@ def test_plain_values_keep_the_order_of_the_schema_and_names_of_choices() -> Non
 def test_a_configuration_survives_its_way_through_a_file() -> None:
     """The mailbox and config.yaml hold plain values."""
     config = composed("experiment=char_gpt", "confirm.schedule=cosine", "+tracking.tags.team=vision")
-    assert config_from(to_plain(config)) == config
+    assert from_plain(Config, to_plain(config)) == config
 
 
 @pytest.mark.parametrize("name", ["o'brien ${x}", r"a\${b}", r"back\slash $c"])
@@ -36,4 +37,4 @@ def test_a_resolved_value_is_not_resolved_again(name: str) -> None:
     """A directory may be called like an interpolation."""
     plain = to_plain(composed())
     plain["run"]["dir"] = name
-    assert config_from(plain).run.dir == name
+    assert from_plain(Config, plain).run.dir == name
