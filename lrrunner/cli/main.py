@@ -1,4 +1,4 @@
-"""The command line: compose, validate, then work. No torch before the configuration is right."""
+"""``lrrunner``: compose, validate, then run a job or a batch. No torch before the configuration is right."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from lrrunner.system.terminal import write_line
 from lrrunner.version import __version__
 
 RANK_0_FIRST_S = 5.0
-"""How long another rank leaves the message about a wrong configuration to rank 0, whose end ends them all."""
+"""How long another rank waits with a configuration error: rank 0 prints the same one first, and ends every rank."""
 
 
 def main() -> NoReturn:
@@ -41,28 +41,33 @@ def run(arguments: Sequence[str]) -> int:
         Exit code: 0 the sweep ran to its end, 1 it failed, 2 the configuration is wrong, 143 ended by SIGTERM.
     """
     command_line = parse_command_line(arguments)
-    rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    rank = int(os.environ.get("RANK", "0"))
     if command_line.hydra_flags and not command_line.unsupported:
         if rank == 0:
             _answer(arguments, command_line)
         return exit_codes.OK
-    if "" not in sys.path and str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))  # so that a _target_ in the user's own directory is found
-    launched = is_launched()
+    _import_from_working_directory()
+    world_size = int(os.environ.get("WORLD_SIZE", "1")) if is_launched() else None
     try:
-        if command_line.multirun and not launched and not command_line.unsupported:
+        if command_line.multirun and world_size is None and not command_line.unsupported:
             return _run_grid(command_line)
-        config = _checked_job(command_line, world_size if launched else None)
-        if not launched and config.launch.num_processes is not None:
+        config = _checked_config(command_line, world_size)
+        if config.launch.num_processes is not None and world_size is None:
             from lrrunner.launch.supervise import supervise
 
             return supervise(config, command_line)
     except ConfigError as error:
-        _show(error, command_line, rank)
+        _print_error(error, command_line, rank)
         return exit_codes.CONFIG_ERROR
     from lrrunner.worker.run_job import work
 
     return work(config, command_line)
+
+
+def _import_from_working_directory() -> None:
+    """Let a ``_target_`` name a module in the working directory, as ``python -m`` does for ranks."""
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
 
 
 def _run_grid(command_line: CommandLine) -> int:
@@ -75,31 +80,40 @@ def _run_grid(command_line: CommandLine) -> int:
     return run_batch(command_line)
 
 
-def _checked_job(command_line: CommandLine, world_size: int | None) -> Config:
-    """Stage A; a world size of None: this process is in no world yet."""
+def _checked_config(command_line: CommandLine, world_size: int | None) -> Config:
+    """Stage A.
+
+    Args:
+        command_line: The parsed arguments.
+        world_size: Number of ranks; None outside of a launcher.
+
+    Raises:
+        ConfigError: all errors at once.
+    """
     if command_line.unsupported:
         raise ConfigError(
             f"{flag} is not supported; name your own directory with --config-dir" for flag in command_line.unsupported
         )
     if command_line.multirun:
-        number = max(2, world_size or 1)
-        ranks = f"launch.num_processes={number}"
-        command = shlex.join(["lrrunner", "-m", *command_line.options, ranks, *command_line.overrides])
-        raise ConfigError(
-            [
-                f"-m must not be given inside {world_size} ranks, got {' '.join(command_line.overrides)}; "
-                f"one parent starts them: {command}"
-            ]
-        )
+        raise ConfigError([_batch_in_ranks(command_line, world_size or 1)])
     config = compose_job(command_line, world_size=world_size)
-    resumes = config.run.resume is not None
-    if resumes and world_size is None and (errors := directory_errors(config.run)):  # in ranks, rank 0 checks it
+    is_resumed = config.run.resume is not None
+    if is_resumed and world_size is None and (errors := directory_errors(config.run)):  # in ranks, rank 0 checks it
         raise ConfigError(errors)
     return config
 
 
-def _show(error: ConfigError, command_line: CommandLine, rank: int) -> None:
-    """Print the message once: rank 0 speaks, and another rank only if rank 0 found nothing wrong."""
+def _batch_in_ranks(command_line: CommandLine, world_size: int) -> str:
+    ranks = f"launch.num_processes={max(2, world_size)}"
+    command = shlex.join(["lrrunner", "-m", *command_line.options, ranks, *command_line.overrides])
+    return (
+        f"-m must not be given inside {world_size} ranks, got {' '.join(command_line.overrides)}; "
+        f"one parent starts them: {command}"
+    )
+
+
+def _print_error(error: ConfigError, command_line: CommandLine, rank: int) -> None:
+    """Print the message once: on rank 0, and on another rank only if rank 0 has found no error."""
     prefix = ""
     if rank != 0:
         time.sleep(RANK_0_FIRST_S)
@@ -121,4 +135,4 @@ def _answer(arguments: Sequence[str], command_line: CommandLine) -> None:
 
 
 def _nothing(cfg: DictConfig) -> None:
-    """Hydra's flags answer without running anything."""
+    """Do nothing: Hydra answers its flags itself."""
