@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from lrrunner.results.artifacts import RANKS_FOLDER
 from lrrunner.system.redaction import Redactor
 
 MAX_READ_BYTES = 1 << 16
@@ -97,7 +98,7 @@ class RankOutputFiles:
     """
 
     def __init__(self, directory: Path, redactor: Redactor, *, echo: Callable[[str, str], None] | None = None) -> None:
-        self._folder = directory / "ranks"
+        self._folder = directory / RANKS_FOLDER
         self._redactor, self._echo = redactor, echo
         self._pending: dict[int, list[str]] = {}
         self._sizes: dict[int, int] = {}

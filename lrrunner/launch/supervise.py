@@ -17,6 +17,7 @@ from lrrunner.launch.machine_checks import machine_errors
 from lrrunner.launch.mailbox import remove_stale_folders
 from lrrunner.launch.rank_output import RankOutputFiles
 from lrrunner.launch.worker_group import WorkerGroup
+from lrrunner.results.artifacts import RANKS_FOLDER, STATUS_FILE
 from lrrunner.results.run_state import JobResult, RunState
 from lrrunner.results.writer import new_run_path
 from lrrunner.system import exit_codes
@@ -56,7 +57,7 @@ def supervise(config: Config, command_line: CommandLine) -> int:
 
 
 def _directory_errors(directory: Path) -> list[str]:
-    if (directory / "status.json").exists():
+    if (directory / STATUS_FILE).exists():
         return [f"run.dir must not hold a run yet, got {directory}; choose another directory"]
     return []
 
@@ -113,6 +114,6 @@ def _print_failure(result: JobResult, job: Job) -> None:
     if result.exit_code == exit_codes.CONFIG_ERROR and result.cause:
         write_line(job.redactor.text(result.cause), sys.stderr)
     elif result.state == RunState.FAILED:
-        logs = job.directory / "ranks"
+        logs = job.directory / RANKS_FOLDER
         where = f"; see {logs}" if logs.is_dir() else ""
         write_line(job.redactor.text(f"lrrunner: the sweep failed on {result.cause}{where}"), sys.stderr)

@@ -15,7 +15,7 @@ from lrrunner.library.argument_names import argument_errors
 from lrrunner.library.record_arrays import Records
 from lrrunner.records import RangeTestResult
 from lrrunner.reporting import run_summary
-from lrrunner.results.artifacts import FIGURE, artifacts
+from lrrunner.results.artifacts import FIGURE_FILE, NOTE_FILE, artifacts
 from lrrunner.results.resume_checks import code_versions
 from lrrunner.results.run_state import RunState
 from lrrunner.results.writer import RunDirectory
@@ -143,7 +143,7 @@ class RangeTest(RangeTestResult):
 
     def _finish(self, run: MlflowRun, directory: RunDirectory) -> None:
         """Send metrics, note and files, and end the MLflow run."""
-        note = (directory.path / "note.md").read_text(encoding="utf-8")
+        note = (directory.path / NOTE_FILE).read_text(encoding="utf-8")
         run.finish(
             status=RunState.FINISHED.mlflow_status,
             test=self,
@@ -151,7 +151,7 @@ class RangeTest(RangeTestResult):
             note=run_summary.with_picture(note, run_id=run.run_id),
             files=artifacts(directory.path),
             root=directory.path,
-            picture=directory.path / FIGURE,
+            picture=directory.path / FIGURE_FILE,
         )
 
     @property
@@ -182,7 +182,7 @@ class RangeTest(RangeTestResult):
             for step in self.steps:
                 directory.record(step)
             directory.write_suggestion(self)
-            save_png(self.plot(), directory.path / FIGURE)
+            save_png(self.plot(), directory.path / FIGURE_FILE)
             directory.write_note(run_summary.note(self, self.job, command=self.call, directory=shown))
             directory.update_status(
                 state=RunState.FINISHED,

@@ -1,4 +1,4 @@
-"""The files of a run directory that are kept with the run in MLflow."""
+"""The files of a run directory: their names, and which of them are kept with the run in MLflow."""
 
 from __future__ import annotations
 
@@ -6,8 +6,18 @@ from pathlib import Path
 
 from lrrunner.system.atomic_files import is_partial
 
+CONFIG_FILE = "config.yaml"
+OVERRIDES_FILE = "overrides.yaml"
+STATUS_FILE = "status.json"
+RECORDS_FILE = "records.csv"
+TRIAL_RECORDS_FILE = "trial_records.csv"
+TRIALS_FILE = "trials.csv"
+SUGGESTION_FILE = "suggestion.json"
+NOTE_FILE = "note.md"
+FIGURE_FILE = "lr_sweep.png"
+RANKS_FOLDER = "ranks"
+"""Logs and output of each rank."""
 CHECKPOINT_FOLDER = "checkpoints"
-FIGURE = "lr_sweep.png"
 
 
 def artifacts(directory: Path) -> list[Path]:

@@ -12,11 +12,20 @@ import yaml
 
 from lrrunner.config.schema import Config
 from lrrunner.records import RangeTestResult, Step
+from lrrunner.results.artifacts import (
+    CONFIG_FILE,
+    NOTE_FILE,
+    OVERRIDES_FILE,
+    RECORDS_FILE,
+    SUGGESTION_FILE,
+    TRIAL_RECORDS_FILE,
+    TRIALS_FILE,
+)
 from lrrunner.results.codec import step_from, trial_from
 from lrrunner.results.recorder import RunRecords
 from lrrunner.results.run_state import RunState, state_in
 from lrrunner.results.status_file import read_status
-from lrrunner.results.suggestion_file import SUGGESTION_FILE, range_test_from
+from lrrunner.results.suggestion_file import range_test_from
 from lrrunner.system.atomic_files import read_json
 from lrrunner.system.plain_values import from_plain
 
@@ -63,31 +72,31 @@ class RunFiles:
 def read_run(path: Path) -> RunFiles:
     """Read what there is."""
     records = RunRecords(
-        steps=[step_from(row) for row in _rows(path / "records.csv")],
+        steps=[step_from(row) for row in _rows(path / RECORDS_FILE)],
         trial_steps=_trial_steps(path),
-        trials=[trial_from(row) for row in _rows(path / "trials.csv")],
+        trials=[trial_from(row) for row in _rows(path / TRIALS_FILE)],
     )
     suggestion = read_json(path / SUGGESTION_FILE)
     return RunFiles(
         path=path,
         status=read_status(path),
         config=read_config(path),
-        overrides=_yaml(path / "overrides.yaml") or [],
+        overrides=_yaml(path / OVERRIDES_FILE) or [],
         records=records,
-        note=_text(path / "note.md"),
+        note=_text(path / NOTE_FILE),
         test=range_test_from(suggestion, tuple(records.steps)) if suggestion else None,
     )
 
 
 def read_config(path: Path) -> dict[str, Any]:
     """config.yaml of a run directory, empty where there is none."""
-    content = _yaml(path / "config.yaml")
+    content = _yaml(path / CONFIG_FILE)
     return content if isinstance(content, dict) else {}
 
 
 def _trial_steps(path: Path) -> dict[int, list[Step]]:
     found: dict[int, list[Step]] = {}
-    for row in _rows(path / "trial_records.csv"):
+    for row in _rows(path / TRIAL_RECORDS_FILE):
         found.setdefault(int(row["trial"]), []).append(step_from(row))
     return found
 

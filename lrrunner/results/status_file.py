@@ -6,10 +6,9 @@ import contextlib
 from pathlib import Path
 from typing import Any
 
+from lrrunner.results.artifacts import STATUS_FILE
 from lrrunner.results.run_state import ENDED_WITHOUT_REPORT, RunState, state_in
 from lrrunner.system.atomic_files import read_json, write_json
-
-STATUS_FILE = "status.json"
 
 
 def read_status(directory: Path) -> dict[str, Any]:

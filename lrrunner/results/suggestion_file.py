@@ -8,8 +8,6 @@ from typing import Any
 from lrrunner.records import NoiseScale, RangeTestResult, Step, Stop, StopReason, Suggestion
 from lrrunner.system.plain_values import from_plain, to_plain
 
-SUGGESTION_FILE = "suggestion.json"
-
 
 def suggestion_content(test: RangeTestResult) -> dict[str, Any]:
     """The content of suggestion.json."""

@@ -15,10 +15,21 @@ import yaml
 
 from lrrunner.errors import ConfigError
 from lrrunner.records import RangeTestResult, Step, Trial
+from lrrunner.results.artifacts import (
+    CONFIG_FILE,
+    NOTE_FILE,
+    OVERRIDES_FILE,
+    RANKS_FOLDER,
+    RECORDS_FILE,
+    STATUS_FILE,
+    SUGGESTION_FILE,
+    TRIAL_RECORDS_FILE,
+    TRIALS_FILE,
+)
 from lrrunner.results.codec import STEP_COLUMNS, TRIAL_COLUMNS, TRIAL_STEP_COLUMNS, cells
 from lrrunner.results.csv_table import CsvTable
-from lrrunner.results.status_file import STATUS_FILE, read_status
-from lrrunner.results.suggestion_file import SUGGESTION_FILE, suggestion_content
+from lrrunner.results.status_file import read_status
+from lrrunner.results.suggestion_file import suggestion_content
 from lrrunner.system.atomic_files import write_json, write_text
 from lrrunner.system.redaction import Redactor
 
@@ -55,10 +66,10 @@ class RunDirectory:
         self._status_time = 0.0
         self._tables: dict[str, CsvTable] = {}
         try:
-            (self.path / "ranks").mkdir(parents=True, exist_ok=True)
+            (self.path / RANKS_FOLDER).mkdir(parents=True, exist_ok=True)
             if not resumed and (self.path / STATUS_FILE).exists():
                 raise ConfigError([f"run.dir must not hold a run yet, got {path}; choose another directory"])
-            self._records = self._table("records.csv", self._step_columns)
+            self._records = self._table(RECORDS_FILE, self._step_columns)
         except OSError as error:
             reason = error.strerror or str(error)
             raise ConfigError(
@@ -79,18 +90,18 @@ class RunDirectory:
         self._records.close()
         if self._resumed:
             return
-        for name in ("config.yaml", "overrides.yaml", "records.csv"):
+        for name in (CONFIG_FILE, OVERRIDES_FILE, RECORDS_FILE):
             (self.path / name).unlink(missing_ok=True)
         with contextlib.suppress(OSError):
-            (self.path / "ranks").rmdir()
+            (self.path / RANKS_FOLDER).rmdir()
             self.path.rmdir()
 
     def write_inputs(self, config: dict[str, Any], overrides: Sequence[str]) -> None:
         """Write config.yaml (resolved) and overrides.yaml; a resumed run keeps its own."""
         if self._resumed:
             return
-        write_text(self.path / "config.yaml", _yaml(self._redactor.tree(config)), durable=True)
-        write_text(self.path / "overrides.yaml", _yaml(self._redactor.tree(list(overrides))), durable=True)
+        write_text(self.path / CONFIG_FILE, _yaml(self._redactor.tree(config)), durable=True)
+        write_text(self.path / OVERRIDES_FILE, _yaml(self._redactor.tree(list(overrides))), durable=True)
 
     @property
     def mlflow_run_id(self) -> str | None:
@@ -111,12 +122,12 @@ class RunDirectory:
     def record_trial_step(self, trial: int, step: Step) -> Step:
         """Append one row to trial_records.csv, as :meth:`record` does; the file is created with its first row."""
         row = [str(trial), *cells(step, TRIAL_STEP_COLUMNS[1:])]
-        return _with_times_of(self._table("trial_records.csv", TRIAL_STEP_COLUMNS).write(row), step)
+        return _with_times_of(self._table(TRIAL_RECORDS_FILE, TRIAL_STEP_COLUMNS).write(row), step)
 
     def record_trial(self, trial: Trial, *, schedule: str) -> None:
         """Append one row to trials.csv, flushed; the file is created with its first row."""
         number, *rest = cells(trial, [name for name in TRIAL_COLUMNS if name != "schedule"])
-        self._table("trials.csv", TRIAL_COLUMNS).write([number, schedule, *rest])
+        self._table(TRIALS_FILE, TRIAL_COLUMNS).write([number, schedule, *rest])
 
     def drop_unrepeated_rows(self) -> None:
         """Remove rows of a previous attempt that the finished run has not recorded again."""
@@ -129,7 +140,7 @@ class RunDirectory:
 
     def write_note(self, note: str) -> None:
         """Write note.md, the description that MLflow shows."""
-        write_text(self.path / "note.md", self._redactor.text(note), durable=True)
+        write_text(self.path / NOTE_FILE, self._redactor.text(note), durable=True)
 
     def update_status(self, **changes: Any) -> None:
         """Change fields of status.json."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lrrunner.reporting import run_summary
-from lrrunner.results.artifacts import FIGURE, artifacts
+from lrrunner.results.artifacts import FIGURE_FILE, artifacts
 from lrrunner.results.reader import RunFiles
 from lrrunner.results.run_state import ENDED, RunState
 from lrrunner.tracking.metric_names import (
@@ -35,7 +35,7 @@ def upload_run(run: MlflowRun, files: RunFiles, *, run_id: str) -> None:
             run.log(trial_step_point(number, step))
     for trial in records.trials:
         run.log(trial_point(trial, timestamp_ms=records.trial_end_ms(trial.trial)))
-    picture = files.path / FIGURE
+    picture = files.path / FIGURE_FILE
     state = files.state
     failure = f"**{state.text if state else 'Ended'}**: {files.status.get('cause') or 'no cause known'}"
     run.finish(

@@ -17,7 +17,7 @@ from lrrunner.errors import ConfigError
 from lrrunner.records import Confirmation, NoiseScale, RangeTestResult, Step, Suggestion, Trial, TrialOutcome
 from lrrunner.reporting import run_summary
 from lrrunner.reporting.progress_bar import progress_bar, show
-from lrrunner.results.artifacts import CHECKPOINT_FOLDER, FIGURE, artifacts
+from lrrunner.results.artifacts import CHECKPOINT_FOLDER, FIGURE_FILE, artifacts
 from lrrunner.results.codec import optional_step_columns
 from lrrunner.results.recorder import Recorder
 from lrrunner.results.resume_checks import code_versions, differences, directory_errors
@@ -347,7 +347,7 @@ class Reporter:
     def _draw(self, test: RangeTestResult) -> Path:
         from lrrunner.reporting.sweep_figure import job_figure, save_png
 
-        path = self.directory.path / FIGURE
+        path = self.directory.path / FIGURE_FILE
         save_png(job_figure(test, self._job), path)
         return path
 
