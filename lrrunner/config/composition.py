@@ -141,8 +141,9 @@ def expand_grid(command_line: CommandLine) -> list[tuple[str, ...]]:
         raise ConfigError(errors)
     try:
         points = [tuple(point) for point in BasicSweeper.split_arguments(parsed, None)[0]]
-    except HydraException as error:
-        raise ConfigError([f"the grid cannot be expanded: {error}; use lists, ranges or globs"]) from None
+    except (HydraException, OmegaConfBaseException) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError([f"the grid cannot be expanded: {reason}; use lists, ranges or globs"]) from None
     if not points:
         raise ConfigError(
             [f"the grid must have a point, got none from {' '.join(command_line.overrides)}; check its globs"]

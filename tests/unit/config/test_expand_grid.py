@@ -37,8 +37,9 @@ def test_overrides_that_cannot_be_expanded_are_reported() -> None:
     assert [error.partition(" is not an override")[0] for error in caught.value.errors] == ["'model'", "'a=b=c['"]
     with pytest.raises(ConfigError, match="the grid must have a point, got none from optimizer="):
         expand_grid(parse_command_line(["optimizer=glob(nothing*)"]))
-    with pytest.raises(ConfigError, match="the grid cannot be expanded"):
-        expand_grid(parse_command_line(["optimizer.lr=interval(0,1)"]))
+    for sweep in ("optimizer.lr=interval(0,1)", "data.global_batch_size=16,range(32,34)"):
+        with pytest.raises(ConfigError, match="the grid cannot be expanded"):
+            expand_grid(parse_command_line([sweep]))
 
 
 @pytest.mark.parametrize(
