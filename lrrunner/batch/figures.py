@@ -1,4 +1,4 @@
-"""The pictures of a batch: all curves in one, and suggested LRs against a swept number. No torch, no pyplot."""
+"""The figures of a batch: all curves in one, and suggested LRs against a swept number. No torch, no pyplot."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lrrunner.core.power_law import PowerLaw
 WIDTH_PX, HEIGHT_PX, DPI = 900, 560, 100
 INK, MUTED, GRID = "#222222", "#5A5A5A", "#E4E4E4"
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#5A5A5A", "#8C6BB1")
-"""After Okabe and Ito; with line styles, so that more jobs than colours stay apart."""
+"""Palette of Okabe and Ito; line styles distinguish jobs of the same colour."""
 STYLES = ("-", "--", ":", "-.")
 MAX_LEGEND = 16
 MAX_LABEL = 56
@@ -25,10 +25,10 @@ MAX_LABEL = 56
 
 @matplotlib.style.context("default")
 def overlay_figure(curves: Sequence[tuple[str, Curve, float | None]], *, title: str) -> Figure:
-    """Smoothed loss against learning rate for every job, a dot at each suggested LR; 900 x 560 px.
+    """Smoothed loss against learning rate for every job, with a dot at each suggested LR; 900 x 560 px.
 
-    Jobs may differ in the size of their loss (another vocabulary, another loss), so each curve is drawn as the part of
-    its own fall: 1 at the loss that it begins with, 0 at its lowest.
+    Jobs may differ in the scale of their loss (another vocabulary, another loss function), so each curve is scaled to 1
+    at its initial loss and 0 at its lowest.
 
     Args:
         curves: Label, curve and suggested LR of each job.
@@ -40,8 +40,8 @@ def overlay_figure(curves: Sequence[tuple[str, Curve, float | None]], *, title: 
         lowest = float(curve.smoothed.min())
         fall = (curve.smoothed - lowest) / (curve.level - lowest or 1.0)
         shown = label if len(label) <= MAX_LABEL else f"{label[: MAX_LABEL - 1]}…"
-        words = shown if lr is not None else f"{shown} (no suggestion)"
-        (line,) = axes.plot(curve.lr, fall, color=colour, ls=style, lw=1.8, label=words if number < MAX_LEGEND else "")
+        text = shown if lr is not None else f"{shown} (no suggestion)"
+        (line,) = axes.plot(curve.lr, fall, color=colour, ls=style, lw=1.8, label=text if number < MAX_LEGEND else "")
         line.set_alpha(1.0 if lr is not None else 0.35)
         if lr is not None:
             height = float(np.interp(np.log(lr), np.log(curve.lr), fall))
@@ -58,34 +58,25 @@ def overlay_figure(curves: Sequence[tuple[str, Curve, float | None]], *, title: 
 def scaling_figure(key: str, points: Sequence[SweptPoint], law: PowerLaw | None) -> Figure:
     """Suggested LR with its interval against a swept number, both on log scales; 900 x 560 px.
 
-    The fitted power law is drawn through each group with the band that its exponent's 95 % interval allows; linear and
+    The fitted power law is drawn through each group with the band of its exponent's 95 % interval; linear and
     square-root scaling go through the middle of the first group, for comparison.
 
     Args:
-        key: The swept number's name.
+        key: Configuration key of the swept number.
         points: At least one.
         law: The fit, if there is one.
     """
-    words = f"   {law}, 95 % interval" if law is not None else "   (too few points for a power law)"
-    figure, axes = _figure(f"suggested LR against {key}{words}")
+    fit = f"   {law}, 95 % interval" if law is not None else "   (too few points for a power law)"
+    figure, axes = _figure(f"suggested LR against {key}{fit}")
     groups = list(dict.fromkeys(point.group for point in points))
     for number, group in enumerate(groups):
         members = sorted((point for point in points if point.group == group), key=lambda point: point.value)
-        x, lr = np.array([point.value for point in members]), np.array([point.lr for point in members])
-        low, high = np.array([point.interval for point in members]).T
         colour = COLOURS[number % len(COLOURS)]
-        axes.errorbar(
-            x, lr, yerr=[np.maximum(lr - low, 0), np.maximum(high - lr, 0)], color=colour, marker="o", ls="none",
-            capsize=3, label=group or "suggested LR and its interval",
-        )  # fmt: skip
+        _draw_points(axes, members, colour=colour)
         if law is not None and group in law.scales:
-            line = np.geomspace(x.min(), x.max(), 50)
-            axes.plot(line, law.scales[group] * line**law.exponent, color=colour, lw=2)
-            centre = np.exp(np.log(x).mean())
-            ends = [law.scales[group] * centre**law.exponent * (line / centre) ** end for end in law.interval]
-            axes.fill_between(line, np.minimum(*ends), np.maximum(*ends), color=colour, alpha=0.13, lw=0)
+            _draw_law(axes, members, law, colour=colour)
         if number == 0:
-            _draw_rules(axes, x, lr)
+            _draw_rules(axes, members)
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_xlabel(f"{key} (log scale)", color=INK)
@@ -95,16 +86,42 @@ def scaling_figure(key: str, points: Sequence[SweptPoint], law: PowerLaw | None)
     return figure
 
 
-def _draw_rules(axes: Axes, x: np.ndarray, lr: np.ndarray) -> None:
+def _draw_points(axes: Axes, points: Sequence[SweptPoint], *, colour: str) -> None:
+    """The suggested LRs of one group, with their intervals."""
+    x, lr = _coordinates(points)
+    low, high = np.array([point.interval for point in points]).T
+    errors = [np.maximum(lr - low, 0), np.maximum(high - lr, 0)]
+    label = points[0].group or "suggested LR and its interval"
+    axes.errorbar(x, lr, yerr=errors, color=colour, marker="o", ls="none", capsize=3, label=label)
+
+
+def _draw_law(axes: Axes, points: Sequence[SweptPoint], law: PowerLaw, *, colour: str) -> None:
+    """The fitted power law through one group, with the band of its exponent's interval."""
+    x, _ = _coordinates(points)
+    scale = law.scales[points[0].group]
+    line = np.geomspace(x.min(), x.max(), 50)
+    axes.plot(line, scale * line**law.exponent, color=colour, lw=2)
+    centre = np.exp(np.log(x).mean())
+    ends = [scale * centre**law.exponent * (line / centre) ** end for end in law.interval]
+    axes.fill_between(line, np.minimum(*ends), np.maximum(*ends), color=colour, alpha=0.13, lw=0)
+
+
+def _draw_rules(axes: Axes, points: Sequence[SweptPoint]) -> None:
     """Linear and square-root scaling through the middle of the points."""
+    x, lr = _coordinates(points)
     line = np.geomspace(x.min(), x.max(), 50)
     centre, middle = np.exp(np.log(x).mean()), np.exp(np.log(lr).mean())
-    for exponent, style, words in ((1.0, "--", "linear scaling"), (0.5, ":", "square-root scaling")):
-        axes.plot(line, middle * (line / centre) ** exponent, color=MUTED, ls=style, lw=1.3, label=words)
+    for exponent, style, label in ((1.0, "--", "linear scaling"), (0.5, ":", "square-root scaling")):
+        axes.plot(line, middle * (line / centre) ** exponent, color=MUTED, ls=style, lw=1.3, label=label)
+
+
+def _coordinates(points: Sequence[SweptPoint]) -> tuple[np.ndarray, np.ndarray]:
+    """Swept values and suggested LRs."""
+    return np.array([point.value for point in points]), np.array([point.lr for point in points])
 
 
 def _plain_ticks(axes: Axes, values: Sequence[float]) -> None:
-    """The swept values themselves, where they fit."""
+    """Ticks at the swept values themselves, where they fit."""
     if len(values) <= 12:
         axes.set_xticks(values, labels=[f"{value:g}" for value in values])
         axes.set_xticks([], minor=True)

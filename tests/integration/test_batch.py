@@ -1,4 +1,4 @@
-"""A batch from the command line to the ledger: what fails is named, the rest finishes, and nobody waits for ever."""
+"""A batch from the command line to the ledger: what fails is named, the rest finishes, and nothing waits for ever."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def by_label(folder: Path, key: str) -> dict[str, dict[str, Any]]:
     """Ledger lines by the value of one override."""
     found = {}
     for line in ledger(folder):
-        (value,) = [word.partition("=")[2] for word in line["overrides"] if word.startswith(f"{key}=")]
+        (value,) = [text.partition("=")[2] for text in line["overrides"] if text.startswith(f"{key}=")]
         found[value] = line
     return found
 
@@ -54,7 +54,7 @@ MODES = ("fine", "all_raise", "raise", "kill", "stop", "a", "b", "c", "d", "e", 
 
 
 def test_twelve_jobs_of_which_four_fail(tmp_path: Path) -> None:
-    """One fails on all ranks, one raises on rank 1 only, one rank is killed, one stands still; eight finish."""
+    """One fails on all ranks, one raises on rank 1 only, one rank is killed, one is stopped; eight finish."""
     process = start(
         tmp_path, *BATCH, "model=custom", "model._target_=parts.Moody", f"+model.mood={','.join(MODES)}",
         f"launch.timeout_s={TIMEOUT_S}",
@@ -83,8 +83,8 @@ def test_twelve_jobs_of_which_four_fail(tmp_path: Path) -> None:
     assert not list((tmp_path / "run" / ".lrrunner-sets").glob("*"))
 
 
-def test_a_batch_that_was_killed_goes_on_with_what_is_missing(tmp_path: Path) -> None:
-    """SIGKILL of the parent after five jobs: no orphan, and the same command with run.resume repeats nothing."""
+def test_a_batch_that_was_killed_resumes_with_the_missing_jobs(tmp_path: Path) -> None:
+    """SIGKILL of the parent after five jobs: no orphan, and the same command with run.resume repeats no job."""
     grid = (*BATCH, *NO_TRACKING, "sweep.seed=range(12)")
     process = start(tmp_path, *grid)
     wait_for_lines(tmp_path, 5, process)
@@ -109,21 +109,21 @@ def test_a_batch_that_was_killed_goes_on_with_what_is_missing(tmp_path: Path) ->
 
 
 def test_ranks_are_warm(tmp_path: Path) -> None:
-    """Three jobs, one set of processes: nobody imports torch twice, and no model outlives its job."""
+    """Three jobs, one worker group: no rank imports torch twice, and no model outlives its job."""
     process = start(tmp_path, *BATCH, *NO_TRACKING, "model=custom", "model._target_=parts.Pids", "+model.tag=x,y,z")
     code, out, err = finish(process)
     assert code == 0, err
     pids = [(tmp_path / f"pids-{tag}").read_text().split() for tag in "xyz"]
     assert len(set(pids[0])) == 2
     assert all(set(tag_pids) == set(pids[0]) for tag_pids in pids)
-    assert all(word.endswith(":0") for tag_pids in pids for word in tag_pids)
+    assert all(pid.endswith(":0") for tag_pids in pids for pid in tag_pids)
     assert [line.split("   ")[0] for line in out.splitlines()[1:4]] == [
         "[1/3] +model.tag=x", "[2/3] +model.tag=y", "[3/3] +model.tag=z",
     ]  # fmt: skip
 
 
-def test_a_mistake_of_stage_b_costs_one_job_and_no_set(tmp_path: Path) -> None:
-    """All ranks agree on it before the first forward, and take the next job."""
+def test_a_configuration_error_of_stage_b_costs_one_job_and_no_worker_group(tmp_path: Path) -> None:
+    """All ranks agree on it before the first forward, and run the next job."""
     process = start(tmp_path, *BATCH, *NO_TRACKING, "model=custom", "model._target_=parts.Pids", "+model.tag=x,bad,z")
     code, _, err = finish(process)
     assert code == 1, err
@@ -133,8 +133,8 @@ def test_a_mistake_of_stage_b_costs_one_job_and_no_set(tmp_path: Path) -> None:
     assert set((tmp_path / "pids-x").read_text().split()) == set((tmp_path / "pids-z").read_text().split())
 
 
-def test_wrong_points_are_told_with_their_overrides_before_anything_starts(tmp_path: Path) -> None:
-    """Stage A of all jobs; what is wrong with all of them is told once."""
+def test_wrong_points_are_reported_with_their_overrides_before_anything_starts(tmp_path: Path) -> None:
+    """Stage A of all jobs; an error of all of them is reported once."""
     process = start(tmp_path, *BATCH, "model=mlp,resnet", "data.global_batch_size=64,63", "sweep.strat_lr=1")
     code, _out, err = finish(process, 60)
     assert code == 2
@@ -147,7 +147,7 @@ def test_wrong_points_are_told_with_their_overrides_before_anything_starts(tmp_p
 
 @pytest.mark.parametrize(("times", "within_s"), [(1, 60), (2, 20)])
 def test_an_interrupt_leaves_a_right_ledger(tmp_path: Path, times: int, within_s: float) -> None:
-    """Once: the running job saves, nothing more starts. Twice: at once."""
+    """Once: the running job saves, and no other starts. Twice: all end at once."""
     process = start(
         tmp_path, *BATCH, "model=custom", "model._target_=parts.SlowMlp", "+model.seconds=0.05,0.2,0.3",
         "sweep.num_steps=40",
@@ -167,8 +167,8 @@ def test_an_interrupt_leaves_a_right_ledger(tmp_path: Path, times: int, within_s
     assert json.loads((tmp_path / "run" / "001" / "status.json").read_text())["state"] == "killed"
 
 
-def test_sets_side_by_side_and_sets_of_their_own(tmp_path: Path) -> None:
-    """Two sets at a time; a job of another precision gets a set of its own."""
+def test_worker_groups_side_by_side_and_one_for_each_precision(tmp_path: Path) -> None:
+    """Two groups at a time; a job of another precision gets a group of its own."""
     process = start(
         tmp_path, "-m", "launch.num_processes=1", "launch.concurrent=2", "sweep.num_steps=12", *NO_TRACKING,
         "model=custom", "model._target_=parts.Pids", "+model.tag=x,y,z", "train.mixed_precision=fp32,bf16",
@@ -181,7 +181,7 @@ def test_sets_side_by_side_and_sets_of_their_own(tmp_path: Path) -> None:
 
 
 def test_no_secret_stays_on_disk(tmp_path: Path) -> None:
-    """Hydra writes its own record of the batch, and jobs are handed over as files: none keeps a secret."""
+    """Jobs reach their ranks as files; neither these nor any other file keeps a secret, and Hydra writes none."""
     process = start(
         tmp_path, *BATCH, "+tracking.tags.hub_token=canary-of-a-batch-1", "sweep.seed=1,2",
         "+tracking.tags.api_key=canary-of-a-batch-2",
@@ -189,10 +189,11 @@ def test_no_secret_stays_on_disk(tmp_path: Path) -> None:
     code, out, err = finish(process)
     assert code == 0, err
     assert_no_canary(tmp_path, out + err, "canary-of-a-batch")
+    assert not list(tmp_path.rglob("multirun.yaml"))
 
 
 def assert_no_canary(folder: Path, text: str, canary: str) -> None:
-    """Neither shown nor in any file, plain or as Hydra's sweeper escapes it."""
+    """Neither printed nor in any file, plain or as Hydra's sweeper escapes it."""
     assert canary not in text
     for path in folder.rglob("*"):
         assert not path.is_file() or canary.encode() not in path.read_bytes(), path
@@ -211,7 +212,7 @@ def test_no_password_of_an_unquoted_uri_stays_on_disk(tmp_path: Path) -> None:
 
 
 def test_a_directory_in_use_or_of_another_batch_is_refused(tmp_path: Path) -> None:
-    """Nothing recorded is overwritten, and nothing is run twice."""
+    """Nothing recorded is overwritten, and no job is run twice."""
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "ledger.jsonl").touch()
     code, _, err = finish(start(tmp_path, *BATCH, *NO_TRACKING, "sweep.seed=1,2"), 60)

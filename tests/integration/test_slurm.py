@@ -1,4 +1,4 @@
-"""Jobs on a real Slurm, which scripts/slurm_cluster brings up on this machine."""
+"""Jobs on a real Slurm, which scripts/slurm_cluster starts on this machine."""
 
 from __future__ import annotations
 
@@ -48,32 +48,32 @@ class Cluster:
         self.folder = folder
         self.env = environment(**settings, LRRUNNER_VENV=str(Path(sys.prefix)), PATH=PATH)
 
-    def run(self, *words: str) -> str:
+    def run(self, *arguments: str) -> str:
         """The output of a command."""
-        done = subprocess.run(words, cwd=self.folder, env=self.env, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, (words, done.stdout, done.stderr)
+        done = subprocess.run(arguments, cwd=self.folder, env=self.env, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, (arguments, done.stdout, done.stderr)
         return done.stdout
 
     def is_up_again(self, node: str) -> bool:
-        """Whether a node is not down any more: its slurmd reports for duty by itself, or it is told to resume."""
+        """Whether a node is no longer down; its slurmd may register by itself, else the node is resumed."""
         if "DOWN" not in self.run("scontrol", "show", "node", node):
             return True
-        words = ("scontrol", "update", f"nodename={node}", "state=resume")
-        subprocess.run(words, env=self.env, capture_output=True, check=False)  # refused if it has come up meanwhile
+        command = ("scontrol", "update", f"nodename={node}", "state=resume")
+        subprocess.run(command, env=self.env, capture_output=True, check=False)  # refused if it has come up meanwhile
         return False
 
-    def submit(self, *words: str) -> str:
+    def submit(self, *arguments: str) -> str:
         """The id of a job."""
         shutil.copy(PARTS, self.folder / "parts.py")
-        out = self.run(str(ROOT / "scripts/submit"), *words)
+        out = self.run(str(ROOT / "scripts/submit"), *arguments)
         return re.findall(r"^job (\d+)$", out, re.MULTILINE)[-1]
 
     def job(self, number: str) -> dict[str, str]:
-        """What Slurm says of a job."""
+        """The fields of a job, as Slurm shows them."""
         return dict(re.findall(r"(?:^| )([A-Za-z]+)=(\S*)", self.run("scontrol", "-o", "show", "job", number)))
 
     def wait(self, what: str, condition: Callable[[], bool]) -> None:
-        """Until a condition holds."""
+        """Wait until a condition holds."""
         deadline = time.monotonic() + DEADLINE_S
         while not condition():
             outputs = [path.read_text() for path in self.folder.glob("lrrunner*.out")]
@@ -81,17 +81,17 @@ class Cluster:
             time.sleep(0.2)
 
     def wait_for_state(self, number: str, *states: str) -> dict[str, str]:
-        """Until a job has reached a state; how it is then."""
+        """Wait until a job has reached a state; its fields then."""
         self.wait(f"{states}", lambda: self.job(number)["JobState"] in states)
         return self.job(number)
 
     def wait_for_rows(self, number: str, count: int) -> None:
-        """Until a job has recorded so many steps."""
+        """Wait until a job has recorded a number of steps."""
         path = self.folder / f"runs/slurm-{number}/records.csv"
         self.wait("records", lambda: path.exists() and len(path.read_text().splitlines()) > count)
 
     def finish(self, number: str) -> Path:
-        """The run directory of a job that has to end well."""
+        """The run directory of a job, which must complete."""
         job = self.wait_for_state(number, "COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
         assert job["JobState"] == "COMPLETED", (self.folder / f"lrrunner-{number}.out").read_text()
         return self.folder / f"runs/slurm-{number}"
@@ -99,7 +99,7 @@ class Cluster:
 
 @pytest.fixture(scope="module")
 def settings() -> Iterator[dict[str, str]]:
-    """A cluster of three nodes for this module; munge does not work below pytest's own closed folder."""
+    """A cluster of three nodes for this module; munge does not work in pytest's temporary folder, which is private."""
     base = Path(tempfile.mkdtemp(prefix="lrrunner-cluster-"))
     own = {"LRRUNNER_CLUSTER": str(base), "LRRUNNER_CLUSTER_PORT": str(28000 + os.getpid() % 1000 * 4)}
     script = str(ROOT / "scripts/slurm_cluster")
@@ -127,7 +127,7 @@ def records(run: Path) -> list[dict[str, str]]:
 
 
 def test_two_nodes_of_two_ranks_are_four_ranks_and_overrides_stay_data(cluster: Cluster, tmp_path: Path) -> None:
-    """The same records as four local ranks; what a shell would execute arrives as it was typed."""
+    """The same records as four local ranks; text that a shell would execute arrives as it was typed."""
     job = ("sweep.num_steps=25", "sweep.auto_range=false")
     quoted = HOSTILE.replace("\\", "\\\\").replace('"', '\\"')
     number = cluster.submit(
@@ -145,8 +145,8 @@ def test_two_nodes_of_two_ranks_are_four_ranks_and_overrides_stay_data(cluster: 
     assert json.loads((run / "suggestion.json").read_text())["world_size"] == 4
     assert yaml.safe_load((run / "config.yaml").read_text())["tracking"]["tags"]["odd"] == HOSTILE
     client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path}/mlflow.db")
-    page = client.get_run(json.loads((run / "status.json").read_text())["mlflow_run_id"])
-    assert (page.info.status, page.data.tags["odd"]) == ("FINISHED", HOSTILE)
+    mlflow_run = client.get_run(json.loads((run / "status.json").read_text())["mlflow_run_id"])
+    assert (mlflow_run.info.status, mlflow_run.data.tags["odd"]) == ("FINISHED", HOSTILE)
     assert not {"x", "y", "z"} & {path.name for path in tmp_path.iterdir()}
 
 
@@ -160,7 +160,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, str]
 
 
 def preempted(cluster: Cluster, number: str) -> None:
-    """A job that matters more wants all nodes."""
+    """A job of higher priority needs all nodes."""
     cluster.run("sbatch", "--partition=high", "--nodes=3", "--exclusive", "--output=/dev/null", "--wrap", "sleep 2")
 
 
@@ -168,8 +168,8 @@ def requeued(cluster: Cluster, number: str) -> None:
     cluster.run("scontrol", "requeue", number)
 
 
-def bereft_of_a_node(cluster: Cluster, number: str) -> None:
-    """Its last node goes down; it comes back for the other tests."""
+def without_a_node(cluster: Cluster, number: str) -> None:
+    """Its last node goes down, and comes back for the other tests."""
     node = cluster.run("scontrol", "show", "hostnames", cluster.job(number)["NodeList"]).split()[-1]
     cluster.run("scontrol", "update", f"nodename={node}", "state=down", "reason=test")
     cluster.wait("requeued", lambda: cluster.job(number)["Restarts"] == "1")
@@ -177,15 +177,15 @@ def bereft_of_a_node(cluster: Cluster, number: str) -> None:
 
 
 def warned(cluster: Cluster, number: str) -> None:
-    """As before the end of its time: the batch script hears of it, and puts the job back into the queue."""
+    """As before the end of its time: the batch script gets the signal, and requeues the job."""
     cluster.run("scancel", "--batch", "--signal=USR2", number)
 
 
 LONG = functools.partial(pytest.param, marks=pytest.mark.long)
 
 
-@pytest.mark.parametrize("disturb", [preempted, LONG(requeued), LONG(bereft_of_a_node), LONG(warned)])
-def test_a_disturbed_job_goes_on_by_itself(
+@pytest.mark.parametrize("disturb", [preempted, LONG(requeued), LONG(without_a_node), LONG(warned)])
+def test_an_interrupted_job_resumes_by_itself(
     disturb: Callable[[Cluster, str], None], cluster: Cluster, undisturbed: list[dict[str, str]], tmp_path: Path
 ) -> None:
     """Preemption, requeue, a lost node, a warning: in the same run directory and MLflow run, to the same records."""
@@ -200,13 +200,13 @@ def test_a_disturbed_job_goes_on_by_itself(
     client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path}/mlflow.db")
     experiment = client.get_experiment_by_name("lrrunner")
     assert experiment is not None
-    (page,) = client.search_runs([experiment.experiment_id])
-    assert (page.info.run_id, page.info.status) == (status["mlflow_run_id"], "FINISHED")
+    (mlflow_run,) = client.search_runs([experiment.experiment_id])
+    assert (mlflow_run.info.run_id, mlflow_run.info.status) == (status["mlflow_run_id"], "FINISHED")
 
 
 @pytest.mark.parametrize("num_nodes", [LONG(1), 2])
 def test_scancel_leaves_the_run_killed_with_its_records(num_nodes: int, cluster: Cluster, tmp_path: Path) -> None:
-    """Not RUNNING for ever; and what was measured is there. One rank alone has no launcher, which would die of it."""
+    """Not RUNNING for ever, and the records are kept. One rank alone runs without a launcher, which would die first."""
     number = cluster.submit(f"--nodes={num_nodes}", "--ntasks-per-node=1", str(ROOT / "slurm/sweep.sbatch"), *SLOW)
     cluster.wait_for_rows(number, 5)
     cluster.run("scancel", number)
@@ -221,8 +221,8 @@ def test_scancel_leaves_the_run_killed_with_its_records(num_nodes: int, cluster:
 
 def test_submit_refuses_a_wrong_configuration_before_it_queues(cluster: Cluster, tmp_path: Path) -> None:
     """On the login node, in a second, instead of after an hour in the queue."""
-    words = [str(ROOT / "scripts/submit"), str(ROOT / "slurm/sweep.sbatch"), "sweep.num_stepz=3", "sweep.end_lr=-1"]
-    done = subprocess.run(words, cwd=tmp_path, env=cluster.env, capture_output=True, text=True, check=False)
+    command = [str(ROOT / "scripts/submit"), str(ROOT / "slurm/sweep.sbatch"), "sweep.num_stepz=3", "sweep.end_lr=-1"]
+    done = subprocess.run(command, cwd=tmp_path, env=cluster.env, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "did you mean sweep.num_steps?" in done.stderr
     assert "sweep.end_lr must exceed" in done.stderr
@@ -230,9 +230,14 @@ def test_submit_refuses_a_wrong_configuration_before_it_queues(cluster: Cluster,
 
 
 def test_submit_waits_with_the_log_and_the_code(cluster: Cluster, tmp_path: Path) -> None:
-    """For scripts: what the job prints, and whether it went well."""
-    words = [str(ROOT / "scripts/submit"), "--wait", str(ROOT / "slurm/sweep.sbatch"), "data.global_batch_size=100000"]
-    done = subprocess.run(words, cwd=tmp_path, env=cluster.env, capture_output=True, text=True, check=False)
+    """For scripts: what the job prints, and its exit code."""
+    command = [
+        str(ROOT / "scripts/submit"),
+        "--wait",
+        str(ROOT / "slurm/sweep.sbatch"),
+        "data.global_batch_size=100000",
+    ]
+    done = subprocess.run(command, cwd=tmp_path, env=cluster.env, capture_output=True, text=True, check=False)
     assert "data.train must hold at least one global batch of 100000 samples" in done.stdout
     assert "FAILED" in done.stdout
     assert done.returncode == 2
@@ -254,13 +259,13 @@ def test_a_batch_runs_in_one_allocation(cluster: Cluster, tmp_path: Path) -> Non
 
 
 def test_an_array_is_a_grid_with_one_writer_to_mlflow(cluster: Cluster, tmp_path: Path) -> None:
-    """Six points on six tasks; the job behind them writes the summary and the page."""
+    """Six points on six tasks; the job after them writes the summary and the runs in MLflow."""
     grid = ("sweep.num_steps=12", "sweep.auto_range=false", "optimizer=sgd,adamw", "sweep.seed=1,2,3")
     shutil.copy(PARTS, tmp_path / "parts.py")
     out = cluster.run(str(ROOT / "scripts/submit"), "--ntasks=1", str(ROOT / "slurm/array.sbatch"), *grid)
     assert "--array=0-5" in out
-    array, behind = re.findall(r"^job (\d+)$", out, re.MULTILINE)
-    job = cluster.wait_for_state(behind, "COMPLETED", "FAILED", "CANCELLED")
+    array, summary = re.findall(r"^job (\d+)$", out, re.MULTILINE)
+    job = cluster.wait_for_state(summary, "COMPLETED", "FAILED", "CANCELLED")
     outputs = {path.name: path.read_text() for path in tmp_path.glob("lrrunner-*.out")}
     assert job["JobState"] == "COMPLETED", outputs
     with (tmp_path / f"runs/slurm-{array}/summary.csv").open() as file:
@@ -279,10 +284,10 @@ def test_an_array_is_a_grid_with_one_writer_to_mlflow(cluster: Cluster, tmp_path
 def test_submitit_queues_a_job_for_each_point(cluster: Cluster) -> None:
     """Each with two supervised ranks and a run directory of its own; the process that waits sums them up."""
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason="needs the extra slurm")
-    words = ("hydra/launcher=submitit_slurm", "hydra.launcher.timeout_min=10", "hydra.launcher.cpus_per_task=1")
-    words += ("launch.num_processes=2", "optimizer=sgd,adamw", "sweep.num_steps=40", "run.dir=batch", *NO_TRACKING)
+    overrides = ("hydra/launcher=submitit_slurm", "hydra.launcher.timeout_min=10", "hydra.launcher.cpus_per_task=1")
+    overrides += ("launch.num_processes=2", "optimizer=sgd,adamw", "sweep.num_steps=40", "run.dir=batch", *NO_TRACKING)
     secret = "+tracking.tags.hub_token=canary-submitit"
-    out = cluster.run(sys.executable, "-m", "lrrunner", "-m", *words, secret)
+    out = cluster.run(sys.executable, "-m", "lrrunner", "-m", *overrides, secret)
     batch = cluster.folder / "batch"
     with (batch / "summary.csv").open() as file:
         rows = list(csv.DictReader(file))

@@ -10,7 +10,8 @@ from typing import Any
 
 from mlflow import MlflowClient
 
-from lrrunner.batch.state import batch_lock, update_state
+from lrrunner.batch.directory import batch_lock
+from lrrunner.batch.state import update_state
 from tests.integration.launching import NO_TRACKING, environment, launch, start
 from tests.integration.test_bad_endings import wait_for_rows
 

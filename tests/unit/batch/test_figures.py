@@ -1,4 +1,4 @@
-"""The pictures of a batch hold what was given."""
+"""The figures of a batch show what they were given."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def points(group: str, scale: float) -> list[SweptPoint]:
 
 
 def test_every_curve_and_every_suggestion_is_drawn(tmp_path: Path) -> None:
-    """A job without a suggestion has a curve and no dot; a legend too long is cut and says so."""
+    """A job without a suggestion has a curve and no dot; a legend that is too long is cut and says so."""
     curve = curve_from_steps(records(sweep_lrs(), fall_and_blow_up(sweep_lrs())), beta=0.9)
     assert curve is not None
     figure = overlay_figure([(f"model.width={i}", curve, 1e-3 if i else None) for i in range(20)], title="20 sweeps")
