@@ -74,7 +74,7 @@ def batch_lock(directory: Path) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        raise BlockingIOError(f"{directory} still works; wait for its end") from None
+        raise BlockingIOError(f"{directory} is still running; wait for its end") from None
     try:
         yield
     finally:

@@ -36,7 +36,7 @@ def sync_batch(directory: Path, *, uri: str | None = None) -> list[str]:
     Raises:
         ConfigError: no job of the batch began, or the store refuses.
         ConnectionError: the store does not answer.
-        BlockingIOError: the batch, or a run of it, still works.
+        BlockingIOError: the batch, or a run of it, has not ended.
     """
     with batch_lock(directory):
         return upload_batch(directory, uri=uri)

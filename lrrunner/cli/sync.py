@@ -25,8 +25,8 @@ def run(arguments: Sequence[str]) -> int:
     """Upload run and batch directories to MLflow.
 
     Returns:
-        Exit code: 0 all is uploaded, 1 a store does not answer or a run still works, 2 a directory holds neither a run
-        nor a batch.
+        Exit code: 0 all is uploaded, 1 a store does not answer or a run has not ended, 2 a directory holds no run and
+        no batch.
     """
     parser = argparse.ArgumentParser(prog="lrrunner-sync", description=__doc__)
     parser.add_argument("directories", nargs="+", type=Path, metavar="directory", help="a run or batch directory")

@@ -33,7 +33,7 @@ def sync_run(files: RunFiles, *, uri: str | None = None, tags: Mapping[str, str]
     Raises:
         ConfigError: the store refuses.
         ConnectionError: the store does not answer.
-        BlockingIOError: the run still works.
+        BlockingIOError: the run has not ended.
     """
     files = _closed(files)
     tracking = tracking_of(files, uri=uri)
@@ -89,6 +89,6 @@ def _closed(files: RunFiles) -> RunFiles:
         return files
     identity = files.status.get("process")
     if identity is None or files.status.get("host") != socket.gethostname() or is_alive(identity):
-        raise BlockingIOError(f"{files.path} still works, or works on another machine; wait for its end")
+        raise BlockingIOError(f"{files.path} is still running, or runs on another machine; wait for its end")
     write_status(files.path, state=RunState.KILLED, cause=ENDED_WITHOUT_REPORT)
     return read_run(files.path)

@@ -1,4 +1,4 @@
-"""`lrrunner-sync`: what an unreachable server missed, exactly once."""
+"""`lrrunner-sync` uploads what an unreachable server missed, exactly once."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def everything(folder: Path) -> dict[str, Any]:
     return found
 
 
-def test_a_run_is_brought_once_however_often_it_is_asked(tmp_path: Path) -> None:
+def test_a_run_is_uploaded_once_however_often_it_is_synced(tmp_path: Path) -> None:
     """The server was down; sending twice changes nothing."""
     done = launch(tmp_path, *UNREACHABLE, timeout_s=90)
     assert done.code == 0, done.err
@@ -77,13 +77,13 @@ def test_a_run_that_mlflow_has_stays_as_it_is(tmp_path: Path) -> None:
     assert everything(tmp_path) == before
 
 
-def test_a_killed_run_is_closed_and_brought(tmp_path: Path) -> None:
+def test_a_killed_run_is_closed_and_uploaded(tmp_path: Path) -> None:
     """SIGKILL and no server: the records are on disk, and that is enough."""
     process = start(tmp_path, *NO_TRACKING, "model=custom", "model._target_=parts.SlowMlp", "+model.seconds=0.2")
     wait_for_rows(tmp_path, 3, process)
     running = sync(tmp_path, "run")
     assert running.returncode == 1
-    assert "still works" in running.stderr
+    assert "is still running" in running.stderr
     process.kill()
     process.communicate()
     done = sync(tmp_path, "run")
@@ -93,31 +93,31 @@ def test_a_killed_run_is_closed_and_brought(tmp_path: Path) -> None:
     assert len(run["points"]["pass_0/loss"]) >= 3
 
 
-def test_a_batch_is_brought_with_its_page(tmp_path: Path) -> None:
+def test_a_batch_is_uploaded_with_its_summary_run(tmp_path: Path) -> None:
     """Runs below one parent, the table on it; twice is once."""
     process = start(tmp_path, "-m", "launch.num_processes=1", *UNREACHABLE, "sweep.seed=1,2")
     _out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
-    assert err.count("MLflow does not answer") == 2, "the page and the first job ask; no rank does"
+    assert err.count("MLflow does not answer") == 2, "the summary run and the first job try; no rank does"
     for log in (tmp_path / "run").glob("*/ranks/0.*"):
         assert "MLflow does not answer" not in log.read_text()
     first = sync(tmp_path, "run", "--uri", "sqlite:///mlflow.db")
     assert first.returncode == 0, first.stderr
     before = everything(tmp_path)
-    page = before.pop("run")
-    assert {name: run["parent"] for name, run in before.items()} == {"000": page["id"], "001": page["id"]}
-    assert {"summary.csv", "summary.png", "summary.json", "ledger.jsonl"} <= set(page["artifacts"])
-    assert page["status"] == "FINISHED"
-    assert "sweep.seed=1" in page["note"]
+    summary = before.pop("run")
+    assert {name: run["parent"] for name, run in before.items()} == {"000": summary["id"], "001": summary["id"]}
+    assert {"summary.csv", "summary.png", "summary.json", "ledger.jsonl"} <= set(summary["artifacts"])
+    assert summary["status"] == "FINISHED"
+    assert "sweep.seed=1" in summary["note"]
     assert sync(tmp_path, "run", "--uri", "sqlite:///mlflow.db").returncode == 0
     after = everything(tmp_path)
-    assert after.pop("run") == page
+    assert after.pop("run") == summary
     assert after == before
     ids = {json.loads((tmp_path / "run" / name / "status.json").read_text())["mlflow_run_id"] for name in before}
     assert ids == {run["id"] for run in before.values()}
 
 
-def test_mistakes_are_told(tmp_path: Path) -> None:
+def test_what_cannot_be_uploaded_is_reported(tmp_path: Path) -> None:
     """A directory of something else; a server that still does not answer."""
     (tmp_path / "empty").mkdir()
     wrong = sync(tmp_path, "empty")
@@ -130,7 +130,7 @@ def test_mistakes_are_told(tmp_path: Path) -> None:
     assert "Traceback" not in down.stderr
 
 
-def test_a_batch_is_brought_from_anywhere_and_after_a_crash(tmp_path: Path) -> None:
+def test_a_batch_is_uploaded_from_anywhere_and_after_a_crash(tmp_path: Path) -> None:
     """The store is where the batch was, not where the command is; a batch that was killed did not finish."""
     (tmp_path / "elsewhere").mkdir()
     process = start(tmp_path, "-m", "launch.num_processes=1", "sweep.num_steps=12", "sweep.seed=1,2")
@@ -140,14 +140,14 @@ def test_a_batch_is_brought_from_anywhere_and_after_a_crash(tmp_path: Path) -> N
     assert process.returncode == 0, err
     before = everything(tmp_path)
     assert [run["status"] for run in before.values()] == ["FINISHED"] * 3
-    page = client(tmp_path)
+    store = client(tmp_path)
     done = sync(tmp_path / "elsewhere", "../run")
     assert done.returncode == 0, done.stderr
     assert {run["id"] for run in everything(tmp_path).values()} == {run["id"] for run in before.values()}
     assert not list((tmp_path / "elsewhere").iterdir())
 
     update_state(tmp_path / "run", state="running", num_jobs=3)
-    page.delete_run(before["run"]["id"])
+    store.delete_run(before["run"]["id"])
     done = sync(tmp_path / "elsewhere", "../run")
     assert done.returncode == 0, done.stderr
     after = everything(tmp_path)
@@ -156,4 +156,4 @@ def test_a_batch_is_brought_from_anywhere_and_after_a_crash(tmp_path: Path) -> N
     with batch_lock(tmp_path / "run"):
         busy = sync(tmp_path / "elsewhere", "../run")
     assert busy.returncode == 1
-    assert "run still works; wait for its end" in busy.stderr
+    assert "run is still running; wait for its end" in busy.stderr

@@ -60,9 +60,10 @@ def test_run_dir_beside_resume_is_a_contradiction_unless_it_is_the_same(tmp_path
     assert "run.dir must be left out" in errors_of(tmp_path, "elsewhere")[0]
 
 
-def test_a_batch_is_named_as_one(tmp_path: Path) -> None:
-    """Its own command resumes it."""
-    (tmp_path / "ledger.jsonl").touch()
+@pytest.mark.parametrize("name", ["ledger.jsonl", "batch.json"])
+def test_a_batch_is_named_as_one(tmp_path: Path, name: str) -> None:
+    """Its own command resumes it, also before its first job has ended."""
+    (tmp_path / name).touch()
     assert "must name a single run, got the batch" in errors_of(tmp_path)[0]
 
 
