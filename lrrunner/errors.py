@@ -24,3 +24,20 @@ class ArgumentError(ConfigError):
     """The arguments of a call are wrong."""
 
     subject = "the arguments are"
+
+
+class UnreducedGradientError(RuntimeError):
+    """Ranks hold different gradients after a backward pass that should have reduced them: they train apart.
+
+    Args:
+        norms: Each rank's gradient norm, as text.
+        step: Step at which it was noticed.
+    """
+
+    def __init__(self, norms: str, *, step: int) -> None:
+        super().__init__(
+            f"the gradient must be the same on every rank after the backward pass, got norms {norms} at step {step}: "
+            "the loss bypasses DistributedDataParallel, so that ranks train apart; compute it by calling the model "
+            "that the objective or loss_fn is given, not model.module, a closure over the module inside of it, or a "
+            "criterion with parameters of its own"
+        )

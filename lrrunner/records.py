@@ -16,6 +16,8 @@ class StopReason(StrEnum):
     """The stop rule fired on the smoothed loss."""
     NON_FINITE = "non_finite"
     """A rank saw NaN or infinity, or mixed precision overflowed ten times in a row."""
+    NO_ITEMS = "no_items"
+    """No rank had any items to learn from, ten steps in a row."""
     INTERRUPTED = "interrupted"
     """A rank was asked to stop (a signal)."""
 
@@ -59,7 +61,6 @@ class Step:
         skipped: The gradient scaler skipped the update (fp16 overflow): no point of the curve.
         elapsed_s: Seconds since the sweep began.
         timestamp_ms: Unix time in milliseconds at which the step's loss was read.
-        rank_losses: Each rank's own mean loss, in rank order.
         val_loss: Raw validation loss after the step, if the sweep monitors it and the step was evaluated.
         val_items: Items that ``val_loss`` is the mean of, over all ranks.
         is_monitored: False for a step that was not evaluated where the sweep monitors the validation loss.
@@ -78,7 +79,6 @@ class Step:
     skipped: bool = False
     elapsed_s: float = 0.0
     timestamp_ms: int = 0
-    rank_losses: tuple[float, ...] = ()
     val_loss: float | None = None
     val_items: float | None = None
     is_monitored: bool = True
@@ -107,6 +107,8 @@ class Stop:
         ranks: The ranks that caused it, where ranks differ (non-finite loss, signal).
         repeat: The repeat that ended.
         sweep_pass: Its pass.
+        in_gradient: Whether the gradient was not finite, and the loss was.
+        is_partial: Whether some ranks caused it and others did not.
     """
 
     reason: StopReason
@@ -114,6 +116,8 @@ class Stop:
     ranks: tuple[int, ...] = ()
     repeat: int = 0
     sweep_pass: int = 0
+    in_gradient: bool = False
+    is_partial: bool = False
 
     def __str__(self) -> str:
         where = f" on rank {', '.join(map(str, self.ranks))}" if self.ranks else ""

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from lrrunner.config.schema import Monitor, SweepConfig, SweepMode
+from lrrunner.core.data_fault import data_fault, fault_suggestion
 from lrrunner.core.lr_schedules import SWEEP_SCHEDULES
 from lrrunner.core.range_extension import MAX_PASSES, Extension, curve_pass, extension
 from lrrunner.core.stop_rules import stop_rule
@@ -59,6 +60,7 @@ def run_passes(
     method: str,
     collective: Collective,
     on_extension: Callable[[Extension], None] = lambda extension: None,
+    locate: Callable[[Stop, Sequence[Step]], str] = lambda stop, steps: "",
 ) -> Passes:
     """Sweep, and sweep extended ranges while these are needed and allowed. Every rank must call this.
 
@@ -71,6 +73,7 @@ def run_passes(
         method: Name of the suggestion rule.
         collective: The world this rank belongs to.
         on_extension: Called before each further pass.
+        locate: Describes which samples a stop's ranks were at; called on rank 0 with the stop and the records.
     """
     steps: tuple[Step, ...] = ()
     stops: tuple[Stop, ...] = ()
@@ -78,8 +81,15 @@ def run_passes(
     low, high = sweep.start_lr, sweep.end_lr
     while True:
         result = run_pass(len(passes), low, high)
+        found: tuple[Suggestion, Extension | None] | None = None
+        if collective.rank == 0:
+            fault = data_fault(result.steps, result.stops, earlier_stops=stops)
+            if fault is not None:
+                where = locate(fault, result.steps)
+                found = fault_suggestion(fault, result.steps, method=method, location=where), None
+            else:
+                found = _suggestion_and_extension(result, sweep, method, low, high)
         steps, stops = steps + result.steps, stops + result.stops
-        found = _suggestion_and_extension(result, sweep, method, low, high) if collective.rank == 0 else None
         suggestion, wider = collective.broadcast(found)
         passes.append(SweepPass(start_lr=low, end_lr=high, suggestion=suggestion))
         if wider is None or len(passes) == MAX_PASSES:

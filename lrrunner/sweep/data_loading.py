@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from lrrunner.config.schema import Config
 from lrrunner.core.batch_plan import BatchPlan, evaluation_batches, micro_batches
+from lrrunner.records import Step, Stop
 from lrrunner.training.collectives import Collective
+
+MAX_LOCATED_RANKS, MAX_LOCATED_SAMPLES = 2, 64
+"""How many are named in a message."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +70,20 @@ class RankBatches:
             return iter(self._train_loader(repeat, first_step))
         num_skipped = first_step * self._plan.accumulation_steps
         return itertools.islice(self._train_loader(repeat, 0), num_skipped, None)
+
+    def locate(self, stop: Stop, steps: Sequence[Step]) -> str:
+        """Which samples of the training set the ranks of a stop were at, as text; empty if no rank is known."""
+        position = sum(step.repeat == stop.repeat for step in steps) - 1  # a skipped step has read its batches, too
+        found = []
+        for rank in stop.ranks[:MAX_LOCATED_RANKS]:
+            stream = micro_batches(
+                self._plan, seed=self._seed, repeat=stop.repeat, rank=rank, first_step=max(position, 0)
+            )
+            indices = list(itertools.chain.from_iterable(itertools.islice(stream, self._plan.accumulation_steps)))
+            shown = ", ".join(map(str, indices[:MAX_LOCATED_SAMPLES]))
+            more = f" and {len(indices) - MAX_LOCATED_SAMPLES} more" if len(indices) > MAX_LOCATED_SAMPLES else ""
+            found.append(f"rank {rank} was at samples {shown}{more} of data.train")
+        return "".join(f"; {text}" for text in found)
 
     def evaluation(self, *, num_samples: int) -> Callable[[], Iterator[tuple[Any, int]]]:
         """Choose a fixed random part of the data set of evaluations, the same for every world size.

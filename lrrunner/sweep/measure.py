@@ -90,6 +90,7 @@ def measure(
         method=job.suggestion.method,
         collective=context.collective,
         on_extension=listener.on_extension if listener is not None else lambda extension: None,
+        locate=batches.locate,
     )
     if evaluate_trial is None or passes.interruption is not None or passes.suggestion.lr is None:
         return Measured(passes, Trials())

@@ -56,14 +56,12 @@ class UnfinishedRepeat:
     rng: dict[str, Any]
     reference_items: float | None
 
-    def restore(self, snapshot: Snapshot, device: torch.device) -> torch.Tensor | None:
-        """Load the state into the model of ``snapshot``; returns the reference count on ``device``."""
+    def restore(self, snapshot: Snapshot, device: torch.device) -> float | None:
+        """Load the state into the model of ``snapshot``; returns the reference count."""
         snapshot.load_state_dict(self.world, self.buffers)
         snapshot.restore()
         RngState.from_state_dict(self.rng).restore(device)
-        if self.reference_items is None:
-            return None
-        return torch.tensor(self.reference_items, dtype=torch.float64, device=device)
+        return self.reference_items
 
 
 class Checkpoints:
@@ -136,7 +134,7 @@ class Checkpoints:
         snapshot: Snapshot,
         *,
         rng: RngState,
-        reference_items: torch.Tensor | None,
+        reference_items: float | None,
     ) -> None:
         """Save the state in the middle of a repeat. Every rank must call this, after the same step.
 
@@ -146,7 +144,7 @@ class Checkpoints:
         own = {
             "buffers": snapshot.buffers_state(),
             "rng": rng.state_dict(),
-            "reference_items": None if reference_items is None else float(reference_items),
+            "reference_items": reference_items,
         }
         error = self._write_shard(key, len(steps), snapshot) if snapshot.is_sharded else None
         by_rank = self._collective.gather((own, error))

@@ -11,6 +11,7 @@ from typing import Any
 from lrrunner.core.noise_scale import gradient_variance
 from lrrunner.core.smoothing import Ema
 from lrrunner.core.stop_rules import StopRule
+from lrrunner.errors import UnreducedGradientError
 from lrrunner.records import Step, Stop, StopReason
 from lrrunner.training.checkpoints import Checkpoints, UnfinishedRepeat
 from lrrunner.training.collectives import Collective
@@ -188,9 +189,14 @@ class SweepRun:
     def _settle(self, step: PendingStep) -> Stop | None:
         """Read a step, record it, and decide; the values are the same on every rank, and so is the decision."""
         reading = step.read(num_rows=self._collective.world_size)
+        if self._train_step.gradients_must_agree and (norms := reading.gradient_disagreement):
+            raise UnreducedGradientError(norms, step=step.index)
+        if not reading.num_items:
+            return self._settle_without_items(step, reading)
         loss, bad_ranks = reading.loss, reading.non_finite_ranks
         finite = math.isfinite(loss) and not bad_ranks
-        evaluation = self._evaluation(step) if finite else None
+        in_gradient = finite and not step.skipped and not math.isfinite(reading.grad_norm)
+        evaluation = self._evaluation(step) if finite and not in_gradient else None
         monitored = loss if self._evaluate is None else None
         if evaluation is not None:
             monitored, bad_ranks = evaluation.loss, evaluation.non_finite
@@ -199,11 +205,21 @@ class SweepRun:
             monitored = None
         if monitored is not None:
             self._ema.update(monitored)
-        self._record(step, reading, evaluation, finite=finite)
+        self._record(step, reading, evaluation, finite=finite, skipped=step.skipped)
         self._skips_in_a_row = self._skips_in_a_row + 1 if step.skipped else 0
+        if in_gradient:
+            return self._stop(StopReason.NON_FINITE, step.index, reading.bad_gradient_ranks, in_gradient=True)
         if not finite or self._skips_in_a_row >= MAX_SKIPS_IN_A_ROW:
             return self._stop(StopReason.NON_FINITE, step.index, bad_ranks)
         self._has_diverged = monitored is not None and self._diverges(monitored, loss)
+        return self._decision(step, reading)
+
+    def _settle_without_items(self, step: PendingStep, reading: StepReading) -> Stop | None:
+        """A step that no rank had any items for is skipped: no point of the curve. Too many in a row end the sweep."""
+        self._record(step, reading, None, finite=False, skipped=True)
+        self._skips_in_a_row += 1
+        if self._skips_in_a_row >= MAX_SKIPS_IN_A_ROW:
+            return self._stop(StopReason.NO_ITEMS, step.index)
         return self._decision(step, reading)
 
     def _evaluation(self, step: PendingStep) -> Evaluation | None:
@@ -211,7 +227,9 @@ class SweepRun:
         is_due = not step.skipped and step.index % self._plan.evaluate_every == 0
         return self._evaluate() if self._evaluate is not None and is_due else None
 
-    def _record(self, step: PendingStep, reading: StepReading, evaluation: Evaluation | None, *, finite: bool) -> None:
+    def _record(
+        self, step: PendingStep, reading: StepReading, evaluation: Evaluation | None, *, finite: bool, skipped: bool
+    ) -> None:
         record = Step(
             sweep_pass=self._plan.sweep_pass,
             repeat=self._repeat,
@@ -221,10 +239,9 @@ class SweepRun:
             smoothed_loss=self._ema.value if finite and self._ema.num_updates else math.nan,
             grad_norm=reading.grad_norm,
             num_items=reading.num_items,
-            skipped=step.skipped,
+            skipped=skipped,
             elapsed_s=time.perf_counter() - self._started,
             timestamp_ms=time.time_ns() // 1_000_000,
-            rank_losses=reading.rank_losses,
             val_loss=None if evaluation is None else evaluation.loss,
             val_items=None if evaluation is None else evaluation.num_items,
             is_monitored=self._evaluate is None or evaluation is not None,
@@ -248,8 +265,16 @@ class SweepRun:
         """
         return self._stop_rule.update(monitored, self._ema.value, noisy_loss=training_loss)
 
-    def _stop(self, reason: StopReason, index: int, ranks: tuple[int, ...] = ()) -> Stop:
-        return Stop(reason=reason, step=index, ranks=ranks, repeat=self._repeat, sweep_pass=self._plan.sweep_pass)
+    def _stop(self, reason: StopReason, index: int, ranks: tuple[int, ...] = (), *, in_gradient: bool = False) -> Stop:
+        return Stop(
+            reason=reason,
+            step=index,
+            ranks=ranks,
+            repeat=self._repeat,
+            sweep_pass=self._plan.sweep_pass,
+            in_gradient=in_gradient,
+            is_partial=0 < len(ranks) < self._collective.world_size,
+        )
 
 
 def _gradient_variance(reading: StepReading) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from torch import nn
 
 from lrrunner.core.curve import curve_from_steps
 from lrrunner.core.suggestion_rules import suggest
+from lrrunner.errors import UnreducedGradientError
 from lrrunner.records import StopReason
 from lrrunner.training.engine import SweepResult, run_sweep
 from tests.multiprocess.ranks import on_ranks
@@ -113,7 +115,6 @@ def test_recorded_loss_is_the_mean_over_ranks(tmp_path: Path) -> None:
     """Rows 7 and 8: ignite sums (3.0 here), Lightning watches rank 0 (1.0)."""
     for result in on_ranks(rank_dependent_sweep, 2, tmp_path):
         assert [step.loss for step in result.steps] == [1.5] * 5
-        assert [step.rank_losses for step in result.steps] == [(1.0, 2.0)] * 5
         assert [step.num_items for step in result.steps] == [48.0] * 5
 
 
@@ -183,7 +184,6 @@ def test_recorded_loss_is_weighted_by_items(tmp_path: Path) -> None:
     """(3*1 + 5*2 + 1*4 + 7*8) / 16 = 73/16; an unweighted mean would say 3.75 (rows 8, 9, 24)."""
     for result in on_ranks(constant_loss_sweep, 2, tmp_path):
         assert [step.loss for step in result.steps] == [73 / 16] * 3
-        assert result.steps[0].rank_losses == (13 / 8, 60 / 8)
 
 
 def nan_on_rank_1_sweep() -> SweepResult:
@@ -209,7 +209,6 @@ def test_nan_on_one_rank_stops_all_ranks_at_that_step(tmp_path: Path) -> None:
         (stop,) = result.stops
         assert (stop.reason, stop.step, stop.ranks) == (StopReason.NON_FINITE, 7, (1,))
         assert math.isnan(result.steps[7].loss)
-        assert math.isfinite(result.steps[7].rank_losses[0])
         assert math.isfinite(result.steps[6].loss)
     assert len({repr(suggest(r.steps, r.stops)) for r in results}) == 1
 
@@ -290,3 +289,91 @@ def test_restore_is_bitwise_on_two_ranks(tmp_path: Path, error_at: int | None) -
     for same, error in on_ranks(restored_after, 2, tmp_path, error_at):
         assert same
         assert error == ("" if error_at is None else "boom")
+
+
+def bypassing_sweep(accumulation_steps: int) -> str:
+    """The loss calls the module inside of DDP, so that nothing reduces its gradient."""
+
+    def objective(model: nn.Module, batch: Any) -> torch.Tensor:
+        return squared_error(model.module, batch)
+
+    part = trainable(objective=objective, accumulation_steps=accumulation_steps)
+    before = [p.detach().clone() for p in part.parameters]
+    with pytest.raises(UnreducedGradientError) as error:
+        run_sweep(
+            part,
+            sweep_plan(num_steps=5),
+            planned_batches(accumulation_steps=accumulation_steps),
+            context=rank_context(),
+        )
+    assert all(map(torch.equal, before, part.parameters))
+    return str(error.value)
+
+
+@pytest.mark.parametrize("accumulation_steps", [1, 2])
+def test_ranks_that_train_apart_are_refused_at_the_first_step(tmp_path: Path, accumulation_steps: int) -> None:
+    """Two ranks were 5.1 apart in a weight, and the result said: 2 ranks, verdict ok."""
+    messages = on_ranks(bypassing_sweep, 2, tmp_path, accumulation_steps)
+    assert messages[0] == messages[1]
+    assert re.search(r"got norms [\d.]+ on rank 0, [\d.]+ on rank 1 at step 0: the loss bypasses", messages[0])
+
+
+def rank_1_has_a_bad_sample() -> SweepResult:
+    """The gradient of one of rank 1's batches is not finite, whenever it is computed."""
+    bad_batch: list[float] = []
+    num_seen = 0
+
+    def objective(model: nn.Module, batch: Any) -> torch.Tensor:
+        nonlocal num_seen
+        key = float(batch[0].sum())
+        num_seen += 1
+        if dist.get_rank() == 1 and num_seen == 8:
+            bad_batch.append(key)
+        loss = squared_error(model, batch)
+        return loss + torch.sqrt(loss - loss) if key in bad_batch else loss
+
+    return run_sweep(
+        trainable(objective=objective), sweep_plan(num_steps=30), planned_batches(), context=rank_context()
+    )
+
+
+def test_a_bad_gradient_is_noticed_at_its_step_on_its_rank(tmp_path: Path) -> None:
+    """DDP spreads it to all ranks, and one step later every loss is NaN: nobody could say where it came from."""
+    for result in on_ranks(rank_1_has_a_bad_sample, 3, tmp_path):
+        (stop,) = result.stops
+        assert (stop.reason, stop.step, stop.ranks) == (StopReason.NON_FINITE, 7, (1,))
+        assert stop.in_gradient
+        assert stop.is_partial
+        assert math.isfinite(result.steps[7].loss)
+        assert not math.isfinite(result.steps[7].grad_norm)
+
+
+def sweep_without_items(skip: str) -> SweepResult:
+    """Some ranks, or all of them, have nothing to learn from in every third step."""
+    calls = iter(range(1000))
+
+    def objective(model: nn.Module, batch: Any) -> Any:
+        loss = squared_error(model, batch)
+        skips = next(calls) % 3 == 1 and (skip == "all" or dist.get_rank() == 1)
+        return None if skips else loss
+
+    return run_sweep(
+        trainable(objective=objective), sweep_plan(num_steps=12), planned_batches(), context=rank_context()
+    )
+
+
+def test_a_rank_without_items_contributes_nothing(tmp_path: Path) -> None:
+    """The others' gradients count in full: 24 of 48 samples."""
+    for result in on_ranks(sweep_without_items, 2, tmp_path, "one"):
+        assert [step.num_items for step in result.steps] == [24.0 if i % 3 == 1 else 48.0 for i in range(12)]
+        assert all(math.isfinite(step.loss) and step.grad_norm > 0 for step in result.steps)
+        assert not any(step.skipped for step in result.steps)
+
+
+def test_a_step_without_any_items_is_skipped_and_no_point(tmp_path: Path) -> None:
+    """Law 10: as a training would, the sweep goes on; the step is tried again with the next batch."""
+    for result in on_ranks(sweep_without_items, 2, tmp_path, "all"):
+        assert [step.step for step in result.steps if not step.skipped] == list(range(12))
+        assert sum(step.skipped for step in result.steps) == 6
+        assert all(step.monitored_loss is None for step in result.steps if step.skipped)
+        assert result.stops[0].reason == StopReason.END_OF_SCHEDULE
