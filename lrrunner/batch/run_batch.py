@@ -17,7 +17,7 @@ from lrrunner.batch.points import BatchJob, batch_jobs, checked_points
 from lrrunner.batch.scheduler import BatchScheduler, Slot, new_slots
 from lrrunner.batch.state import begin, update_state
 from lrrunner.batch.summary_files import write_summary
-from lrrunner.batch.summary_run import connected, finish_summary_run, start_summary_run
+from lrrunner.batch.summary_run import KEPT_IN, finish_summary_run, start_summary_run
 from lrrunner.batch.summary_table import terminal_table
 from lrrunner.config.command_line import CommandLine
 from lrrunner.config.composition import expand_grid, override_key
@@ -31,6 +31,9 @@ from lrrunner.system.job_log import JobLog
 from lrrunner.system.plain_values import to_plain
 from lrrunner.system.redaction import Redactor
 from lrrunner.system.terminal import shown_path, write_line
+from lrrunner.tracking import tag_names
+from lrrunner.tracking.connection import connect_or_warn
+from lrrunner.tracking.runs import end_run, run_location
 
 RESERVED_KEYS = {
     "hydra.sweep.dir": "give run.dir=...",
@@ -74,7 +77,7 @@ def run_batch(command_line: CommandLine) -> int:
         scheduler.warm_up(jobs)
         parent = summary.start(shlex.join(["lrrunner", "-m", *command_line.arguments]))
         if parent is not None:
-            scheduler.tags = {"mlflow.parentRunId": parent}
+            scheduler.tags = {tag_names.PARENT: parent}
         failure = _run_jobs(scheduler, jobs, interrupts)
         scheduler.dismiss()
         state = summary.finish(jobs, interrupted=bool(interrupts.count))
@@ -123,16 +126,17 @@ class _Summary:
 
     def _publish(self, entries: Sequence[Entry], figures: Sequence[Path], state: RunState) -> str:
         """Upload the summary; where it is, as text."""
-        run = connected(self.tracking, self.redactor) if self.run_id is not None else None
-        if run is None or self.run_id is None:
+        if self.run_id is None:
             return ""
-        run.run_id = self.run_id
+        connection = connect_or_warn(self.tracking, self.redactor, kept_in=KEPT_IN)
+        if connection is None:
+            return ""
         try:
-            finish_summary_run(run, self.directory, entries, figures=figures, state=state)
+            finish_summary_run(connection, self.directory, entries, figures=figures, state=state)
         except Exception as error:  # noqa: BLE001 - a server that fails now must not cost the batch
             logger.warning("the summary run failed (%s: %s)", type(error).__name__, self.redactor.text(str(error)))
-            run.set_status(state.mlflow_status)
-        return f"   mlflow: {run.location()}"
+            end_run(connection, self.run_id, state)
+        return f"   mlflow: {run_location(connection, self.run_id, run_name=self.directory.name)}"
 
 
 def _run_jobs(scheduler: BatchScheduler, jobs: Sequence[BatchJob], interrupts: InterruptCounter) -> Exception | None:

@@ -27,7 +27,8 @@ from lrrunner.results.status_file import close_abandoned, read_status
 from lrrunner.system import exit_codes
 from lrrunner.system.interrupt_counter import InterruptCounter
 from lrrunner.system.terminal import write_line
-from lrrunner.tracking.supervised_run import SupervisedRun
+from lrrunner.tracking import tag_names
+from lrrunner.tracking.supervised_run import SupervisedRuns
 
 POLL_S = 0.02
 GROUPS_FOLDER = ".lrrunner-sets"
@@ -83,7 +84,7 @@ class BatchScheduler:
     slots: list[Slot]
     tags: Mapping[str, str] = field(default_factory=dict)
     show: Callable[[str], None] = write_line
-    supervised_run: SupervisedRun = field(default_factory=SupervisedRun)
+    mlflow_runs: SupervisedRuns = field(default_factory=SupervisedRuns)
 
     def __post_init__(self) -> None:
         self._num_ended = 0
@@ -169,9 +170,9 @@ class BatchScheduler:
         attempts = read_state(self.directory).get("attempts", {})
         update_state(self.directory, attempts=attempts | {job.directory.name: batch_job.key})
         workers = self._ready_workers(slot, job)
-        tags = {**self.tags, "lrrunner.job": str(batch_job.number)}
+        tags = {**self.tags, tag_names.JOB: str(batch_job.number)}
         try:
-            run_id = self.supervised_run.open(job.config.tracking, job.directory, redactor=job.redactor, tags=tags)
+            run_id = self.mlflow_runs.create(job.config.tracking, job.directory, redactor=job.redactor, tags=tags)
         except ConfigError as error:
             result = JobResult(state=RunState.FAILED, exit_code=exit_codes.CONFIG_ERROR, cause="; ".join(error.errors))
             self._record(batch_job, result, run_id=None, seconds=0.0)
@@ -198,7 +199,7 @@ class BatchScheduler:
         seconds = time.monotonic() - running.started
         running.output.flush()
         result = replace(result, cause=_one_line(result.cause))
-        run_id = self.supervised_run.close(
+        run_id = self.mlflow_runs.end(
             job.config.tracking, job.directory, result, run_id=running.run_id, redactor=job.redactor
         )
         self._record(running.batch_job, result, run_id=run_id, seconds=seconds)

@@ -13,8 +13,13 @@ from lrrunner.batch.state import read_state, update_state
 from lrrunner.config.schema import TrackingConfig
 from lrrunner.results.run_state import ENDED, RunState
 from lrrunner.system.redaction import Redactor
-from lrrunner.tracking.mlflow_run import MlflowRun, anchored_uri, configure_mlflow
+from lrrunner.tracking import tag_names
+from lrrunner.tracking.connection import Connection, UploadFailure, anchored_uri, connect_or_warn
+from lrrunner.tracking.runs import create_run, find_run, reopen_run, run_exists
+from lrrunner.tracking.summary_upload import Summary, upload_summary
 from lrrunner.version import __version__
+
+KEPT_IN = "batch directory"
 
 logger = logging.getLogger(__name__)
 
@@ -44,75 +49,68 @@ def start_summary_run(directory: Path, tracking: TrackingConfig, *, command: str
         "command": redactor.text(command),
     }
     run_id: str | None = known.get("mlflow_run_id")
-    run = connected(tracking, redactor) if tracking.enabled else None
-    if run is not None:
+    connection = connect_or_warn(tracking, redactor, kept_in=KEPT_IN) if tracking.enabled else None
+    if connection is not None:
         try:
-            run_id = _reopened_or_created(run, directory, run_id)
+            run_id = _reopened_or_created(connection, directory, run_id)
         except Exception as error:  # noqa: BLE001 - a server that fails now must not cost the batch
-            logger.warning("MLflow failed (%s); the batch directory keeps everything", redactor.text(str(error)))
+            logger.warning("MLflow failed (%s); the %s keeps everything", redactor.text(str(error)), KEPT_IN)
     update_state(directory, **(settings | known | {"mlflow_run_id": run_id}))
     return run_id if tracking.enabled else None
 
 
-def connected(tracking: TrackingConfig, redactor: Redactor) -> MlflowRun | None:
-    """The store; None, with a warning, where it does not answer."""
-    configure_mlflow(tracking.timeout_s)
-    try:
-        return MlflowRun(uri=tracking.uri, experiment=tracking.experiment, redactor=redactor)
-    except ConnectionError as error:
-        logger.warning("MLflow does not answer (%s); upload the batch later with lrrunner-sync", error)
-        return None
-
-
-def create_summary_run(run: MlflowRun, directory: Path) -> str:
+def create_summary_run(connection: Connection, directory: Path) -> str:
     """A new summary run; its id."""
-    return run.create(run_name=directory.name, tags={"lrrunner.version": __version__, **_identity(directory)})
+    tags = {tag_names.VERSION: __version__, **_identity(directory)}
+    return create_run(connection, run_name=directory.name, tags=tags)
 
 
-def find_summary_run(run: MlflowRun, directory: Path) -> str | None:
+def find_summary_run(connection: Connection, directory: Path) -> str | None:
     """The id of the summary run that an earlier process created, found by its tags."""
-    return run.find(_identity(directory))
+    return find_run(connection, _identity(directory))
 
 
 def _identity(directory: Path) -> dict[str, str]:
     """Tags by which a batch's summary run is found again."""
-    return {"lrrunner.batch": "true", "lrrunner.run_dir": str(directory.resolve())}
+    return {tag_names.BATCH: "true", tag_names.RUN_DIR: str(directory.resolve())}
 
 
-def _reopened_or_created(run: MlflowRun, directory: Path, known: str | None) -> str:
-    if known is not None and run.exists(known):
-        run.reopen(known)
+def _reopened_or_created(connection: Connection, directory: Path, known: str | None) -> str:
+    if known is not None and run_exists(connection, known):
+        reopen_run(connection, known)
         return known
-    return create_summary_run(run, directory)
+    return create_summary_run(connection, directory)
 
 
 def finish_summary_run(
-    run: MlflowRun, directory: Path, entries: Sequence[Entry], *, figures: Sequence[Path], state: RunState
-) -> None:
-    """Upload table, figures, files and counts, and set the final status. Sending twice changes nothing.
+    connection: Connection, directory: Path, entries: Sequence[Entry], *, figures: Sequence[Path], state: RunState
+) -> UploadFailure | None:
+    """Upload table, figures, files and counts, and set the final status. A second upload changes nothing.
 
     Args:
-        run: A connection to the store.
+        connection: The experiment.
         directory: The batch directory; its batch.json names the summary run.
         entries: The last ledger line of each job, in the order of the grid.
         figures: PNGs to pin.
         state: How the batch ended.
+
+    Returns:
+        Why something is missing in MLflow; None if nothing is.
     """
     recorded = read_state(directory)
     counts = {ended: sum(entry.state == ended for entry in entries) for ended in ENDED}
-    run.publish(
-        recorded["mlflow_run_id"],
-        status=state.mlflow_status,
+    summary = Summary(
         note=_note(recorded, entries, counts, figures),
         table={
             "columns": list(summary_table.TABLE_COLUMNS),
             "data": [list(row) for row in summary_table.rows(entries)],
         },
-        pictures=figures,
-        picture_step=len(entries),
+        figures=figures,
+        figure_step=len(entries),
         files=[path for name in ("summary.csv", FILE_NAME) if (path := directory / name).exists()],
         tags={f"lrrunner.num_{ended}": str(count) for ended, count in counts.items()},
     )
+    return upload_summary(connection, recorded["mlflow_run_id"], summary, state=state)
 
 
 def _note(

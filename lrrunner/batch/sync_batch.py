@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,12 +14,13 @@ from lrrunner.batch.state import read_state, update_state
 from lrrunner.batch.summary_files import write_summary
 from lrrunner.batch.summary_run import create_summary_run, find_summary_run, finish_summary_run
 from lrrunner.errors import ConfigError
-from lrrunner.results.reader import RunFiles, read_run
+from lrrunner.results.reader import read_run
 from lrrunner.results.run_state import RunState, state_in
 from lrrunner.results.status_file import read_status
-from lrrunner.system.redaction import Redactor
-from lrrunner.tracking.mlflow_run import MlflowRun
-from lrrunner.tracking.sync_run import raise_upload_error, sync_run, tracking_of
+from lrrunner.tracking import tag_names
+from lrrunner.tracking.connection import Connection
+from lrrunner.tracking.runs import run_exists, run_location
+from lrrunner.tracking.sync_run import connect_for, raise_failure, sync_run
 
 
 def sync_batch(directory: Path, *, uri: str | None = None) -> list[str]:
@@ -49,30 +49,24 @@ def upload_batch(directory: Path, *, uri: str | None = None) -> list[str]:
     runs = [files for files in runs if files.config]
     if not runs:
         raise ConfigError([f"the batch must have a job that began, got none in {directory}; nothing can be uploaded"])
-    summary_run = _connected(runs[0], uri)
-    parent = _known_or_new(summary_run, directory)
+    connection = connect_for(runs[0], uri=uri)
+    parent = _known_or_new(connection, directory)
     update_state(directory, mlflow_run_id=parent)
-    lines = [sync_run(files, uri=uri, tags={"mlflow.parentRunId": parent}) for files in runs]
+    lines = [sync_run(files, uri=uri, tags={tag_names.PARENT: parent}) for files in runs]
     entries = [replace(entry, run_id=_run_id(directory, entry)) for entry in entries]
     figures = write_summary(directory, entries)
-    finish_summary_run(summary_run, directory, entries, figures=figures, state=_final_state(directory, entries))
-    raise_upload_error(summary_run)
-    return [*lines, f"{directory}: {summary_run.location()}"]
+    state = _final_state(directory, entries)
+    raise_failure(finish_summary_run(connection, directory, entries, figures=figures, state=state))
+    return [*lines, f"{directory}: {run_location(connection, parent, run_name=directory.resolve().name)}"]
 
 
-def _connected(files: RunFiles, uri: str | None) -> MlflowRun:
-    tracking = tracking_of(files, uri=uri)
-    redactor = Redactor.for_run(files.config, os.environ)
-    return MlflowRun(uri=tracking.uri, experiment=tracking.experiment, redactor=redactor)
-
-
-def _known_or_new(run: MlflowRun, directory: Path) -> str:
+def _known_or_new(connection: Connection, directory: Path) -> str:
     """The id of the summary run: that of batch.json, one that was created without batch.json knowing, or a new one."""
     known: str | None = read_state(directory).get("mlflow_run_id")
-    if known is not None and run.exists(known):
+    if known is not None and run_exists(connection, known):
         return known
     try:
-        return find_summary_run(run, directory) or create_summary_run(run, directory)
+        return find_summary_run(connection, directory) or create_summary_run(connection, directory)
     except Exception as error:  # noqa: BLE001 - a store that was reached and fails now
         raise ConnectionError(f"no summary run for the batch: {type(error).__name__}") from None
 

@@ -25,7 +25,7 @@ from lrrunner.system.devices import visible_gpus
 from lrrunner.system.interrupt_counter import InterruptCounter
 from lrrunner.system.job_log import JobLog
 from lrrunner.system.terminal import write_line
-from lrrunner.tracking.supervised_run import SupervisedRun
+from lrrunner.tracking.supervised_run import SupervisedRuns
 
 POLL_S = 0.05
 MAILBOX_PREFIX = "lrrunner-mailbox-"
@@ -64,14 +64,14 @@ def _directory_errors(directory: Path) -> list[str]:
 
 def _run(job: Job, gpus: tuple[str, ...], interrupts: InterruptCounter) -> JobResult:
     """Start the ranks, wait for the end of the job, and record it in files and MLflow."""
-    mlflow, run_id = SupervisedRun(), None
+    mlflow_runs, run_id = SupervisedRuns(), None
     output = RankOutputFiles(job.directory, job.redactor, echo=_print)
     remove_stale_folders(Path(tempfile.gettempdir()).glob(f"{MAILBOX_PREFIX}*"))
     mailbox = Path(tempfile.mkdtemp(prefix=MAILBOX_PREFIX))
     group = WorkerGroup(job.plan(gpus=gpus), mailbox, environ=os.environ, sink=output.write)
     try:
         if not job.is_resumed:  # else rank 0 reopens the run; made while the ranks load torch
-            run_id = mlflow.open(job.config.tracking, job.directory, redactor=job.redactor)
+            run_id = mlflow_runs.create(job.config.tracking, job.directory, redactor=job.redactor)
         group.start_job(job.message(0, run_id=run_id), timeout_s=job.timeout_s)
         result = _wait(group, interrupts)
     finally:
@@ -79,9 +79,9 @@ def _run(job: Job, gpus: tuple[str, ...], interrupts: InterruptCounter) -> JobRe
         output.flush()
     is_config_error = result.exit_code == exit_codes.CONFIG_ERROR
     if is_config_error and run_id is not None:
-        mlflow.discard(job.config.tracking, run_id, redactor=job.redactor)
+        mlflow_runs.delete(job.config.tracking, run_id, redactor=job.redactor)
     elif not (is_config_error and job.is_resumed):  # a run that could not be resumed stays as it was
-        mlflow.close(job.config.tracking, job.directory, result, run_id=run_id, redactor=job.redactor)
+        mlflow_runs.end(job.config.tracking, job.directory, result, run_id=run_id, redactor=job.redactor)
     return result
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,13 +15,15 @@ from lrrunner.library.argument_names import argument_errors
 from lrrunner.library.record_arrays import Records
 from lrrunner.records import RangeTestResult
 from lrrunner.reporting import run_summary
-from lrrunner.results.artifacts import FIGURE_FILE, NOTE_FILE, artifacts
+from lrrunner.results.artifacts import FIGURE_FILE, NOTE_FILE
 from lrrunner.results.resume_checks import code_versions
 from lrrunner.results.run_state import RunState
 from lrrunner.results.writer import RunDirectory
 from lrrunner.system.redaction import Redactor
-from lrrunner.tracking.metric_names import MetricPoint, final_points, live_prefix, step_point, superseded
-from lrrunner.tracking.mlflow_run import MlflowRun, script_tracking
+from lrrunner.tracking import tag_names
+from lrrunner.tracking.connection import Connection, UploadFailure, connect, script_tracking
+from lrrunner.tracking.mlflow_run import RunEnd, join_run
+from lrrunner.tracking.runs import create_run
 from lrrunner.training.learning_rate import LearningRate
 from lrrunner.training.optimizers import unwrapped
 from lrrunner.version import __version__
@@ -124,34 +126,32 @@ class RangeTest(RangeTestResult):
         if self.rank != 0:
             return None
         script = script_tracking()
-        own_tags = {"lrrunner.world_size": str(self.world_size), "lrrunner.version": __version__}
+        own_tags = {tag_names.WORLD_SIZE: str(self.world_size), tag_names.VERSION: __version__}
         if script.run_id is not None and uri in (None, script.uri):
-            own_tags["mlflow.parentRunId"] = script.run_id
+            own_tags[tag_names.PARENT] = script.run_id
         with tempfile.TemporaryDirectory() as folder:
             directory = self._write(Path(folder) / "run", shown="artifacts")
             with argument_errors():
-                run = MlflowRun(
+                connection = connect(
                     uri=uri or script.uri,
                     experiment=experiment or script.experiment or self.job.tracking.experiment,
                     redactor=self._redactor,
                 )
-            run.start(run_name=run_name or "lr range test", params=self._content, tags=own_tags | dict(tags or {}))
-            self._finish(run, directory)
-        if run.error:
-            raise ConnectionError(f"the range test is incomplete in MLflow: {run.error}")
-        return run.run_id
+            all_tags = own_tags | dict(tags or {})
+            run_id = create_run(connection, run_name=run_name or "lr range test", tags=all_tags)
+            failure = self._upload(connection, run_id, directory.path)
+        if failure is not None:
+            raise ConnectionError(f"the range test is incomplete in MLflow: {failure.reason}")
+        return run_id
 
-    def _finish(self, run: MlflowRun, directory: RunDirectory) -> None:
-        """Send metrics, note and files, and end the MLflow run."""
-        note = (directory.path / NOTE_FILE).read_text(encoding="utf-8")
-        run.finish(
-            status=RunState.FINISHED.mlflow_status,
-            test=self,
-            final=list(self._metric_points()),
-            note=run_summary.with_picture(note, run_id=run.run_id),
-            files=artifacts(directory.path),
-            root=directory.path,
-            picture=directory.path / FIGURE_FILE,
+    def _upload(self, connection: Connection, run_id: str, directory: Path) -> UploadFailure | None:
+        """Upload params, metrics, note and files, and end the MLflow run."""
+        run = join_run(connection, run_id, sweep=self.job.sweep, params=self._content, tags={})
+        for step in self.steps:
+            run.log_step(step)
+        note = (directory / NOTE_FILE).read_text(encoding="utf-8")
+        return run.finish(
+            RunEnd(state=RunState.FINISHED, note=note, directory=directory, test=self, figure=directory / FIGURE_FILE)
         )
 
     @property
@@ -163,13 +163,6 @@ class RangeTest(RangeTestResult):
     @property
     def _redactor(self) -> Redactor:
         return Redactor.for_run(self._content, os.environ, [])
-
-    def _metric_points(self) -> Iterator[MetricPoint]:
-        is_superseded = superseded(self)
-        for step in self.steps:
-            if not is_superseded(prefix := live_prefix(step, self.job.sweep)):
-                yield step_point(step, prefix)
-        yield from final_points(self, self.job.sweep)
 
     def _write(self, path: Path, *, shown: str) -> RunDirectory:
         from lrrunner.reporting.sweep_figure import save_png

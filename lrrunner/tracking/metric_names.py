@@ -1,26 +1,28 @@
-"""Which numbers go to MLflow under which names: while a sweep runs, and once it is known which of its passes counts."""
+"""What is logged under which metric name and tag: steps while a sweep runs, and its curve and result at the end."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from lrrunner.config.schema import SweepConfig
 from lrrunner.core.curve import pooled_steps
 from lrrunner.records import RangeTestResult, Step, Trial
+from lrrunner.tracking import tag_names
 
 STEP_METRICS = ("lr", "log10_lr", "loss", "val_loss", "smoothed_loss", "grad_norm")
+TRIAL_METRICS = ("lr", "loss")
 
 
 class MetricPoint(NamedTuple):
     """Metrics of one step.
 
     Attributes:
-        values: By name, without the prefix; empty where the step is no point of a curve.
-        step: Its number.
-        timestamp_ms: Its own time, so that a point that is sent twice is stored once.
-        prefix: Goes before the names.
+        values: By name, without the prefix; empty for a step that is no point of a curve.
+        step: Number of the step.
+        timestamp_ms: When it was measured: a point that is sent twice is stored once.
+        prefix: Precedes the names.
     """
 
     values: Mapping[str, float]
@@ -30,52 +32,79 @@ class MetricPoint(NamedTuple):
 
 
 def step_point(step: Step, prefix: str = "") -> MetricPoint:
-    """A step of a sweep."""
-    values = {} if step.skipped or not math.isfinite(step.loss) else _finite(_values(step))
-    return MetricPoint(values, step.step, step.timestamp_ms, prefix)
+    """The finite metrics of a step; none of a skipped or non-finite one, which is no point of a curve."""
+    values: dict[str, float | None] = {}
+    if not step.skipped and math.isfinite(step.loss):
+        values = {name: math.log10(step.lr) if name == "log10_lr" else getattr(step, name) for name in STEP_METRICS}
+    finite = {name: value for name, value in values.items() if value is not None and math.isfinite(value)}
+    return MetricPoint(finite, step.step, step.timestamp_ms, prefix)
+
+
+def live_point(step: Step, sweep: SweepConfig) -> MetricPoint:
+    """A step of a running sweep, with a prefix of its own if another pass or repeat may follow.
+
+    Only the end of the sweep shows which pass has the plain names, and MLflow cannot take back a metric.
+    """
+    pass_prefix = f"pass_{step.sweep_pass}/" if sweep.auto_range else ""
+    return step_point(step, pass_prefix + _repeat_prefix(step, sweep))
 
 
 def trial_step_point(number: int, step: Step) -> MetricPoint:
     """A step of a confirmation run."""
     point = step_point(step, f"trial_{number}/")
-    return point._replace(values={name: point.values[name] for name in ("lr", "loss") if name in point.values})
+    return point._replace(values={name: point.values[name] for name in TRIAL_METRICS if name in point.values})
 
 
 def trial_point(trial: Trial, *, timestamp_ms: int) -> MetricPoint:
-    """The end of a confirmation run: its LR and its loss, by its number.
+    """What a confirmation run has measured.
 
     Args:
         trial: The confirmation run.
         timestamp_ms: Time of its last step.
     """
-    values = {"lr": trial.lr, "loss": trial.loss} if math.isfinite(trial.loss) else {}
+    values = {name: getattr(trial, name) for name in TRIAL_METRICS} if math.isfinite(trial.loss) else {}
     return MetricPoint(values, trial.trial, timestamp_ms, "confirm/")
 
 
-def _values(step: Step) -> dict[str, float | None]:
-    return {name: math.log10(step.lr) if name == "log10_lr" else getattr(step, name) for name in STEP_METRICS}
-
-
-def _finite(values: Mapping[str, float | None]) -> dict[str, float]:
-    return {name: value for name, value in values.items() if value is not None and math.isfinite(value)}
-
-
-def live_prefix(step: Step, sweep: SweepConfig) -> str:
-    """What goes before the metrics of a step that a later pass may supersede: what MLflow has, it keeps."""
-    of_pass = f"pass_{step.sweep_pass}/" if sweep.auto_range else ""
-    return of_pass + (f"repeat_{step.repeat}/" if sweep.repeats > 1 else "")
-
-
 def final_points(test: RangeTestResult, sweep: SweepConfig) -> Iterator[MetricPoint]:
-    """The curve under its plain names, and its repeats under theirs."""
+    """The curve that the suggestion was read from, pooled over repeats under the plain names, and each repeat's own."""
     if sweep.auto_range:
         for step in test.curve_steps:
-            yield step_point(step, f"repeat_{step.repeat}/" if sweep.repeats > 1 else "")
+            yield step_point(step, _repeat_prefix(step, sweep))
     if sweep.repeats > 1:
         for step in pooled_steps(test.curve_steps, beta=sweep.smoothing):
             yield step_point(step)
 
 
-def superseded(test: RangeTestResult) -> Callable[[str], bool]:
-    """Which prefixes of live steps the final points make superfluous."""
-    return lambda prefix: prefix.startswith(f"pass_{test.curve_pass}/")
+def is_superseded(prefix: str, test: RangeTestResult) -> bool:
+    """Whether the final points hold what live points with this prefix do."""
+    return prefix.startswith(f"pass_{test.curve_pass}/")
+
+
+def result_metrics(test: RangeTestResult) -> dict[str, float]:
+    """Suggested LR and noise scale, as far as there are any."""
+    metrics: dict[str, float | None] = {}
+    suggestion, noise = test.suggestion, test.noise_scale
+    if suggestion.lr is not None and suggestion.interval is not None:
+        low, high = suggestion.interval
+        metrics |= {"suggested_lr": suggestion.lr, "suggested_lr_low": low, "suggested_lr_high": high}
+    if noise is not None:
+        metrics |= {
+            "critical_batch_size": noise.critical_batch_size,
+            "critical_batch_size_low": noise.low,
+            "critical_batch_size_high": noise.high,
+        }
+    return {key: value for key, value in metrics.items() if value is not None}
+
+
+def result_tags(test: RangeTestResult) -> dict[str, str]:
+    """Verdict, reason of the stop, and the first step whose loss was not finite."""
+    found = {tag_names.VERDICT: str(test.suggestion.verdict), tag_names.STOP_REASON: str(test.stop.reason)}
+    non_finite = [step.step for step in test.curve_steps if not step.is_finite]
+    if non_finite:
+        found[tag_names.FIRST_NONFINITE_STEP] = str(min(non_finite))
+    return found
+
+
+def _repeat_prefix(step: Step, sweep: SweepConfig) -> str:
+    return f"repeat_{step.repeat}/" if sweep.repeats > 1 else ""

@@ -5,16 +5,16 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Mapping
-from dataclasses import replace
 
-from lrrunner.config.schema import TrackingConfig
 from lrrunner.errors import ConfigError
 from lrrunner.results.reader import RunFiles, read_run
 from lrrunner.results.run_state import ENDED_WITHOUT_REPORT, RunState
 from lrrunner.results.status_file import write_status
 from lrrunner.system.process_identity import is_alive
 from lrrunner.system.redaction import MASK, Redactor
-from lrrunner.tracking.mlflow_run import MlflowRun, configure_mlflow
+from lrrunner.tracking import tag_names
+from lrrunner.tracking.connection import Connection, UploadFailure, connect
+from lrrunner.tracking.runs import create_run, find_run, run_exists, run_location
 from lrrunner.tracking.upload_run import upload_run
 from lrrunner.version import __version__
 
@@ -36,51 +36,57 @@ def sync_run(files: RunFiles, *, uri: str | None = None, tags: Mapping[str, str]
         BlockingIOError: the run has not ended.
     """
     files = _closed(files)
-    tracking = tracking_of(files, uri=uri)
-    redactor = Redactor.for_run(files.config, os.environ)
-    run = MlflowRun(uri=tracking.uri, experiment=tracking.experiment, redactor=redactor)
+    connection = connect_for(files, uri=uri)
     run_id: str | None = files.status.get("mlflow_run_id")
-    if run_id is None or not run.exists(run_id):
-        run_id = _found_or_created(run, files, tracking, tags or {})
+    if run_id is None or not run_exists(connection, run_id):
+        run_id = _found_or_created(connection, files, tags or {})
         write_status(files.path, mlflow_run_id=run_id)
         files = read_run(files.path)
-    upload_run(run, files, run_id=run_id)
-    raise_upload_error(run)
-    return f"{files.path}: {run.location()}"
+    raise_failure(upload_run(connection, files, run_id=run_id))
+    return f"{files.path}: {run_location(connection, run_id, run_name=files.path.name)}"
 
 
-def tracking_of(files: RunFiles, *, uri: str | None) -> TrackingConfig:
-    """Where a run goes; MLflow's time-outs are set accordingly.
+def connect_for(files: RunFiles, *, uri: str | None) -> Connection:
+    """Connect to the store that a run was given, or to another one.
+
+    Args:
+        files: The run directory.
+        uri: Tracking URI; None: the one that the run was given.
 
     Raises:
-        ConfigError: the URI is masked.
+        ConfigError: the URI is masked, or the store cannot be used.
+        ConnectionError: the store does not answer.
     """
-    recorded = files.job.tracking
-    tracking = replace(recorded, enabled=True, uri=uri or recorded.uri)
-    if MASK in tracking.uri:
+    tracking = files.job.tracking
+    uri = uri or tracking.uri
+    if MASK in uri:
         raise ConfigError(
-            [f"--uri must be given, got {tracking.uri} from {files.path}, where secrets are masked; name the store"]
+            [f"--uri must be given, got {uri} from {files.path}, where secrets are masked; name the store"]
         )
-    configure_mlflow(tracking.timeout_s)
-    return tracking
+    redactor = Redactor.for_run(files.config, os.environ)
+    return connect(uri=uri, experiment=tracking.experiment, redactor=redactor, timeout_s=tracking.timeout_s)
 
 
-def raise_upload_error(run: MlflowRun) -> None:
-    """Raise what went wrong: a store that refuses will not take it later either."""
-    if run.error and run.refused:
-        raise ConfigError([f"tracking.uri must take what is sent, got a refusal ({run.error}); see the store"])
-    if run.error:
-        raise ConnectionError(run.error)
+def raise_failure(failure: UploadFailure | None) -> None:
+    """Raise why something is missing in MLflow: a store that refuses it will not take it later either."""
+    if failure is None:
+        return
+    if failure.is_refusal:
+        raise ConfigError([f"tracking.uri must take what is sent, got a refusal ({failure.reason}); see the store"])
+    raise ConnectionError(failure.reason)
 
 
-def _found_or_created(run: MlflowRun, files: RunFiles, tracking: TrackingConfig, tags: Mapping[str, str]) -> str:
-    identity = {"lrrunner.run_dir": str(files.path.resolve())}
-    own = {"lrrunner.version": files.status.get("version", __version__), **identity}
+def _found_or_created(connection: Connection, files: RunFiles, tags: Mapping[str, str]) -> str:
+    tracking = files.job.tracking
+    identity = {tag_names.RUN_DIR: str(files.path.resolve())}
+    own_tags = {tag_names.VERSION: files.status.get("version", __version__), **identity}
     if files.test is not None:
-        own["lrrunner.world_size"] = str(files.test.world_size)
-    users = {key: str(value) for key, value in tracking.tags.items()}
+        own_tags[tag_names.WORLD_SIZE] = str(files.test.world_size)
+    user_tags = {key: str(value) for key, value in tracking.tags.items()}
     name = tracking.run_name or files.path.resolve().name
-    return run.find(identity) or run.create(run_name=name, tags=own | users | dict(tags))
+    return find_run(connection, identity) or create_run(
+        connection, run_name=name, tags=own_tags | user_tags | dict(tags)
+    )
 
 
 def _closed(files: RunFiles) -> RunFiles:

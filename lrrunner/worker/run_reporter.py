@@ -17,7 +17,7 @@ from lrrunner.errors import ConfigError
 from lrrunner.records import Confirmation, NoiseScale, RangeTestResult, Step, Suggestion, Trial, TrialOutcome
 from lrrunner.reporting import run_summary
 from lrrunner.reporting.progress_bar import progress_bar, show
-from lrrunner.results.artifacts import CHECKPOINT_FOLDER, FIGURE_FILE, artifacts
+from lrrunner.results.artifacts import CHECKPOINT_FOLDER, FIGURE_FILE
 from lrrunner.results.codec import optional_step_columns
 from lrrunner.results.recorder import Recorder
 from lrrunner.results.resume_checks import code_versions, differences, directory_errors
@@ -29,15 +29,10 @@ from lrrunner.system.plain_values import to_plain
 from lrrunner.system.process_identity import process_identity
 from lrrunner.system.redaction import Redactor
 from lrrunner.system.terminal import shown_path
-from lrrunner.tracking.metric_names import (
-    final_points,
-    live_prefix,
-    step_point,
-    superseded,
-    trial_point,
-    trial_step_point,
-)
-from lrrunner.tracking.mlflow_run import MlflowRun, anchored_uri, configure_mlflow
+from lrrunner.tracking import tag_names
+from lrrunner.tracking.connection import Connection, anchored_uri, connect_or_warn
+from lrrunner.tracking.mlflow_run import MlflowRun, RunEnd, join_run
+from lrrunner.tracking.runs import create_run, end_run, find_run, reopen_run, run_exists
 from lrrunner.training import checkpoints
 from lrrunner.version import __version__
 
@@ -81,13 +76,15 @@ class Reporter:
         errors: list[str] = []
         directory: RunDirectory | None = None
         self._resumes = job.run.resume is not None
+        self._connection: Connection | None = None
         self._mlflow: MlflowRun | None = None
         try:
             directory = self._run_directory()
         except ConfigError as error:
             errors += error.errors
         try:
-            self._mlflow = self._connected() if tracked and job.tracking.enabled else None
+            if tracked and job.tracking.enabled:
+                self._connection = connect_or_warn(job.tracking, redactor, kept_in="run directory")
         except ConfigError as error:
             errors += error.errors
         except BaseException:
@@ -158,7 +155,7 @@ class Reporter:
         """Take in one record, a known one of an earlier life too; no network and no drawing here."""
         step = self._recorder.record(step)
         if self._mlflow is not None:
-            self._mlflow.log(step_point(step, live_prefix(step, self._job.sweep)))
+            self._mlflow.log_step(step)
         show(self._bar, step)
 
     def on_extension(self, extension: Extension) -> None:
@@ -180,7 +177,7 @@ class Reporter:
         """Take in one record of a confirmation run."""
         step = self._recorder.record_trial_step(number, step)
         if self._mlflow is not None:
-            self._mlflow.log(trial_step_point(number, step))
+            self._mlflow.log_trial_step(number, step)
         show(self._bar, step)
 
     def on_trial(self, trial: Trial) -> None:
@@ -188,7 +185,7 @@ class Reporter:
         logger.info("%s", trial)
         self._recorder.record_trial(trial)
         if self._mlflow is not None:
-            self._mlflow.log(trial_point(trial, timestamp_ms=self._recorder.records.trial_end_ms(trial.trial)))
+            self._mlflow.log_trial(trial, timestamp_ms=self._recorder.records.trial_end_ms(trial.trial))
 
     def finish(self, passes: Passes, trials: Trials) -> None:
         """After the last collective: suggestion, picture, MLflow, closing lines."""
@@ -209,88 +206,72 @@ class Reporter:
             last_step=self._recorder.records.last_step,
             cause=cause,
         )
-        location = self._mlflow.location() if self._mlflow is not None else None
+        location = self._mlflow.location if self._mlflow is not None else None
         for line in run_summary.closing_lines(
             test, self._job, directory=shown_path(self.directory.path), mlflow=location
         ):
             print(self._redactor.text(line), flush=True)  # before the upload, which a server may keep waiting
         if self._mlflow is not None:
-            self._finish_mlflow(test, picture, note, status=state.mlflow_status)
+            failure = self._mlflow.finish(
+                RunEnd(state=state, note=note, directory=self.directory.path, test=test, figure=picture)
+            )
+            if failure is not None:
+                logger.warning("MLflow is missing something (%s); the run directory has it all", failure.reason)
 
     def fail(self, cause: str) -> None:
         """The sweep broke: keep what there is and say why."""
         self._bar.close()
-        files: list[Path] = []
         with contextlib.suppress(OSError):  # the directory itself may be what broke
             self.directory.update_status(state=RunState.FAILED, last_step=self._recorder.records.last_step, cause=cause)
-            files = artifacts(self.directory.path)
         if self._mlflow is not None:
             note = f"**Failed** on {cause}"
-            self._mlflow.finish(status=RunState.FAILED.mlflow_status, note=note, files=files, root=self.directory.path)
+            self._mlflow.finish(RunEnd(state=RunState.FAILED, note=note, directory=self.directory.path))
 
     def cut_off(self, cause: str) -> None:
         """The process ends within moments, from another thread: record only that."""
         with contextlib.suppress(OSError):
             self.directory.update_status(state=RunState.KILLED, last_step=self._recorder.records.last_step, cause=cause)
         if self._mlflow is not None:
-            self._mlflow.set_status(RunState.KILLED.mlflow_status)
-
-    def _connected(self) -> MlflowRun | None:
-        tracking = self._job.tracking
-        configure_mlflow(tracking.timeout_s)
-        try:
-            return MlflowRun(uri=tracking.uri, experiment=tracking.experiment, redactor=self._redactor)
-        except ConnectionError as error:
-            logger.warning("MLflow does not answer (%s); the run directory keeps everything", error)
-            return None
+            self._mlflow.end(RunState.KILLED)
 
     def _start_mlflow(self) -> None:
-        if self._mlflow is None:
+        if self._connection is None:
             return
-        tags = {
-            "lrrunner.world_size": str(self._world_size),
-            "lrrunner.version": __version__,
-            "lrrunner.run_dir": str(self.directory.path),
-        }
-        tracking = self._job.tracking
+        run_id = self._run_id
         try:
-            self._mlflow.start(
-                run_name=tracking.run_name or self.directory.path.name,
-                params=self._config,
-                tags=tags | {key: str(value) for key, value in tracking.tags.items()},
-                run_id=self._run_id or self._reopened(),
+            run_id = run_id or self._reopened() or self._created()
+            self._mlflow = join_run(
+                self._connection, run_id, sweep=self._job.sweep, params=self._config, tags=self._tags
             )
         except Exception as error:  # noqa: BLE001 - a server that fails now must not cost the sweep
             logger.warning("MLflow failed (%s); the run directory keeps everything", error)
-            self._mlflow.set_status(RunState.FAILED.mlflow_status)
-            self._mlflow = None
+            if run_id is not None:
+                end_run(self._connection, run_id, RunState.FAILED)
+
+    @property
+    def _tags(self) -> dict[str, str]:
+        own_tags = {
+            tag_names.WORLD_SIZE: str(self._world_size),
+            tag_names.VERSION: __version__,
+            tag_names.RUN_DIR: str(self.directory.path),
+        }
+        return own_tags | {key: str(value) for key, value in self._job.tracking.tags.items()}
+
+    def _created(self) -> str:
+        assert self._connection is not None
+        run_name = self._job.tracking.run_name or self.directory.path.name
+        return create_run(self._connection, run_name=run_name, tags=self._tags)
 
     def _reopened(self) -> str | None:
         """The MLflow run of an earlier life, which is RUNNING again; None where there is none."""
-        if not self._resumes or self._mlflow is None:
+        if not self._resumes or self._connection is None:
             return None
         run_id = self.directory.mlflow_run_id
-        if run_id is None or not self._mlflow.exists(run_id):
-            run_id = self._mlflow.find({"lrrunner.run_dir": str(self.directory.path)})
+        if run_id is None or not run_exists(self._connection, run_id):
+            run_id = find_run(self._connection, {tag_names.RUN_DIR: str(self.directory.path)})
         if run_id is not None:
-            self._mlflow.reopen(run_id)
+            reopen_run(self._connection, run_id)
         return run_id
-
-    def _finish_mlflow(self, test: RangeTestResult, picture: Path, note: str, *, status: str) -> None:
-        assert self._mlflow is not None
-        directory = self.directory
-        self._mlflow.finish(
-            status=status,
-            test=test,
-            final=list(final_points(test, self._job.sweep)),
-            superseded=superseded(test),
-            note=run_summary.with_picture(note, run_id=self._mlflow.run_id),
-            files=artifacts(directory.path),
-            root=directory.path,
-            picture=picture,
-        )
-        if self._mlflow.error:
-            logger.warning("MLflow is missing something (%s); the run directory has it all", self._mlflow.error)
 
     def _range_test(self, passes: Passes, trials: Trials) -> RangeTestResult:
         suggestion, confirmation = self._confirmed(passes.suggestion, trials)

@@ -8,11 +8,12 @@ import pytest
 
 from lrrunner.batch.ledger import Entry
 from lrrunner.batch.run_batch import _Summary, run_batch
-from lrrunner.batch.summary_run import connected
 from lrrunner.config.command_line import parse_command_line
 from lrrunner.errors import ConfigError
 from lrrunner.results.run_state import RunState
 from lrrunner.system.redaction import Redactor
+from lrrunner.tracking.connection import connect_or_warn
+from lrrunner.tracking.runs import is_running
 from tests.composing import composed
 
 
@@ -43,10 +44,10 @@ def test_a_summary_run_ends_whatever_fails(tmp_path: Path, monkeypatch: pytest.M
     tracking = composed(world_size=None).tracking
     summary = _Summary(tmp_path, tracking=tracking, redactor=Redactor())
     run_id = summary.start("lrrunner -m")
-    run = connected(tracking, Redactor())
+    connection = connect_or_warn(tracking, Redactor(), kept_in="batch directory")
     assert run_id is not None
-    assert run is not None
-    assert run.status(run_id) == "RUNNING"
+    assert connection is not None
+    assert is_running(connection, run_id)
 
     def fail(*arguments: object, **settings: object) -> None:
         raise RuntimeError("no such font")
@@ -55,4 +56,4 @@ def test_a_summary_run_ends_whatever_fails(tmp_path: Path, monkeypatch: pytest.M
     entry = Entry(job=0, overrides=("sweep.seed=1",), key="a", state=RunState.FINISHED, verdict="flat")
     monkeypatch.setattr("lrrunner.batch.run_batch.latest_entries", lambda directory, jobs: [entry])
     assert summary.finish([object()], interrupted=False) == RunState.FINISHED  # type: ignore[list-item]
-    assert run.status(run_id) == "FINISHED"
+    assert connection.client.get_run(run_id).info.status == "FINISHED"

@@ -4,8 +4,21 @@ from __future__ import annotations
 
 import math
 
-from lrrunner.records import Step, Trial
-from lrrunner.tracking.metric_names import MetricPoint, step_point, trial_point, trial_step_point
+import pytest
+
+from lrrunner.config.schema import SweepConfig
+from lrrunner.records import RangeTestResult, Step, Stop, StopReason, Suggestion, Trial, Verdict
+from lrrunner.tracking.metric_names import (
+    MetricPoint,
+    final_points,
+    is_superseded,
+    live_point,
+    result_metrics,
+    result_tags,
+    step_point,
+    trial_point,
+    trial_step_point,
+)
 
 STEP = Step(step=3, lr=0.01, loss=2.5, smoothed_loss=2.25, timestamp_ms=1000)
 
@@ -30,3 +43,61 @@ def test_a_confirmation_run_has_its_lr_and_loss() -> None:
     assert trial_point(trial, timestamp_ms=7) == MetricPoint({"lr": 0.5, "loss": 1.5}, 2, 7, "confirm/")
     diverged = Trial(trial=2, lr=0.5, num_steps=9, num_steps_run=3, loss=math.inf)
     assert trial_point(diverged, timestamp_ms=7).values == {}
+
+
+def finished(*steps: Step, lr: float | None = 0.003, curve_pass: int | None = None) -> RangeTestResult:
+    interval = None if lr is None else (lr / 2, lr * 2)
+    suggestion = Suggestion(lr=lr, method="steepest", verdict=Verdict.OK, reason="why", interval=interval)
+    stop = Stop(reason=StopReason.DIVERGED, step=1)
+    return RangeTestResult(
+        steps=steps,
+        stops=(stop,),
+        suggestion=suggestion,
+        world_size=1,
+        global_batch_size=64,
+        curve_pass=curve_pass,
+    )
+
+
+@pytest.mark.parametrize(
+    ("auto_range", "repeats", "prefix"),
+    [(False, 1, ""), (True, 1, "pass_1/"), (False, 3, "repeat_2/"), (True, 3, "pass_1/repeat_2/")],
+)
+def test_a_live_step_takes_no_name_that_a_later_one_may_need(auto_range: bool, repeats: int, prefix: str) -> None:
+    """MLflow cannot take back a metric, and only the end shows which pass has the plain names."""
+    sweep = SweepConfig(auto_range=auto_range, repeats=repeats)
+    assert live_point(Step(sweep_pass=1, repeat=2, step=0, lr=0.1, loss=1.0), sweep).prefix == prefix
+
+
+def test_the_curve_has_the_plain_names_in_the_end() -> None:
+    """Its own pass then is not kept under a second name; other passes are."""
+    steps = [Step(sweep_pass=number, step=0, lr=0.1, loss=1.0 + number) for number in (0, 1)]
+    test = finished(*steps, curve_pass=1)
+    assert [(point.prefix, point.values["loss"]) for point in final_points(test, SweepConfig(auto_range=True))] == [
+        ("", 2.0)
+    ]
+    assert is_superseded("pass_1/repeat_0/", test)
+    assert not is_superseded("pass_0/", test)
+    assert not is_superseded("", test)
+
+
+def test_repeats_have_their_own_names_and_their_mean_the_plain_ones() -> None:
+    """Without passes, the live points of a repeat are its final ones."""
+    steps = [Step(repeat=number, step=0, lr=0.1, loss=1.0 + number, smoothed_loss=1.0 + number) for number in (0, 1)]
+    test = finished(*steps, curve_pass=0)
+    one_pass = final_points(test, SweepConfig(repeats=2, auto_range=False))
+    assert [(point.prefix, point.values["loss"]) for point in one_pass] == [("", 1.5)]
+    several = final_points(test, SweepConfig(repeats=2, auto_range=True))
+    assert [point.prefix for point in several] == ["repeat_0/", "repeat_1/", ""]
+
+
+def test_the_result_is_in_metrics_and_tags() -> None:
+    """The runs table shows them; without a suggestion there is no LR to show."""
+    test = finished(Step(step=0, lr=0.1, loss=1.0), Step(step=1, lr=0.2, loss=math.inf))
+    assert result_metrics(test) == {"suggested_lr": 0.003, "suggested_lr_low": 0.0015, "suggested_lr_high": 0.006}
+    assert result_tags(test) == {
+        "lrrunner.verdict": "ok",
+        "lrrunner.stop_reason": "diverged",
+        "lrrunner.first_nonfinite_step": "1",
+    }
+    assert result_metrics(finished(Step(step=0, lr=0.1, loss=1.0), lr=None)) == {}

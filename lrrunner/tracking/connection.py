@@ -1,0 +1,243 @@
+"""Connecting to an MLflow store. Rank 0, the supervisor and ``lrrunner-sync`` do, and import MLflow only then."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from filelock import FileLock
+
+from lrrunner.config.schema import TrackingConfig
+from lrrunner.errors import ConfigError
+from lrrunner.system.redaction import Redactor
+from lrrunner.tracking.abandoned_runs import end_abandoned_runs
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+SQLITE = "sqlite:///"
+LOCAL_SCHEMES = ("sqlite", "postgresql", "mysql", "mssql")
+
+UNREACHABLE = ("Max retries exceeded", "database is locked", "Connection refused", "could not connect", "timed out")
+HTTP_LIBRARIES = ("requests", "urllib3")
+
+METRICS_FIRST = {"mlflow.experimentKind": "custom_model_development"}
+"""Tags of an experiment whose page shows metrics and charts first, not traces and prompts."""
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Connection:
+    """An experiment in a store that answers.
+
+    Attributes:
+        client: MLflow's client of the store.
+        uri: Tracking URI; a relative path in it is made absolute.
+        experiment: Name of the experiment.
+        experiment_id: Its id.
+        redactor: Masks secrets in everything sent and shown.
+    """
+
+    client: MlflowClient
+    uri: str
+    experiment: str
+    experiment_id: str
+    redactor: Redactor
+
+
+def connect(*, uri: str, experiment: str, redactor: Redactor, timeout_s: float | None = None) -> Connection:
+    """Connect to a store, create the experiment if it is missing, and end runs whose process is gone.
+
+    Args:
+        uri: Tracking URI.
+        experiment: Name of the experiment.
+        redactor: Masks secrets.
+        timeout_s: Timeout of a request to a server; None keeps what the environment sets.
+
+    Raises:
+        ConfigError: the store answers, but cannot be used.
+        ConnectionError: the store does not answer.
+    """
+    if timeout_s is not None:
+        limit_requests(timeout_s)
+    uri = absolute_uri(uri)
+    try:
+        from mlflow import MlflowClient
+
+        with _schema_lock(uri):
+            client = MlflowClient(tracking_uri=uri)
+            experiment_id = _experiment_id(client, experiment, uri)
+        end_abandoned_runs(client, experiment_id)
+    except ConfigError:
+        raise
+    except Exception as error:  # noqa: BLE001 - SQLAlchemy, its drivers and MLflow raise what they like
+        reason = redactor.text(first_line(error))
+        if is_unreachable(error):
+            raise ConnectionError(reason) from None
+        message = f"tracking.uri must name a usable store, got {redactor.text(uri)} ({reason})"
+        raise ConfigError([f"{message}; or set tracking.enabled=false"]) from None
+    return Connection(client=client, uri=uri, experiment=experiment, experiment_id=experiment_id, redactor=redactor)
+
+
+def connect_or_warn(tracking: TrackingConfig, redactor: Redactor, *, kept_in: str) -> Connection | None:
+    """Connect to the store of a job.
+
+    Args:
+        tracking: The section ``tracking``.
+        redactor: Masks secrets.
+        kept_in: What holds everything that MLflow misses, for the warning.
+
+    Returns:
+        The connection; None, with a warning, if the store does not answer.
+
+    Raises:
+        ConfigError: the store answers, but cannot be used.
+    """
+    try:
+        return connect(
+            uri=tracking.uri, experiment=tracking.experiment, redactor=redactor, timeout_s=tracking.timeout_s
+        )
+    except ConnectionError as error:
+        warn_unreachable(str(error), kept_in=kept_in)
+        return None
+
+
+def warn_unreachable(reason: str, *, kept_in: str) -> None:
+    """Warn that MLflow misses something that ``lrrunner-sync`` can upload later."""
+    logger.warning(
+        "MLflow does not answer (%s); the %s keeps everything, lrrunner-sync uploads it later", reason, kept_in
+    )
+
+
+def limit_requests(timeout_s: float) -> None:
+    """Set a timeout and few retries for MLflow's requests: by default, one to a dead server blocks for minutes.
+
+    MLflow reads them from the environment, where the user's own values take precedence.
+    """
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", str(max(1, round(timeout_s))))
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "1")
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+
+
+def absolute_uri(uri: str) -> str:
+    """A SQLite URI with an absolute path, which stays valid after a change of directory; other URIs as they are.
+
+    Raises:
+        ConfigError: the folder of the database does not exist.
+    """
+    uri = anchored_uri(uri)
+    if uri.startswith(SQLITE) and not (folder := Path(uri.removeprefix(SQLITE)).parent).is_dir():
+        raise ConfigError([f"tracking.uri must lie in an existing directory, got {folder}; create it"])
+    return uri
+
+
+def anchored_uri(uri: str) -> str:
+    """As :func:`absolute_uri`, without the check.
+
+    >>> anchored_uri("sqlite:////data/a.db"), anchored_uri("http://host:5000")
+    ('sqlite:////data/a.db', 'http://host:5000')
+    """
+    return f"{SQLITE}{Path(uri.removeprefix(SQLITE)).resolve()}" if uri.startswith(SQLITE) else uri
+
+
+@dataclass(frozen=True, kw_only=True)
+class UploadFailure:
+    """Why part of a run is missing in MLflow.
+
+    Attributes:
+        reason: One line, secrets masked.
+        is_refusal: The store answered, so that another attempt would fail as well.
+    """
+
+    reason: str
+    is_refusal: bool
+
+
+def upload_failure(error: Exception, redactor: Redactor) -> UploadFailure:
+    """Describe and log what a call raised."""
+    failure = UploadFailure(reason=redactor.text(first_line(error)), is_refusal=not is_unreachable(error))
+    logger.info("MLflow: %s", failure.reason)
+    return failure
+
+
+def first_line(error: Exception) -> str:
+    """First line of an error's message, or its type if it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def is_unreachable(error: Exception) -> bool:
+    """Whether a store did not answer, as opposed to refusing."""
+    causes = set()
+    cause: BaseException | None = error
+    while cause is not None:
+        causes.add(type(cause).__module__.partition(".")[0])
+        cause = cause.__cause__ or cause.__context__
+    return any(name in causes for name in HTTP_LIBRARIES) or any(mark in str(error) for mark in UNREACHABLE)
+
+
+class ScriptTracking(NamedTuple):
+    """Where the calling script logs.
+
+    Attributes:
+        uri: Tracking URI.
+        experiment: Name of its experiment; None if it has not chosen one.
+        run_id: Its active run, if there is one.
+    """
+
+    uri: str
+    experiment: str | None
+    run_id: str | None
+
+
+def script_tracking() -> ScriptTracking:
+    """What MLflow's fluent API would use in this process."""
+    import mlflow
+
+    uri, active = mlflow.get_tracking_uri(), mlflow.active_run()
+    experiment_id = os.environ.get("MLFLOW_EXPERIMENT_ID") if active is None else active.info.experiment_id
+    experiment = os.environ.get("MLFLOW_EXPERIMENT_NAME")
+    if experiment_id:
+        experiment = mlflow.MlflowClient(tracking_uri=uri).get_experiment(experiment_id).name
+    return ScriptTracking(uri, experiment, None if active is None else active.info.run_id)
+
+
+def _experiment_id(client: MlflowClient, name: str, uri: str) -> str:
+    """Id of the experiment, which is created if it is missing.
+
+    Raises:
+        ConfigError: it has been deleted.
+    """
+    from mlflow.exceptions import MlflowException
+
+    experiment = client.get_experiment_by_name(name)
+    if experiment is None:
+        try:
+            return str(client.create_experiment(name, artifact_location=_artifact_location(uri), tags=METRICS_FIRST))
+        except MlflowException:
+            experiment = client.get_experiment_by_name(name)  # another process may have created it
+            if experiment is None:
+                raise
+    if experiment.lifecycle_stage != "active":
+        raise ConfigError(
+            [f"tracking.experiment must not be a deleted one, got {name}; restore it or choose another name"]
+        )
+    return str(experiment.experiment_id)
+
+
+def _artifact_location(uri: str) -> str | None:
+    """Where a store without a server keeps artifacts; None leaves it to the server."""
+    scheme = uri.partition(":")[0].partition("+")[0]
+    return Path("mlartifacts").resolve().as_uri() if scheme in LOCAL_SCHEMES else None
+
+
+def _schema_lock(uri: str) -> FileLock:
+    """Lock while a database may be created: two processes that create its schema at once both crash."""
+    name = hashlib.sha256(uri.encode()).hexdigest()[:16]
+    return FileLock(Path(tempfile.gettempdir()) / f"lrrunner-mlflow-{os.getuid()}-{name}.lock")

@@ -1,0 +1,114 @@
+"""Runs of an experiment in MLflow: create, find, reopen, end, delete."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from lrrunner.results.run_state import RunState
+from lrrunner.tracking.abandoned_runs import owner_tags
+from lrrunner.tracking.connection import Connection, UploadFailure, upload_failure
+from lrrunner.tracking.tag_names import NOTE
+
+MAX_NOTE_LENGTH = 8000
+
+
+def create_run(connection: Connection, *, run_name: str, tags: Mapping[str, str]) -> str:
+    """Create a run that this process will end.
+
+    Args:
+        connection: The experiment.
+        run_name: Shown name.
+        tags: Its tags, beside those of its owner and those that MLflow's fluent API sets (user, source, commit).
+
+    Returns:
+        The run's id.
+    """
+    from mlflow.tracking.context.registry import resolve_tags
+
+    redact = connection.redactor.text
+    all_tags = {**resolve_tags(), **owner_tags(), **tags}
+    run = connection.client.create_run(
+        connection.experiment_id,
+        run_name=redact(run_name),
+        tags={key: redact(str(value)) for key, value in all_tags.items()},
+    )
+    return str(run.info.run_id)
+
+
+def reopen_run(connection: Connection, run_id: str) -> None:
+    """Continue a run that has ended; this process will end it again."""
+    connection.client.update_run(run_id, status=RunState.RUNNING.mlflow_status)
+    for key, value in owner_tags().items():
+        connection.client.set_tag(run_id, key, value)
+
+
+def end_run(connection: Connection, run_id: str, state: RunState, *, note: str | None = None) -> UploadFailure | None:
+    """End a run with an explicit status. Never raises.
+
+    Args:
+        connection: The experiment.
+        run_id: The run.
+        state: How it ended.
+        note: Markdown for its description; None leaves that as it is.
+
+    Returns:
+        What failed, if anything did.
+    """
+    try:
+        if note is not None:
+            set_note(connection, run_id, note)
+        connection.client.set_terminated(run_id, state.mlflow_status)
+    except Exception as error:  # noqa: BLE001 - SQLAlchemy, its drivers and MLflow raise what they like
+        return upload_failure(error, connection.redactor)
+    return None
+
+
+def set_note(connection: Connection, run_id: str, note: str) -> None:
+    """Set a run's description, in Markdown."""
+    connection.client.set_tag(run_id, NOTE, connection.redactor.text(note)[:MAX_NOTE_LENGTH])
+
+
+def delete_run(connection: Connection, run_id: str) -> None:
+    """Delete a run whose configuration turned out to be wrong. Never raises."""
+    try:
+        connection.client.delete_run(run_id)
+    except Exception as error:  # noqa: BLE001 - as in end_run
+        upload_failure(error, connection.redactor)
+
+
+def is_running(connection: Connection, run_id: str) -> bool:
+    """Whether a run has not been ended."""
+    return str(connection.client.get_run(run_id).info.status) == RunState.RUNNING.mlflow_status
+
+
+def run_exists(connection: Connection, run_id: str) -> bool:
+    """Whether the store has a run that nobody has deleted."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return str(connection.client.get_run(run_id).info.lifecycle_stage) == "active"
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return False
+
+
+def find_run(connection: Connection, tags: Mapping[str, str]) -> str | None:
+    """Id of a run of the experiment with these tags; None if there is none."""
+    filter_string = " and ".join(f"tags.`{key}` = {_quoted(value)}" for key, value in tags.items())
+    runs = connection.client.search_runs([connection.experiment_id], filter_string, max_results=1)
+    return str(runs[0].info.run_id) if runs else None
+
+
+def run_location(connection: Connection, run_id: str, *, run_name: str) -> str:
+    """Where to look at a run: its URL if a server has it, else its name and store."""
+    uri = connection.redactor.text(connection.uri)
+    if uri.startswith("http"):
+        return f"{uri}/#/experiments/{connection.experiment_id}/runs/{run_id}"
+    name = connection.redactor.text(run_name)
+    return f"run {name} ({run_id}) in experiment {connection.experiment} of {uri}"
+
+
+def _quoted(value: str) -> str:
+    """A literal of MLflow's search, which knows no escapes."""
+    return f'"{value}"' if "'" in value else f"'{value}'"

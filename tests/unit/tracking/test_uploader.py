@@ -1,0 +1,79 @@
+"""Metrics reach MLflow once, whatever fails on the way."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from lrrunner.system.redaction import Redactor
+from lrrunner.tracking.metric_names import MetricPoint
+from lrrunner.tracking.uploader import MAX_POINTS_PER_BATCH, MetricUploader
+
+
+class Store:
+    """Takes batches; raises on the calls whose number is in ``failing``."""
+
+    def __init__(self, *, failing: tuple[int, ...] = ()) -> None:
+        self.failing = failing
+        self.num_calls = 0
+        self.metrics: list[tuple[str, float, int, int]] = []
+
+    def __call__(self, metrics: list[Any]) -> None:
+        self.num_calls += 1
+        if self.num_calls in self.failing:
+            raise RuntimeError("no answer")
+        self.metrics += [(metric.key, metric.value, metric.timestamp, metric.step) for metric in metrics]
+
+
+def uploader(store: Store, *, uploaded_prefixes: tuple[str, ...] = ()) -> MetricUploader:
+    """An uploader whose thread has ended, so that only the test flushes."""
+    made = MetricUploader(store, redactor=Redactor(), uploaded_prefixes=uploaded_prefixes)
+    made.stop()
+    return made
+
+
+def point(step: int, prefix: str = "") -> MetricPoint:
+    return MetricPoint({"loss": 2.0}, step, 1000 + step, prefix)
+
+
+def test_points_keep_their_name_step_and_time() -> None:
+    """A second upload of the same point then changes nothing."""
+    store = Store()
+    uploads = uploader(store)
+    uploads.add(point(3, "pass_0/"))
+    uploads.flush()
+    assert store.metrics == [("pass_0/loss", 2.0, 1003, 3)]
+
+
+def test_a_batch_that_failed_is_sent_again() -> None:
+    """The server was down for a moment: nothing is lost and nothing is sent twice."""
+    store = Store(failing=(2,))
+    uploads = uploader(store)
+    steps = range(MAX_POINTS_PER_BATCH + 1)
+    for step in steps:
+        uploads.add(point(step))
+    with pytest.raises(RuntimeError, match="no answer"):
+        uploads.flush()
+    uploads.flush()
+    assert sorted(step for *_, step in store.metrics) == list(steps)
+
+
+def test_superseded_points_are_discarded_unless_their_curve_has_begun() -> None:
+    """A curve is shown under one name if it can be, and is whole under every name that MLflow shows."""
+    store = Store()
+    uploads = uploader(store, uploaded_prefixes=("pass_1/",))
+    for prefix in ("pass_0/", "pass_1/", ""):
+        uploads.add(point(0, prefix))
+    uploads.discard(lambda prefix: prefix.startswith("pass_"))
+    uploads.flush()
+    assert [name for name, *_ in store.metrics] == ["pass_1/loss", "loss"]
+
+
+def test_steps_without_metrics_send_nothing() -> None:
+    """MLflow need not be called for a skipped step."""
+    store = Store()
+    uploads = uploader(store)
+    uploads.add(MetricPoint({}, 0, 1000))
+    uploads.flush()
+    assert store.num_calls == 0
