@@ -59,9 +59,9 @@ def run(arguments: Sequence[str]) -> int:
     except ConfigError as error:
         _print_error(error, command_line, rank)
         return exit_codes.CONFIG_ERROR
-    from lrrunner.worker.run_job import work
+    from lrrunner.worker.run_job import run_in_new_world
 
-    return work(config, command_line)
+    return run_in_new_world(config, command_line)
 
 
 def _import_from_working_directory() -> None:

@@ -19,7 +19,7 @@ from lrrunner.library.caller_state import dataset_epoch_restored, gradient_sync_
 from lrrunner.library.loss_function import CountedLoss, LossFunction
 from lrrunner.library.model_wrappers import innermost, no_sync
 from lrrunner.library.options import call_text, config_from_options, disagreements
-from lrrunner.library.restarted_loader import RestartedLoader, to_device
+from lrrunner.library.restarted_loader import RestartedLoader
 from lrrunner.library.result import RangeTest
 from lrrunner.library.script_objects import ScriptObjects, object_errors
 from lrrunner.records import Step
@@ -30,7 +30,7 @@ from lrrunner.training.collectives import Collective
 from lrrunner.training.engine import RankContext, SweepResult, run_sweep
 from lrrunner.training.learning_rate import LearningRate
 from lrrunner.training.optimizers import lr_remark, set_optimizer_mode, unwrapped
-from lrrunner.training.trainable import Trainable
+from lrrunner.training.trainable import Trainable, to_device
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

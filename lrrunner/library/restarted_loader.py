@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import functools
 import itertools
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -11,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate.utils import send_to_device
 from torch.utils.data import DataLoader, IterableDataset
 
 from lrrunner.training.collectives import Collective
@@ -108,13 +106,6 @@ def twin(loader: DataLoader[Any]) -> DataLoader[Any]:
         if "_iterator" in vars(holder):
             vars(holder)["_iterator"] = None  # persistent workers belong to the original
     return copied
-
-
-def to_device(device: torch.device) -> Callable[[Any], Any]:
-    """A function that moves a batch to a device; on a CPU it returns the batch."""
-    if device.type == "cpu":
-        return lambda batch: batch
-    return functools.partial(send_to_device, device=device, non_blocking=True)
 
 
 def _shallow_copy(loader: Any) -> Any:

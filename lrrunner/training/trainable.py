@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
+from accelerate.utils import send_to_device
 from torch import nn
 
 from lrrunner.training.optimizers import set_optimizer_mode
@@ -80,3 +82,10 @@ def preserved(trainable: Trainable) -> Iterator[Snapshot]:
     finally:
         snapshot.restore()
         rng.restore(device)
+
+
+def to_device(device: torch.device) -> Callable[[Any], Any]:
+    """A function that moves a batch to a device; on a CPU it returns the batch."""
+    if device.type == "cpu":
+        return lambda batch: batch
+    return functools.partial(send_to_device, device=device, non_blocking=True)

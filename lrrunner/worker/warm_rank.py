@@ -26,7 +26,8 @@ from lrrunner.system.parent_process import die_with_parent, orphan_check
 from lrrunner.system.plain_values import from_plain
 
 if TYPE_CHECKING:
-    from lrrunner.worker.run_job import Work, World
+    from lrrunner.worker.run_job import JobRequest
+    from lrrunner.worker.world import World
 
 
 def main() -> NoReturn:
@@ -40,7 +41,7 @@ def main() -> NoReturn:
         keep_to_cores(os.environ)
     heartbeats = HeartbeatWriter(mailbox, _rank())
     heartbeats.job_changed(NO_JOB)
-    from lrrunner.worker.run_job import exit_now, join_world, leave_world
+    from lrrunner.worker.world import exit_now, join_world, leave_world
 
     world = join_world()
     number = 0
@@ -69,7 +70,8 @@ def _run(
     orphaned: Callable[[], bool],
 ) -> RankOutcome:
     """Run one job; after a failure that leaves the world unusable, report it and end the process."""
-    from lrrunner.worker.run_job import exit_now, run_job
+    from lrrunner.worker.run_job import run_job
+    from lrrunner.worker.world import exit_now
 
     errors: list[str] = []
 
@@ -80,16 +82,16 @@ def _run(
             mailbox.remove()
         exit_now(exit_codes.FAILED)
 
-    work = _work(message, heartbeats)
-    exit_code = run_job(world, work, orphaned=orphaned, on_mistake=errors.append, on_failure=on_failure)
+    request = _request(message, heartbeats)
+    exit_code = run_job(world, request, orphaned=orphaned, on_config_error=errors.append, on_failure=on_failure)
     return RankOutcome(rank=_rank(), exit_code=exit_code, cause=errors[0] if errors else None)
 
 
-def _work(message: JobMessage, heartbeats: HeartbeatWriter) -> Work:
+def _request(message: JobMessage, heartbeats: HeartbeatWriter) -> JobRequest:
     from lrrunner.config.schema import Config
-    from lrrunner.worker.run_job import Work
+    from lrrunner.worker.run_job import JobRequest
 
-    return Work(
+    return JobRequest(
         config=from_plain(Config, message.config),
         command_line=parse_command_line(message.arguments),
         number=message.number,

@@ -10,10 +10,9 @@ import pytest
 import torch
 from torch import nn
 
-from lrrunner.library.restarted_loader import to_device
 from lrrunner.training.engine import SweepResult, run_sweep
 from lrrunner.training.gradient_probe import GradientProbe
-from lrrunner.training.trainable import Trainable
+from lrrunner.training.trainable import Trainable, to_device
 from tests.multiprocess.sweeps import planned_batches, rank_context, small_model, sweep_plan, trainable
 
 DEVICES = ("cpu", pytest.param("cuda", marks=pytest.mark.gpu))

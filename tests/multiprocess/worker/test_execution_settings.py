@@ -1,4 +1,4 @@
-"""Regimes of training as a command line asks for them, on two ranks of the real program."""
+"""Wrappers, precision and accumulation as a command line asks for them, on two ranks of the real program."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ HERE = "tests.multiprocess.worker.test_execution_settings"
 
 
 class Blocks(nn.Module):
-    """A small network of blocks in a list, whose activations may be computed anew in the backward pass."""
+    """A small network with a list of blocks, whose activations may be recomputed in the backward pass."""
 
     forwards = 0
 
@@ -47,7 +47,7 @@ class Blocks(nn.Module):
 
 
 def below_zero(model: nn.Module, batch: Any) -> torch.Tensor:
-    """A loss that is negative all along, as likelihoods of densities are."""
+    """A loss that is always negative, as log likelihoods of densities are."""
     return nn.functional.cross_entropy(model(batch[0]), batch[1]) - 100.0
 
 
@@ -71,24 +71,25 @@ REDUCED_JOBS: Mapping[str, tuple[str, ...]] = {
     "ddp, bf16, compiled": (*MODEL, "train.mixed_precision=bf16"),
     "fsdp, bf16, compiled": (*MODEL, "train.mixed_precision=bf16", "train.fsdp=true"),
 }
-"""The compiler is the launcher's, which traces as any other but compiles nothing."""
+"""The launcher sets the compiler's back end "eager", which traces like others but compiles nothing."""
 
 
 def run_jobs(folder: str, port: int, jobs: Mapping[str, tuple[str, ...]], environ: Mapping[str, str]) -> dict[str, Any]:
-    """Run them one after the other in one world, and note how each was trained on this rank."""
+    """Run the jobs one after another in one world; returns how each was trained on this rank."""
     from lrrunner.worker import run_job
+    from lrrunner.worker.world import join_world, leave_world
 
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), **environ}
     os.chdir(folder)
-    world = run_job.join_world()
-    models, original = [], run_job._trainable
+    world = join_world()
+    models, original = [], run_job.make_trainable
 
-    def noting(*arguments: Any) -> Any:
+    def recorded(*arguments: Any) -> Any:
         trainable = original(*arguments)
         models.append(type(trainable.model).__name__)
         return trainable
 
-    run_job._trainable = noting
+    run_job.make_trainable = recorded
 
     def fail(cause: str) -> NoReturn:
         raise AssertionError(cause)
@@ -101,45 +102,47 @@ def run_jobs(folder: str, port: int, jobs: Mapping[str, tuple[str, ...]], enviro
         config.run.dir = name
         code = run_job.run_job(
             world,
-            run_job.Work(config=config, command_line=parse_command_line(overrides), number=number, supervised=True),
+            run_job.JobRequest(
+                config=config, command_line=parse_command_line(overrides), number=number, supervised=True
+            ),
             orphaned=lambda: False,
-            on_mistake=fail,
+            on_config_error=fail,
             on_failure=fail,
         )
         found[name] = {"code": code, "model": models[-1], "forwards": Blocks.forwards}
-    run_job.leave_world()
+    leave_world()
     return found
 
 
 class Finished:
-    """What the jobs of a world have left behind."""
+    """The run directories of the jobs of a world, and what their ranks returned."""
 
     def __init__(self, folder: Path, ranks: list[dict[str, Any]]) -> None:
         self.folder, self.ranks = folder, ranks
 
     def records(self, job: str, column: str = "loss") -> list[float]:
-        """A column of its records."""
+        """A column of the job's records."""
         with (self.folder / job / "records.csv").open() as file:
             return [float(row[column]) for row in csv.DictReader(file)]
 
     def train(self, job: str) -> dict[str, Any]:
-        """How it was trained, as it was resolved."""
+        """The section ``train`` of the job's resolved configuration."""
         return dict(yaml.safe_load((self.folder / job / "config.yaml").read_text())["train"])
 
-    def noted(self, job: str, what: str) -> list[Any]:
-        """By rank."""
-        return [rank[job][what] for rank in self.ranks]
+    def by_rank(self, job: str, name: str) -> list[Any]:
+        """A value that each rank returned for the job."""
+        return [rank[job][name] for rank in self.ranks]
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     """All jobs in float32."""
-    folder = tmp_path_factory.mktemp("regimes")
+    folder = tmp_path_factory.mktemp("settings")
     return Finished(folder, on_ranks(run_jobs, 2, folder, str(folder), free_port(), JOBS, {}, group=False))
 
 
 def same_until_chaos(one: list[float], other: list[float]) -> None:
-    """Float32 rounds differently; after the minimum, that shows."""
+    """Compare the first twelve losses: float32 rounds differently, which shows after the minimum."""
     assert len(one) > 12
     assert one[:12] == pytest.approx(other[:12], rel=1e-4)
     assert one[11] < one[0] - 0.01
@@ -147,15 +150,15 @@ def same_until_chaos(one: list[float], other: list[float]) -> None:
 
 @pytest.mark.parametrize("job", JOBS)
 def test_every_rank_sweeps_to_the_end_under_the_wrapper_asked_for(finished: Finished, job: str) -> None:
-    """Accelerate's own switch trains with DDP on a CPU, whatever it was told."""
-    assert finished.noted(job, "code") == [0, 0]
+    """Accelerate's own FSDP switch trains with DDP on a CPU."""
+    assert finished.by_rank(job, "code") == [0, 0]
     sharded = job.startswith("fsdp")
-    assert finished.noted(job, "model") == ["FSDPBlocks" if sharded else "DistributedDataParallel"] * 2
+    assert finished.by_rank(job, "model") == ["FSDPBlocks" if sharded else "DistributedDataParallel"] * 2
     assert finished.train(job)["fsdp"] is sharded
 
 
 def test_sharded_parameters_give_the_curve_of_copied_ones(finished: Finished) -> None:
-    """To 1e-4, accumulated and clipped too; and clipping shows, else this would prove nothing."""
+    """To 1e-4, also accumulated and clipped."""
     same_until_chaos(finished.records("fsdp"), finished.records("ddp"))
     clipped = finished.records("accumulation, clipping")
     same_until_chaos(finished.records("fsdp, accumulation, clipping"), clipped)
@@ -171,17 +174,17 @@ def test_accumulated_steps_are_those_of_whole_batches(finished: Finished) -> Non
     assert finished.records("accumulation, clipping", "num_items") == [64.0] * len(accumulated)
 
 
-def test_activations_computed_anew_change_nothing(finished: Finished) -> None:
-    """And are computed anew: twice the forward passes of blocks."""
+def test_recomputed_activations_change_nothing(finished: Finished) -> None:
+    """Blocks run forward twice as often."""
     jobs = ("ddp", "gradient checkpointing")
     same_until_chaos(finished.records(jobs[1]), finished.records(jobs[0]))
-    once, twice = (finished.noted(job, "forwards")[0] for job in jobs)
+    once, twice = (finished.by_rank(job, "forwards")[0] for job in jobs)
     steps = [len(finished.records(job)) for job in jobs]
     assert (once / steps[0], twice / steps[1]) == (2, 4)
 
 
-def test_a_watched_validation_loss_disturbs_no_step(finished: Finished) -> None:
-    """Nor does it keep confirmation runs from following."""
+def test_monitoring_the_validation_loss_changes_no_step(finished: Finished) -> None:
+    """Confirmation runs follow as usual."""
     job = "fsdp, validation, confirmation"
     assert finished.records(job)[:12] == finished.records("fsdp")[:12]
     assert finished.records(job, "val_loss")[11] < finished.records(job, "val_loss")[0]
@@ -203,7 +206,7 @@ def test_bf16_and_the_compiler_sweep_alike_under_both_wrappers(tmp_path: Path) -
     copied, sharded = (found.records(job) for job in REDUCED_JOBS)
     assert sharded[:8] == pytest.approx(copied[:8], rel=1e-3)
     for job in REDUCED_JOBS:
-        assert found.noted(job, "code") == [0, 0]
-        assert found.noted(job, "model") == ["OptimizedModule"] * 2
+        assert found.by_rank(job, "code") == [0, 0]
+        assert found.by_rank(job, "model") == ["OptimizedModule"] * 2
         assert (found.train(job)["mixed_precision"], found.train(job)["compile"]) == ("bf16", True)
         assert min(found.records(job)) < found.records(job)[0] - 0.1

@@ -23,7 +23,7 @@ def free_port() -> int:
 
 
 def whole_program(folder: str, port: int) -> dict[str, Any]:
-    """Run the command line on this rank and note what was alive when the process group was destroyed."""
+    """Run the command line on this rank; returns how many DDP objects were alive at the end of the process group."""
     from lrrunner.cli.main import run
 
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
@@ -53,7 +53,7 @@ def whole_program(folder: str, port: int) -> dict[str, Any]:
     }
 
 
-def test_ddp_is_dead_before_its_world_and_only_rank_0_loads_the_heavy_parts(tmp_path: Path) -> None:
+def test_ddp_is_freed_before_its_process_group_and_only_rank_0_imports_mlflow(tmp_path: Path) -> None:
     """DDP outliving the process group aborts gloo at exit; MLflow costs every rank a second and 150 MB."""
     first, second = on_ranks(whole_program, 2, tmp_path, str(tmp_path), free_port(), group=False, bare=True)
     for rank in (first, second):

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from lrrunner.training.fsdp import blocks, shard
-from lrrunner.worker.build import _weights_checksum
+from lrrunner.worker.build import weights_checksum
 from tests.multiprocess.sweeps import small_model
 
 
@@ -55,9 +55,9 @@ def test_a_block_that_is_applied_twice_is_one() -> None:
 def test_the_checksum_sees_one_bit_of_any_weight_or_buffer() -> None:
     """Ranks that shard different models would train a mixture of them silently; also in half precision."""
     models = [nn.Sequential(small_model(), nn.BatchNorm1d(1)).bfloat16() for _ in range(2)]
-    first, second = (_weights_checksum(model) for model in models)
+    first, second = (weights_checksum(model) for model in models)
     assert first == second
     models[1][1].running_mean.add_(1.0)
     with torch.no_grad():
         models[0][0][2].bias.add_(1e-2)
-    assert len({first, *map(_weights_checksum, models)}) == 3
+    assert len({first, *map(weights_checksum, models)}) == 3

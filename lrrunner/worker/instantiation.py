@@ -1,0 +1,78 @@
+"""From ``_target_``s to objects; errors are collected, so that all of them are reported at once."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import hydra.utils
+from hydra.errors import InstantiationException
+
+logger = logging.getLogger(__name__)
+
+
+def instantiate(name: str, component: Mapping[str, Any] | None, errors: list[str], *arguments: Any) -> Any:
+    """The object that a component of the configuration describes; None where there is none, or after an error.
+
+    Args:
+        name: Key of the component, for messages.
+        component: ``_target_`` and keyword arguments.
+        errors: Receives a message instead of an exception.
+        arguments: Positional arguments.
+    """
+    if component is None or not check_target(name, component, errors, *arguments):
+        return None
+    try:
+        return hydra.utils.instantiate(dict(component), *arguments, _convert_="all")
+    except (Exception, SystemExit) as error:
+        cause = error.__cause__ if isinstance(error, InstantiationException) and error.__cause__ else error
+        logger.info("%s could not be built", name, exc_info=cause)
+        reason = _first_line(cause, default="no message")
+        errors.append(f"{name} could not be built: {component['_target_']} raised {type(cause).__name__}: {reason}")
+        return None
+
+
+def check_target(name: str, component: Mapping[str, Any], errors: list[str], *arguments: Any) -> bool:
+    """Whether the ``_target_`` can be imported and takes its arguments; adds a message if not."""
+    path = component["_target_"]
+    try:
+        target = hydra.utils.get_object(path)
+    except (Exception, SystemExit) as error:
+        cause = error.__cause__ or error
+        logger.info("%s could not be imported", path, exc_info=cause)
+        reason = _first_line(cause, default=type(cause).__name__)
+        errors.append(
+            f"{name}._target_ must be importable, got {path} ({reason}); correct the name, or run where it is"
+        )
+        return False
+    if not callable(target):
+        errors.append(f"{name}._target_ must be a class or a function, got {path}; name something to call")
+        return False
+    refusal = _refusal(target, component, *arguments)
+    if refusal:
+        hint = f"correct the keys of {name}"
+        if name in ("objective", "data.collate_fn") and "missing a required" in refusal:
+            hint += f", or add {name}._partial_=true to name the function itself"
+        errors.append(f"{name} must take the arguments it is given: {path} {refusal}; {hint}")
+    return not refusal
+
+
+def _refusal(target: Callable[..., Any], component: Mapping[str, Any], *arguments: Any) -> str | None:
+    """The message of the TypeError that the call would raise; None without one, or where the signature is unknown."""
+    keywords = {key: value for key, value in component.items() if not (key.startswith("_") and key.endswith("_"))}
+    try:
+        signature = inspect.signature(target)
+    except (TypeError, ValueError):
+        return None
+    bind = signature.bind_partial if component.get("_partial_") else signature.bind
+    try:
+        bind(*arguments, *component.get("_args_", ()), **keywords)
+    except TypeError as error:
+        return str(error)
+    return None
+
+
+def _first_line(error: BaseException, *, default: str) -> str:
+    return next(iter(str(error).strip().splitlines()), default)

@@ -1,0 +1,28 @@
+"""The cause of a failure in one line, and whether another rank is to blame."""
+
+from __future__ import annotations
+
+import pytest
+
+from lrrunner.launch.mailbox import ANOTHER_RANK_IS_GONE, ANOTHER_RANK_IS_SILENT
+from lrrunner.worker.failure_text import MAX_LENGTH, failure_text
+
+
+@pytest.mark.parametrize(
+    ("message", "cause"),
+    [
+        ("[gloo] Connection closed by peer [127.0.0.1]:1234", ANOTHER_RANK_IS_GONE),
+        ("[gloo] Timed out waiting 1800000ms for recv operation to complete", ANOTHER_RANK_IS_SILENT),
+        ("Watchdog caught collective operation timeout: WorkNCCL", ANOTHER_RANK_IS_SILENT),
+    ],
+)
+def test_errors_of_collectives_blame_another_rank(message: str, cause: str) -> None:
+    """The supervisor looks for the rank that failed first."""
+    assert failure_text(RuntimeError(message)).startswith(cause)
+
+
+def test_the_own_error_of_a_rank_is_its_type_and_message_in_one_short_line() -> None:
+    """Causes go into status.json, tags and the last line of the terminal."""
+    assert failure_text(KeyError("x")) == "KeyError: 'x'"
+    assert failure_text(OSError("Broken\npipe")) == "OSError: Broken pipe"
+    assert len(failure_text(ValueError("x " * 1000))) <= MAX_LENGTH + len("ValueError: ")
