@@ -49,6 +49,7 @@ def extension(
     end_lr: float,
     linear: bool,
     beta: float,
+    highest_lr: float = HIGHEST_LR,
 ) -> Extension | None:
     """The range to sweep next, or None when the curve needs none or another range would not help.
 
@@ -69,10 +70,11 @@ def extension(
         reasons.append(why)
         low = max(LOWEST_LR, start_lr / (DOWN_LINEAR if linear else DOWN))
         high = end_lr / DOWN_LINEAR if linear else end_lr
-    if suggestion.verdict in (Verdict.FLAT, Verdict.NO_DIVERGENCE) and end_lr < HIGHEST_LR:
+    highest_lr = min(highest_lr, HIGHEST_LR)
+    if suggestion.verdict in (Verdict.FLAT, Verdict.NO_DIVERGENCE) and end_lr < highest_lr:
         flat = suggestion.verdict == Verdict.FLAT
         reasons.append(f"the loss {'is flat' if flat else 'does not diverge'} up to {end_lr:.1e}")
-        high = min(HIGHEST_LR, end_lr * (UP_LINEAR if linear else UP_FLAT if flat else UP))
+        high = min(highest_lr, end_lr * (UP_LINEAR if linear else UP_FLAT if flat else UP))
     return Extension(low, high, " and ".join(reasons)) if reasons else None
 
 

@@ -29,8 +29,8 @@ class CountedLoss:
         self._loss_fn, self._num_uncounted = loss_fn, num_micro_batches
         self.num_samples = 0
 
-    def __call__(self, model: nn.Module, batch: Any) -> tuple[torch.Tensor, Any]:
-        """The mean loss of a batch, and its number of items.
+    def __call__(self, model: nn.Module, batch: Any) -> tuple[torch.Tensor, Any] | None:
+        """The mean loss of a batch and its number of items; None where the function returns None.
 
         Raises:
             ValueError: The function returned something else, or the batch has no tensor to count by.
@@ -40,6 +40,8 @@ class CountedLoss:
             self._num_uncounted -= 1
             self.num_samples += samples or 0
         result = self._loss_fn(model, batch)
+        if result is None:  # nothing to learn from in this batch
+            return None
         loss, num_items = result if isinstance(result, tuple) and len(result) == 2 else (result, samples)
         _check_loss(loss)
         _check_num_items(num_items, batch)

@@ -29,7 +29,7 @@ from lrrunner.training import collectives
 from lrrunner.training.collectives import Collective
 from lrrunner.training.engine import RankContext, SweepResult, run_sweep
 from lrrunner.training.learning_rate import LearningRate
-from lrrunner.training.optimizers import lr_remark, set_optimizer_mode, unwrapped
+from lrrunner.training.optimizers import highest_useful_lr, lr_remark, set_optimizer_mode, unwrapped
 from lrrunner.training.trainable import Trainable, to_device
 
 if TYPE_CHECKING:
@@ -212,6 +212,7 @@ def _run_passes(objects: ScriptObjects, job: Config, loss: CountedLoss, collecti
             job.sweep,
             method=job.suggestion.method,
             collective=collective,
+            highest_lr=highest_useful_lr(trainable.optimizer),
             on_extension=_warn_of_extension if is_rank_0 else lambda extension: None,
         )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -59,6 +60,7 @@ def run_passes(
     *,
     method: str,
     collective: Collective,
+    highest_lr: float = math.inf,
     on_extension: Callable[[Extension], None] = lambda extension: None,
     locate: Callable[[Stop, Sequence[Step]], str] = lambda stop, steps: "",
 ) -> Passes:
@@ -72,6 +74,7 @@ def run_passes(
         sweep: LR range, and whether it may be extended.
         method: Name of the suggestion rule.
         collective: The world this rank belongs to.
+        highest_lr: LR that no extended range exceeds.
         on_extension: Called before each further pass.
         locate: Describes which samples a stop's ranks were at; called on rank 0 with the stop and the records.
     """
@@ -88,7 +91,7 @@ def run_passes(
                 where = locate(fault, result.steps)
                 found = fault_suggestion(fault, result.steps, method=method, location=where), None
             else:
-                found = _suggestion_and_extension(result, sweep, method, low, high)
+                found = _suggestion_and_extension(result, sweep, method, low, high, highest_lr)
         steps, stops = steps + result.steps, stops + result.stops
         suggestion, wider = collective.broadcast(found)
         passes.append(SweepPass(start_lr=low, end_lr=high, suggestion=suggestion))
@@ -120,7 +123,7 @@ def sweep_plan(sweep: SweepConfig, number: int, *, start_lr: float, end_lr: floa
 
 
 def _suggestion_and_extension(
-    result: SweepResult, sweep: SweepConfig, method: str, low: float, high: float
+    result: SweepResult, sweep: SweepConfig, method: str, low: float, high: float, highest_lr: float
 ) -> tuple[Suggestion, Extension | None]:
     """What one pass supports, and the range of the next one."""
     suggestion = suggest(result.steps, result.stops, method=method, beta=sweep.smoothing)
@@ -128,6 +131,13 @@ def _suggestion_and_extension(
         return suggestion, None
     linear = sweep.mode == SweepMode.linear
     wider = extension(
-        result.steps, result.stops, suggestion, start_lr=low, end_lr=high, linear=linear, beta=sweep.smoothing
+        result.steps,
+        result.stops,
+        suggestion,
+        start_lr=low,
+        end_lr=high,
+        linear=linear,
+        beta=sweep.smoothing,
+        highest_lr=highest_lr,
     )
     return suggestion, wider

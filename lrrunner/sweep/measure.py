@@ -25,6 +25,7 @@ from lrrunner.sweep.evaluators import trial_evaluator, validation_monitor
 from lrrunner.training import collectives
 from lrrunner.training.engine import RankContext, SweepResult, run_sweep
 from lrrunner.training.gradient_probe import GradientProbe
+from lrrunner.training.optimizers import highest_useful_lr
 from lrrunner.training.trainable import Trainable
 
 
@@ -89,6 +90,7 @@ def measure(
         job.sweep,
         method=job.suggestion.method,
         collective=context.collective,
+        highest_lr=highest_useful_lr(trainable.optimizer),
         on_extension=listener.on_extension if listener is not None else lambda extension: None,
         locate=batches.locate,
     )

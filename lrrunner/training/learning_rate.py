@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+
+NO_LR = (
+    "optimizer.lr must be a number above 0 in every group, got {}; the sweep sets it before each step. Give an LR, and "
+    "switch off what sets one in its place (relative_step=False of Adafactor)"
+)
 
 
 class LearningRate:
@@ -20,37 +26,65 @@ class LearningRate:
     Attributes:
         base_lr: What recorded LRs mean: the LR of all groups; if they differ, the optimizer's default if some group has
             it, else the largest.
-        ratios: Each group's LR over ``base_lr``, in the optimizer's order.
+        ratios: Each group's LR over ``base_lr``, in the optimizer's order, its ``lr_scale`` included.
 
     Raises:
-        ValueError: the optimizer has no positive LR to keep ratios to.
+        ValueError: some group has no LR, or the optimizer has no positive LR to keep ratios to.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
         self._optimizer = optimizer
         # a scheduler that has changed the LRs keeps the original ones in initial_lr
-        group_lrs = [float(group.get("initial_lr", group["lr"])) for group in optimizer.param_groups]
+        found = [group.get("initial_lr", group["lr"]) for group in optimizer.param_groups]
+        if any(lr is None for lr in found):
+            raise ValueError(NO_LR.format(None))
+        group_lrs, scales = _unscaled([float(lr) for lr in found], optimizer.param_groups)
         self.base_lr = _base_lr(optimizer, group_lrs)
         if not self.base_lr > 0:
-            raise ValueError(f"optimizer.lr must be above 0, got {self.base_lr}; the sweep keeps group ratios to it")
-        self.ratios = tuple(lr / self.base_lr for lr in group_lrs)
+            raise ValueError(NO_LR.format(self.base_lr))
+        self._unscaled_ratios = tuple(lr / self.base_lr for lr in group_lrs)
+        self.ratios = tuple(ratio * scale for ratio, scale in zip(self._unscaled_ratios, scales, strict=True))
 
     def set(self, lr: float) -> None:
         """Make ``lr`` the base learning rate of the next step."""
         for group, ratio in zip(self._optimizer.param_groups, self.ratios, strict=True):
             _assign(group, "lr", lr * ratio)
 
+    def changed_lr(self, lr: float) -> float | None:
+        """The LR of a group that is no longer what :meth:`set` made it; LRs in tensors are not read."""
+        for group, ratio in zip(self._optimizer.param_groups, self.ratios, strict=True):
+            if not isinstance(group["lr"], torch.Tensor) and group["lr"] != lr * ratio:
+                return float(group["lr"])
+        return None
+
     def apply(self, lr: float) -> None:
-        """Make ``lr`` the base learning rate of the training, also of later groups and of schedulers made later."""
+        """Make ``lr`` the base learning rate of the training, also of later groups and of schedulers made later.
+
+        An ``lr_scale`` of a group is left to the training's own scheduler, which multiplies by it.
+        """
         step: Any = self._optimizer.step
         if hasattr(step, "_wrapped_by_lr_sched"):
             warnings.warn("the optimizer's scheduler keeps the LRs it was made with; make it again", stacklevel=3)
-        self.set(lr)
-        for group, ratio in zip(self._optimizer.param_groups, self.ratios, strict=True):
+        for group, ratio in zip(self._optimizer.param_groups, self._unscaled_ratios, strict=True):
+            _assign(group, "lr", lr * ratio)
             if "initial_lr" in group:
                 _assign(group, "initial_lr", lr * ratio)
         if "lr" in self._optimizer.defaults:
             _assign(self._optimizer.defaults, "lr", lr)
+
+
+def _unscaled(group_lrs: list[float], groups: Sequence[Mapping[str, Any]]) -> tuple[list[float], list[float]]:
+    """LRs without their groups' ``lr_scale``, and these scales.
+
+    Layer-wise LR decay (timm, BEiT, MAE, open_clip) keeps a group's ratio in ``lr_scale``, and the training's scheduler
+    multiplies by it in each step. Where that has happened already, the LRs differ by just these scales.
+    """
+    scales = [float(group.get("lr_scale", 1.0)) for group in groups]
+    if len(set(group_lrs)) > 1 and all(scales):
+        bare = [lr / scale for lr, scale in zip(group_lrs, scales, strict=True)]
+        if max(bare) - min(bare) <= 1e-6 * max(bare):
+            return [bare[0]] * len(bare), scales
+    return group_lrs, scales
 
 
 def _base_lr(optimizer: torch.optim.Optimizer, group_lrs: list[float]) -> float:

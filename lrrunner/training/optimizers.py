@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from typing import Any
 
 import torch
@@ -54,10 +55,23 @@ def lr_remark(optimizer: torch.optim.Optimizer) -> str:
         remarks.append(f"the LR multiplies the step size that {name} finds by itself")
     if any("train_mode" in group for group in groups):
         remarks.append(f"the LR multiplies all steps of {name}, which needs no schedule: keep it constant")
+    if isinstance(optimizer, torch.optim.Adafactor):
+        remarks.append(f"{name} takes 1/sqrt(step) in place of a larger LR")
     ratios = LearningRate(optimizer).ratios
-    if len(set(ratios)) > 1:
+    if any("lr_scale" in group for group in groups):
+        remarks.append("the LR is that before each group's lr_scale")
+    elif len(set(ratios)) > 1:
         remarks.append(f"the LR is that of parameter group {ratios.index(1.0)}, the others keep their ratios to it")
     return "; ".join(remarks)
+
+
+def highest_useful_lr(optimizer: torch.optim.Optimizer) -> float:
+    """LR above which the optimizer takes no larger steps; infinite for most.
+
+    References:
+        Shazeer and Stern 2018, arXiv:1804.04235, section 6; torch's Adafactor takes min(lr, 1 / sqrt(step)).
+    """
+    return 1.0 if isinstance(optimizer, torch.optim.Adafactor) else math.inf
 
 
 def optimizer_errors(optimizer: torch.optim.Optimizer) -> list[str]:

@@ -20,9 +20,21 @@ from torch.nn.parallel import DistributedDataParallel
 from lrrunner.training.collectives import Collective
 from lrrunner.training.fsdp import is_sharded, local_part
 from lrrunner.training.gradient_probe import GradientProbe
+from lrrunner.training.item_counts import count_error
 from lrrunner.training.learning_rate import LearningRate
 from lrrunner.training.step_table import Column, Request, StepReading
 from lrrunner.training.trainable import Trainable
+
+CHANGED_LR = (
+    "optimizer must use the LR that the sweep sets, got {}, which replaced {:.3g} by {:.3g} in its step {}; switch off "
+    "its own schedule, or use another optimizer"
+)
+
+
+WRONG_COUNT = (
+    "a tuple returned with the loss must be (loss, num_items), got {} for num_items; return the loss alone, or count "
+    "the items that it is the mean of"
+)
 
 
 @dataclass(frozen=True)
@@ -125,6 +137,8 @@ class TrainStep:
         if t.max_grad_norm is not None:
             torch.nn.utils.clip_grads_with_norm_(self._parameters, t.max_grad_norm, grad_norm)
         skipped = self._step_optimizer()
+        if (changed := self._learning_rate.changed_lr(lr)) is not None:
+            raise ValueError(CHANGED_LR.format(type(t.optimizer).__name__, lr, changed, index))
         return self._pending(index, skipped, table, grad_norm)
 
     def discard_pass(self, batches: Iterator[Any]) -> None:
@@ -151,7 +165,7 @@ class TrainStep:
         with t.no_sync():
             for batch in self._micro_batches:
                 with t.autocast():
-                    loss, _ = self._loss_and_count(t.objective(t.model, batch))
+                    loss, _ = self._loss_and_count(t.objective(t.model, batch), batch)
                 loss.backward()  # type: ignore[no-untyped-call]
         flags = torch.zeros(self._collective.world_size, dtype=torch.float64)
         flags[self._collective.rank] = not torch.isfinite(self._grad_norm())
@@ -172,7 +186,7 @@ class TrainStep:
             is_last = i == t.accumulation_steps - 1
             with nullcontext() if is_last else t.no_sync():
                 with t.autocast():
-                    loss, count = self._loss_and_count(t.objective(t.model, batch))
+                    loss, count = self._loss_and_count(t.objective(t.model, batch), batch)
                 multiplier = self._weight(count) / t.accumulation_steps
                 scaled = _scaled(loss, multiplier)
                 (scaled if t.scaler is None else t.scaler.scale(scaled)).backward()  # type: ignore[no-untyped-call]
@@ -182,7 +196,7 @@ class TrainStep:
             items = items + count
         return loss_sum, items
 
-    def _loss_and_count(self, result: Any) -> tuple[torch.Tensor, torch.Tensor | float]:
+    def _loss_and_count(self, result: Any, batch: Any) -> tuple[torch.Tensor, torch.Tensor | float]:
         """The loss and the item count of an objective's result. A loss over no items is 0, whatever it says."""
         if result is None:
             return _zero_loss(self._parameters), 0
@@ -191,6 +205,8 @@ class TrainStep:
             if not self._on_cpu:  # not read, since the host would wait for the device
                 return torch.where(count > 0, loss, 0.0), count
             count = count.item()
+        if isinstance(result, tuple) and (wrong := count_error(count, batch)):
+            raise ValueError(WRONG_COUNT.format(wrong))
         return (loss if count else torch.where(torch.zeros_like(loss, dtype=torch.bool), loss, 0.0)), count
 
     def _value(self, tensor: torch.Tensor) -> torch.Tensor | float:

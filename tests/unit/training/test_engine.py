@@ -120,7 +120,7 @@ def test_an_optimizer_that_averages_weights_is_swept_in_training_mode_and_left_i
 
 def test_an_optimizer_without_positive_lr_is_refused() -> None:
     """Row 32: an LR of 0 cannot be multiplied to reach the schedule."""
-    with pytest.raises(ValueError, match=r"optimizer\.lr must be above 0, got 0"):
+    with pytest.raises(ValueError, match=r"optimizer\.lr must be a number above 0 in every group, got 0"):
         LearningRate(torch.optim.SGD(small_model().parameters(), lr=0.0))
 
 
@@ -553,3 +553,26 @@ def test_counts_keep_float64_exact(as_tensor: bool) -> None:
     for ours, parameter in zip(ends, model.parameters(), strict=True):
         assert parameter.grad is not None
         torch.testing.assert_close(ours, parameter.detach() - 0.5 * parameter.grad, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize(("count", "message"), [(0.53, "a fraction, 0.53"), (-1, "-1, below 0"), (10**6, "above the")])
+def test_a_number_that_no_batch_can_hold_is_no_item_count(count: float, message: str) -> None:
+    """(loss, accuracy) was taken for (loss, num_items): losses were up to 2.4 times off, silently."""
+    part = trainable(objective=lambda model, batch: (squared_error(model, batch), count))
+    with pytest.raises(ValueError, match=rf"must be \(loss, num_items\), got .*{message}.* return the loss alone"):
+        run_sweep(part, sweep_plan(num_steps=3), planned_batches(), context=rank_context())
+
+
+class SelfSchedulingSGD(torch.optim.SGD):
+    """Sets its own LR in each step."""
+
+    def step(self, closure: Any = None) -> None:
+        self.param_groups[0]["lr"] = 0.125
+        super().step()
+
+
+def test_an_optimizer_that_sets_its_own_lr_is_refused() -> None:
+    """The recorded LR would not be the one that the step used."""
+    part = trainable(optimizer=lambda p: SelfSchedulingSGD(p, lr=0.5))
+    with pytest.raises(ValueError, match=r"got SelfSchedulingSGD, which replaced 1e-06 by 0\.125 in its step 0"):
+        run_sweep(part, sweep_plan(num_steps=3), planned_batches(), context=rank_context())

@@ -70,3 +70,50 @@ def test_an_applied_lr_fills_a_tensor() -> None:
     LearningRate(optimizer).apply(0.25)
     assert optimizer.param_groups[0]["lr"] is lr
     assert lr.item() == 0.25
+
+
+def decayed_groups(**of_body: Any) -> list[dict[str, Any]]:
+    """A body and a head with layer-wise LR decay."""
+    body, head = two_groups(lr=1.0)
+    return [{"params": body["params"], "lr_scale": 0.1, **of_body}, {"params": head["params"], "lr_scale": 1.0}]
+
+
+def test_groups_keep_the_ratio_of_their_lr_scale_in_the_sweep_only() -> None:
+    """timm, MAE, BEiT and open_clip: the training's scheduler multiplies by it, so that applying an LR must not."""
+    optimizer = torch.optim.SGD(decayed_groups(), lr=0.5)
+    learning_rate = LearningRate(optimizer)
+    assert learning_rate.base_lr == 0.5
+    assert learning_rate.ratios == (0.1, 1.0)
+    learning_rate.set(2.0)
+    assert [group["lr"] for group in optimizer.param_groups] == [0.2, 2.0]
+    learning_rate.apply(2.0)
+    assert [group["lr"] for group in optimizer.param_groups] == [2.0, 2.0]
+
+
+def test_an_lr_scale_that_a_scheduler_has_applied_counts_once() -> None:
+    """A sweep in the middle of such a training finds the scaled LRs."""
+    learning_rate = LearningRate(torch.optim.SGD(decayed_groups(lr=0.05), lr=0.5))
+    assert learning_rate.base_lr == 0.5
+    assert learning_rate.ratios == (0.1, 1.0)
+
+
+def test_an_optimizer_that_changes_its_lr_is_noticed() -> None:
+    """The recorded LR must be the one that the step used."""
+    optimizer = torch.optim.SGD(two_groups(lr=0.01), lr=0.1)
+    learning_rate = LearningRate(optimizer)
+    learning_rate.set(0.3)
+    assert learning_rate.changed_lr(0.3) is None
+    optimizer.param_groups[1]["lr"] = 0.7
+    assert learning_rate.changed_lr(0.3) == 0.7
+
+
+@pytest.mark.parametrize("lr", [None, 0.0])
+def test_an_optimizer_without_an_lr_says_what_to_do(lr: float | None) -> None:
+    """transformers' Adafactor has lr=None with relative_step=True; float() raised a bare TypeError."""
+    optimizer = torch.optim.SGD(two_groups(lr=0.01), lr=0.1)
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+    with pytest.raises(
+        ValueError, match=rf"optimizer\.lr must be a number above 0 in every group, got {lr}; .* Give an LR"
+    ):
+        LearningRate(optimizer)

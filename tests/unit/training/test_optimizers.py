@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from accelerate.optimizer import AcceleratedOptimizer
 
-from lrrunner.training.optimizers import lr_remark, optimizer_errors, unwrapped
+from lrrunner.training.optimizers import highest_useful_lr, lr_remark, optimizer_errors, unwrapped
 from tests.multiprocess.sweeps import small_model
 from tests.unit.training.test_learning_rate import two_groups
 from tests.unit.training.unusual_optimizers import Lookahead, SelfScalingSGD
@@ -17,7 +19,7 @@ def test_optimizers_whose_lr_cannot_be_swept_say_why() -> None:
     (refusal,) = optimizer_errors(torch.optim.LBFGS(parameters))
     assert refusal.startswith("optimizer must step without a closure, got LBFGS")
     (refusal,) = optimizer_errors(torch.optim.SGD(parameters, lr=0.0))
-    assert refusal.startswith("optimizer.lr must be above 0, got 0")
+    assert refusal.startswith("optimizer.lr must be a number above 0 in every group, got 0")
     nameless = torch.optim.SGD(parameters, lr=0.1)
     del nameless.param_groups[0]["lr"]
     (refusal,) = optimizer_errors(nameless)
@@ -54,3 +56,13 @@ def test_groups_that_differ_are_named() -> None:
     optimizer = torch.optim.SGD(two_groups(lr=0.05))
     optimizer.param_groups[0]["lr"] = 0.5
     assert lr_remark(optimizer) == "the LR is that of parameter group 0, the others keep their ratios to it"
+
+
+def test_adafactor_caps_its_lr_and_says_so() -> None:
+    """A sweep up to 1e4 of an optimizer that takes 1/sqrt(step) at most shows nothing but a flat line."""
+    parameters = [torch.nn.Parameter(torch.ones(2))]
+    assert highest_useful_lr(torch.optim.Adafactor(parameters, lr=1e-2)) == 1.0
+    assert highest_useful_lr(torch.optim.SGD(parameters, lr=1e-2)) == math.inf
+    assert (
+        lr_remark(torch.optim.Adafactor(parameters, lr=1e-2)) == "Adafactor takes 1/sqrt(step) in place of a larger LR"
+    )
