@@ -20,7 +20,7 @@ from lrrunner.system import exit_codes
 from lrrunner.system.environment import USE_CPU_VARIABLE, USE_DEEPSPEED_VARIABLE, launcher_switch_is_on
 from lrrunner.training import collectives
 from lrrunner.training.collectives import Collective
-from lrrunner.training.deferred_dynamo import defer_dynamo, is_dynamo_loaded
+from lrrunner.worker.deferred_dynamo import defer_dynamo, is_dynamo_loaded
 
 BUILD_TIMEOUT = timedelta(hours=1)
 """Timeout of collectives until the first step is over, since downloads, first reads and compilation precede it."""

@@ -17,7 +17,7 @@ UNUSED = (
     "torch.distributed.fsdp",
     "torch.distributed.tensor",
 )
-"""``torch._dynamo`` itself is a stand-in (``lrrunner.training.deferred_dynamo``), whose submodules are not loaded."""
+"""``torch._dynamo`` itself is a stand-in (``lrrunner.worker.deferred_dynamo``), whose submodules are not loaded."""
 
 PROGRAM = f"""
 import atexit, sys

@@ -9,7 +9,7 @@ PROGRAM = """
 import sys
 import torch
 from torch import nn
-from lrrunner.training.deferred_dynamo import defer_dynamo, is_dynamo_loaded
+from lrrunner.worker.deferred_dynamo import defer_dynamo, is_dynamo_loaded
 
 torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
 defer_dynamo()
@@ -46,7 +46,7 @@ def test_steps_do_not_load_the_compiler_and_compiling_does() -> None:
 
 OWN_DISABLE = """
 import torch
-from lrrunner.training.deferred_dynamo import defer_dynamo, is_dynamo_loaded
+from lrrunner.worker.deferred_dynamo import defer_dynamo, is_dynamo_loaded
 
 defer_dynamo()
 import torch._dynamo.config
