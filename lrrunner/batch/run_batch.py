@@ -132,7 +132,9 @@ class _Summary:
         if connection is None:
             return ""
         try:
-            finish_summary_run(connection, self.directory, entries, figures=figures, state=state)
+            failure = finish_summary_run(connection, self.directory, entries, figures=figures, state=state)
+            if failure is not None:
+                logger.warning("MLflow misses a part of the summary (%s); upload it with lrrunner-sync", failure.reason)
         except Exception as error:  # noqa: BLE001 - a server that fails now must not cost the batch
             logger.warning("the summary run failed (%s: %s)", type(error).__name__, self.redactor.text(str(error)))
             end_run(connection, self.run_id, state)

@@ -12,9 +12,17 @@ from lrrunner.config.command_line import parse_command_line
 from lrrunner.errors import ConfigError
 from lrrunner.results.run_state import RunState
 from lrrunner.system.redaction import Redactor
-from lrrunner.tracking.connection import connect_or_warn
+from lrrunner.tracking.connection import UploadFailure, connect_or_warn
 from lrrunner.tracking.runs import is_running
 from tests.composing import composed
+
+
+def isolate_mlflow(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    """A new store in ``folder``; the environment that lrrunner sets for MLflow is restored after the test."""
+    for name in ("REQUEST_TIMEOUT", "REQUEST_MAX_RETRIES", "REQUEST_BACKOFF_FACTOR"):
+        monkeypatch.setenv(f"MLFLOW_HTTP_{name}", "1")
+    monkeypatch.setenv("MLFLOW_LOGGING_LEVEL", "WARNING")
+    monkeypatch.chdir(folder)
 
 
 def test_keys_of_hydras_own_multirun_are_refused() -> None:
@@ -37,10 +45,7 @@ def test_keys_of_hydras_own_multirun_are_refused() -> None:
 )
 def test_a_summary_run_ends_whatever_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str) -> None:
     """A figure that cannot be drawn once left the summary run RUNNING."""
-    for name in ("REQUEST_TIMEOUT", "REQUEST_MAX_RETRIES", "REQUEST_BACKOFF_FACTOR"):
-        monkeypatch.setenv(f"MLFLOW_HTTP_{name}", "1")
-    monkeypatch.setenv("MLFLOW_LOGGING_LEVEL", "WARNING")
-    monkeypatch.chdir(tmp_path)
+    isolate_mlflow(monkeypatch, tmp_path)
     tracking = composed(world_size=None).tracking
     summary = _Summary(tmp_path, tracking=tracking, redactor=Redactor())
     run_id = summary.start("lrrunner -m")
@@ -57,3 +62,16 @@ def test_a_summary_run_ends_whatever_fails(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr("lrrunner.batch.run_batch.latest_entries", lambda directory, jobs: [entry])
     assert summary.finish([object()], interrupted=False) == RunState.FINISHED  # type: ignore[list-item]
     assert connection.client.get_run(run_id).info.status == "FINISHED"
+
+
+def test_a_summary_that_mlflow_misses_is_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The store answered at first, and failed in the middle of the upload."""
+    isolate_mlflow(monkeypatch, tmp_path)
+    summary = _Summary(tmp_path, tracking=composed(world_size=None).tracking, redactor=Redactor())
+    summary.start("lrrunner -m")
+    failure = UploadFailure(reason="database is locked", is_refusal=False)
+    monkeypatch.setattr("lrrunner.batch.run_batch.finish_summary_run", lambda *arguments, **settings: failure)
+    summary.finish([], interrupted=True)
+    assert "MLflow misses a part of the summary (database is locked)" in caplog.text
