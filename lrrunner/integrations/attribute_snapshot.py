@@ -1,4 +1,4 @@
-"""What objects of other libraries accumulate while a model trains (meters, logs, counters), saved and restored."""
+"""Save and restore what objects of other libraries accumulate while a model trains: meters, logs, counters."""
 
 from __future__ import annotations
 
@@ -10,30 +10,29 @@ from typing import Any, NamedTuple
 import torch
 
 MAX_DEPTH = 8
-"""Containers nested deeper are restored by reference."""
+"""Containers nested more deeply are restored by reference."""
 
 MAX_ITEMS, MAX_ELEMENTS = 10_000, 1_000_000
-"""Containers and tensors above this size are data."""
+"""Larger containers and tensors hold data; they are restored by reference."""
 
 
 class _Saved(NamedTuple):
-    """A value, and what it held when it was saved; ``content`` is None for values that cannot change in place."""
+    """A value and its content at the time; ``content`` is None for a value that is restored by reference."""
 
     value: Any
     content: Any = None
 
 
 class AttributeSnapshot:
-    """The attributes of some objects, with the content of the containers and tensors in them.
+    """A copy of the attributes of some objects, and of the content of containers and tensors in them.
 
-    Lists, dictionaries, sets, deques and tensors are restored in place, so that whoever else refers to them sees the
-    old content, too. An attribute that holds another object is restored by reference: what that object does to itself
-    is not undone, unless it is one of the objects. Containers and tensors too large for meters are taken for data, and
-    also restored by reference.
+    Lists, dictionaries, sets, deques and tensors are restored in place, so that other references to them see the old
+    content, too. Other objects, and containers and tensors too large for meters, are restored by reference: changes
+    inside of them remain.
 
     Args:
-        objects: Each with a ``__dict__``; duplicates count once.
-        ignored: Names of attributes that are left alone.
+        objects: Objects with a ``__dict__``; duplicates are saved once.
+        ignored: Names of attributes that are neither saved nor restored.
     """
 
     def __init__(self, objects: Iterable[Any], *, ignored: Iterable[str] = ()) -> None:
@@ -45,7 +44,7 @@ class AttributeSnapshot:
         ]
 
     def restore(self) -> None:
-        """Set every attribute to what it was; attributes that are new since then are removed."""
+        """Restore every attribute; remove attributes that are new."""
         for item, saved in zip(self._objects, self._saved, strict=True):
             attributes = vars(item)
             for name in [name for name in attributes if name not in saved and name not in self._ignored]:
@@ -55,7 +54,7 @@ class AttributeSnapshot:
 
 @contextmanager
 def attributes_preserved(objects: Iterable[Any], *, ignored: Iterable[str] = ()) -> Iterator[None]:
-    """The attributes of ``objects`` are afterwards as before, whatever happens inside; see AttributeSnapshot."""
+    """Restore the attributes of ``objects`` at the end, also after an exception; see :class:`AttributeSnapshot`."""
     snapshot = AttributeSnapshot(objects, ignored=ignored)
     try:
         yield
@@ -97,7 +96,7 @@ def _restored(saved: _Saved) -> Any:
 
 
 def _restore_tensor(tensor: torch.Tensor, content: torch.Tensor) -> None:
-    """In place, and only where it has changed: a parameter's version counter is part of autograd's state."""
+    """Restore in place, only if it changed: a write raises the version counter, which autograd checks."""
     with torch.no_grad():
         if tensor.shape != content.shape:
             tensor.resize_(content.shape)

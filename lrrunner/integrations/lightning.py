@@ -1,4 +1,4 @@
-"""A range test on a Lightning module with its own trainer: training step, optimizer, precision, loaders, strategy."""
+"""A range test on a Lightning module and its trainer: training step, optimizer, precision, loaders, strategy."""
 
 from __future__ import annotations
 
@@ -22,9 +22,10 @@ from lrrunner.training.snapshot import RngState
 
 PRECISIONS = (Precision, MixedPrecision, HalfPrecision, DoublePrecision)
 MODULE_INTERNALS = ("_parameters", "_buffers", "_modules")
-"""What the sweep itself restores of a module."""
+"""Attributes of a module that the sweep restores itself."""
 
 TRAINER_SETTINGS = ("callbacks", "loggers", "num_sanity_val_steps", "enable_autolog_hparams")
+"""Attributes of a trainer that are replaced while ``fit`` sets up the sweep."""
 
 
 def range_test(
@@ -32,27 +33,27 @@ def range_test(
 ) -> RangeTest:
     """Find the learning rate that ``trainer.fit(module)`` should train with. Every rank must call this, before ``fit``.
 
-    Lightning prepares everything itself, as ``fit`` does (strategy, precision, loaders, ``configure_optimizers``), and
-    hands over before its first step. The sweep runs the module's ``training_step`` under the trainer's precision,
-    accumulation and clipping; a step that returns None contributes nothing. ``self.log`` does nothing meanwhile, and
-    the trainer's callbacks and loggers are not called. Module, trainer and random number generators are afterwards as
-    before; the module is left on the CPU, as ``fit`` leaves it.
+    Lightning sets up strategy, precision, loaders and ``configure_optimizers`` as ``fit`` does; the sweep runs instead
+    of the first step of ``fit``. It calls the module's ``training_step`` under the trainer's precision, accumulation
+    and clipping; a step that returns None contributes nothing. ``self.log`` does nothing, and the trainer's callbacks
+    and loggers are not called. Module, trainer and random number generators are restored; like ``fit``, the call moves
+    the module to the CPU at its end.
 
-    Nothing is applied: make the module's optimizer with ``result.suggestion.lr``.
+    Nothing is applied. Configure the module's optimizer with ``result.suggestion.lr``.
 
     Args:
-        trainer: On one device or with DDP, also one that starts its ranks itself.
-        module: With automatic optimization and one optimizer.
-        datamodule: Where the module has no ``train_dataloader`` of its own.
-        options: Those of :func:`lrrunner.range_test`.
+        trainer: A trainer for one device or DDP; it may start its ranks itself.
+        module: A module with automatic optimization and one optimizer.
+        datamodule: Data of a module without a ``train_dataloader`` of its own.
+        options: The options of :func:`lrrunner.range_test`.
 
     Returns:
         The result, the same on every rank.
 
     Raises:
-        ValueError: trainer, module or an option cannot be swept.
+        ValueError: Trainer, module or an option cannot be swept.
     """
-    if errors := _errors(trainer, module):
+    if errors := _trainer_errors(trainer, module):
         raise ArgumentError(errors)
     hook = _SweepOnFitStart(options)
     rng = RngState.capture(torch.device("cpu"))
@@ -69,14 +70,14 @@ def range_test(
             setattr(trainer, name, value)
         for name, part in module.named_modules():
             part.training = is_training.get(name, part.training)
-        gc.collect()  # DDP unhooks itself from the parameters when it is freed
+        gc.collect()  # DDP removes its hooks from the parameters when it is freed
         rng.restore(torch.device("cpu"))
     assert hook.result is not None
     return hook.result
 
 
 class _SweepOnFitStart(pl.Callback):
-    """Takes over where ``fit`` has set everything up, and ends it before its first step."""
+    """Sweeps when ``fit`` has set everything up, and ends ``fit`` before its first step."""
 
     def __init__(self, options: dict[str, Any]) -> None:
         self._options = options
@@ -88,7 +89,7 @@ class _SweepOnFitStart(pl.Callback):
         assert loader is not None
         model = trainer.strategy.model
         assert model is not None
-        given: dict[str, Any] = {
+        trainer_options: dict[str, Any] = {
             "accumulation_steps": trainer.accumulate_grad_batches,
             "max_grad_norm": trainer.gradient_clip_val or None,
             "scaler": getattr(trainer.precision_plugin, "scaler", None),
@@ -96,13 +97,13 @@ class _SweepOnFitStart(pl.Callback):
         pl_module.train()
         with _without_logging(pl_module):
             self.result = library_range_test(
-                None, model, trainer.optimizers[0], loader, _training_step(trainer), **(given | self._options)
+                None, model, trainer.optimizers[0], loader, _training_step(trainer), **(trainer_options | self._options)
             )
         raise _TunerExitException
 
 
-def _errors(trainer: pl.Trainer, module: pl.LightningModule) -> list[str]:
-    """What no sweep can do with this trainer and module; the same on every rank."""
+def _trainer_errors(trainer: pl.Trainer, module: pl.LightningModule) -> list[str]:
+    """Why this trainer and module cannot be swept; the same on every rank."""
     errors = []
     if not module.automatic_optimization:
         errors.append(
@@ -142,13 +143,13 @@ def _training_step(trainer: pl.Trainer) -> Callable[[nn.Module, Any], Any]:
 
 
 def _zero_loss(model: nn.Module) -> torch.Tensor:
-    """A loss that reaches every parameter and moves none: a skipped batch takes part in DDP's reduction."""
+    """A loss with a zero gradient for every parameter: DDP reduces gradients for a skipped batch, too."""
     return torch.stack([(p * 0).sum() for p in model.parameters() if p.requires_grad]).sum()
 
 
 @contextmanager
 def _without_logging(module: pl.LightningModule) -> Iterator[None]:
-    """``self.log`` does nothing: outside of a loop of Lightning's there is nothing that would take it."""
+    """Replace ``self.log``, which fails outside of Lightning's loops, by a function that does nothing."""
     module.__dict__["log"] = lambda *args, **kwargs: None
     try:
         yield

@@ -1,4 +1,4 @@
-"""Lightning's Trainer: a module is swept as ``fit`` would train it, and left ready to fit."""
+"""A Lightning module is swept as ``fit`` would train it, and is restored."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ with warnings.catch_warnings():
     import lightning.pytorch as pl
 
 from lrrunner.integrations.lightning import range_test
+from tests.unit.library.guide import blocks
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*:UserWarning:lightning"),  # advice about loaders and loggers
@@ -30,7 +31,7 @@ NUM_FITTED = 20
 
 
 class Net(pl.LightningModule):
-    """Counts what it sees in Python attributes, as many modules do, and has batch norm."""
+    """Counts batches in Python attributes, as many modules do, and has batch norm."""
 
     def __init__(self, *, skip_every: int = 0, as_dict: bool = False) -> None:
         super().__init__()
@@ -75,14 +76,14 @@ def trainer(**changes: Any) -> pl.Trainer:
 
 
 def in_order(module: Net) -> Net:
-    """The same module on data that is not shuffled."""
+    """The module with a loader that does not shuffle."""
     dataset = module.train_dataloader().dataset
     module.train_dataloader = lambda: DataLoader(dataset, 32)  # type: ignore[method-assign]
     return module
 
 
 def fitted(*, sweep: bool, num_devices: int = 1) -> tuple[dict[str, Any], float | None]:
-    """What ``fit`` leaves, after a sweep or without one; called on every rank."""
+    """State after ``fit``, with or without a sweep before it. Every rank must call this."""
     torch.manual_seed(1)
     module = Net()
     strategy = "ddp" if num_devices > 1 else "auto"
@@ -100,7 +101,7 @@ def fitted(*, sweep: bool, num_devices: int = 1) -> tuple[dict[str, Any], float 
     return state, lr
 
 
-def test_fit_does_not_notice_a_sweep_before_it() -> None:
+def test_a_sweep_before_fit_changes_no_bit_of_it() -> None:
     """Parameters, batch norm, data order, meters of the module and random numbers, to the last bit."""
     undisturbed, _ = fitted(sweep=False)
     disturbed, lr = fitted(sweep=True)
@@ -132,7 +133,7 @@ def test_two_ranks_of_ddp_agree_and_fit_as_without_a_sweep(tmp_path: Path) -> No
 
 
 def test_the_gradient_is_that_of_fit() -> None:
-    """Accumulation, loss scale and the norm before clipping, step by step: the LR is too small to move anything."""
+    """Accumulation, loss scale and the norm before clipping; the LR is too small to change a parameter."""
     fitted, swept = in_order(Net()), in_order(Net())
     swept.load_state_dict(fitted.state_dict())
     trainer(accumulate_grad_batches=4, max_steps=6).fit(fitted)
@@ -149,6 +150,13 @@ def test_a_skipped_step_contributes_nothing_and_a_dictionary_holds_a_loss() -> N
     assert result.suggestion.lr is not None
 
 
+def test_the_guides_lines_run() -> None:
+    """As written, given a trainer and a module."""
+    scope: dict[str, Any] = {"trainer": trainer(), "module": Net()}
+    exec(blocks("A Lightning module")[0], scope)
+    assert scope["result"].suggestion.lr is not None
+
+
 @pytest.mark.parametrize(
     ("module", "changes", "message"),
     [
@@ -161,7 +169,7 @@ def test_a_skipped_step_contributes_nothing_and_a_dictionary_holds_a_loss() -> N
     ],
 )
 def test_what_cannot_be_swept_is_refused(module: pl.LightningModule, changes: dict[str, Any], message: str) -> None:
-    """With a message about the trainer or the module, and both ready to fit."""
+    """With a message about the trainer or the module, and both unchanged."""
     own = trainer(**changes)
     callbacks = list(own.callbacks)
     with pytest.raises(ValueError, match=message):

@@ -1,4 +1,4 @@
-"""Hugging Face's Trainer: swept as it is, and left as it was."""
+"""Hugging Face's Trainer is swept as it trains, and restored."""
 
 from __future__ import annotations
 
@@ -23,18 +23,19 @@ from lrrunner.tasks.data import language_batch, text
 from lrrunner.training.snapshot import seed_rngs
 from tests.integration.launching import NO_TRACKING, launch
 from tests.multiprocess.trainings import digest, forget_accelerate
+from tests.unit.library.guide import blocks
 
 ROOT = Path(__file__).resolve().parents[2]
 
 CHECKPOINTING = (
     f"{'activation' if hasattr(TrainingArguments, 'activation_checkpointing') else 'gradient'}_checkpointing"
 )
-"""Its name has changed."""
+"""Its name depends on the version of transformers."""
 
 
 @pytest.fixture(autouse=True)
 def quiet(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """No report, no state of Accelerate left behind, no environment of a launcher."""
+    """No report, no state of Accelerate in the next test, no environment of a launcher."""
     monkeypatch.setenv("ACCELERATE_USE_CPU", "1")
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
     transformers.utils.logging.set_verbosity_error()
@@ -43,7 +44,7 @@ def quiet(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 SPECIAL = {"bos_token_id": None, "eos_token_id": None}
-"""No tokens of its own."""
+"""No special tokens."""
 
 
 class Ordered(Trainer):
@@ -54,7 +55,7 @@ class Ordered(Trainer):
 
 
 def gpt2(**changes: Any) -> GPT2LMHeadModel:
-    """The model of experiment=hf_gpt2_tiny, with the weights that it begins with there."""
+    """The model of experiment=hf_gpt2_tiny, with the same initial weights."""
     seed_rngs(0)
     sizes = {"vocab_size": 128, "n_positions": 64, "n_embd": 64, "n_layer": 2, "n_head": 4}
     no_dropout = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
@@ -72,7 +73,7 @@ def windows() -> Dataset[Any]:
 
 
 def padded_batch(examples: Any) -> dict[str, torch.Tensor]:
-    """Examples of unequal lengths: the last ones have few labels that count."""
+    """Examples of unequal lengths: the losses of some labels do not count."""
     batch = language_batch(examples)
     labels = batch["labels"].clone()
     for i, row in enumerate(labels):
@@ -81,7 +82,7 @@ def padded_batch(examples: Any) -> dict[str, torch.Tensor]:
 
 
 class Masked:
-    """Padded batches with tokens replaced by random ones, from a generator of its own."""
+    """Replaces tokens of padded batches by random ones, from its own generator."""
 
     def __init__(self) -> None:
         self.generator = torch.Generator().manual_seed(7)
@@ -94,7 +95,7 @@ class Masked:
 
 
 def test_the_trainer_and_the_command_line_suggest_the_same_lr(tmp_path: Path) -> None:
-    """The same model, data, order and optimizer: another way in must not be another answer."""
+    """The same model, data, order and optimizer must not give another LR."""
     run = launch(
         tmp_path, "experiment=hf_gpt2_tiny", "sweep.auto_range=false", "optimizer.weight_decay=0", *NO_TRACKING
     )
@@ -122,7 +123,7 @@ def test_the_trainer_and_the_command_line_suggest_the_same_lr(tmp_path: Path) ->
 
 
 def trained(folder: Path, *, sweep: bool, **changes: Any) -> tuple[dict[str, Any], Any]:
-    """What a training with dropout, accumulation and unequal numbers of tokens comes to."""
+    """State after a training with dropout, accumulation and unequal numbers of tokens."""
     random.seed(3)
     np.random.seed(3)
     torch.manual_seed(3)
@@ -153,7 +154,7 @@ def trained(folder: Path, *, sweep: bool, **changes: Any) -> tuple[dict[str, Any
 
 @pytest.mark.parametrize("changes", [{}, {"bf16": True, CHECKPOINTING: True}], ids=["plain", "bf16"])
 def test_training_afterwards_is_the_same_to_the_last_bit(tmp_path: Path, changes: dict[str, Any]) -> None:
-    """Rows 15, 16, 38: optimizer, schedule, order, RNG, and the model's forward are the trainer's own again."""
+    """Rows 15, 16, 38: optimizer, schedule, order, RNG, and the model's forward are restored."""
     without, _ = trained(tmp_path, sweep=False, **changes)
     with_sweep, result = trained(tmp_path, sweep=True, **changes)
     assert with_sweep == without
@@ -165,7 +166,7 @@ def test_training_afterwards_is_the_same_to_the_last_bit(tmp_path: Path, changes
 
 
 def test_the_swept_gradient_is_the_trainers_own(tmp_path: Path) -> None:
-    """Losses are means over the tokens of all micro-batches, as the trainer has it: the first step is the same."""
+    """Losses are means over the tokens of all micro-batches, so the norm of the first step is the same."""
     norms = []
     for sweep in (False, True):
         seed_rngs(0)
@@ -188,11 +189,12 @@ def test_the_swept_gradient_is_the_trainers_own(tmp_path: Path) -> None:
     assert norms[1] == pytest.approx(norms[0], rel=1e-5)
 
 
-def test_the_readmes_lines_apply_also_to_an_optimizer_that_is_there(tmp_path: Path) -> None:
-    """The trainer makes its optimizer only once, and reads its learning_rate only then."""
+def test_the_documented_lines_apply_also_to_an_existing_optimizer(tmp_path: Path) -> None:
+    """The trainer constructs its optimizer only once, and reads its learning_rate only then."""
     section = (ROOT / "README.md").read_text(encoding="utf-8").partition("A `transformers.Trainer`")[2]
-    lines = section.partition("```python\n")[2].partition("```")[0]
-    for given in (False, True):
+    readme = section.partition("```python\n")[2].partition("```")[0]
+    (guide,) = blocks("A transformers.Trainer")
+    for given, lines in ((False, readme), (True, readme), (True, guide)):
         model = gpt2()
         trainer = Trainer(
             model=model,

@@ -1,4 +1,4 @@
-"""Meters, logs and counters of other libraries' objects."""
+"""Meters, logs and counters of other libraries' objects are restored."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lrrunner.integrations.attribute_snapshot import MAX_ITEMS, AttributeSnapsho
 
 
 class Trainer:
-    """What trainers keep."""
+    """Attributes as trainers have them."""
 
     def __init__(self) -> None:
         self.num_tokens = 64
@@ -22,7 +22,7 @@ class Trainer:
         self.helper = object()
 
 
-def spoil(trainer: Any) -> None:
+def change(trainer: Any) -> None:
     trainer.num_tokens = 0
     trainer.metrics["loss"].append(2.0)
     trainer.metrics["entropy"].append(3.0)
@@ -35,12 +35,12 @@ def spoil(trainer: Any) -> None:
     trainer.added = True
 
 
-def test_everything_is_as_before_and_the_same_objects() -> None:
-    """Somebody else may hold the list that a meter appends to."""
+def test_attributes_are_restored_in_the_same_objects() -> None:
+    """Another object may refer to the list that a meter appends to."""
     trainer = Trainer()
     metrics, losses, total, helper = trainer.metrics, trainer.metrics["loss"], trainer.total, trainer.helper
     snapshot = AttributeSnapshot([trainer, trainer])
-    spoil(trainer)
+    change(trainer)
     snapshot.restore()
     assert trainer.num_tokens == 64
     assert trainer.metrics is metrics
@@ -56,18 +56,18 @@ def test_everything_is_as_before_and_the_same_objects() -> None:
     assert not hasattr(trainer, "added")
 
 
-def test_it_restores_after_an_exception_and_leaves_ignored_names_alone() -> None:
-    """What the sweep itself restores must not be restored twice."""
+def test_attributes_are_restored_after_an_exception_except_ignored_ones() -> None:
+    """The sweep restores some attributes itself."""
     trainer = Trainer()
     with pytest.raises(RuntimeError), attributes_preserved([trainer], ignored=["num_tokens"]):  # noqa: PT012
-        spoil(trainer)
+        change(trainer)
         raise RuntimeError
     assert trainer.num_tokens == 0
     assert dict(trainer.metrics) == {"loss": [1.0]}
 
 
-def test_data_is_kept_by_reference() -> None:
-    """Copying a data set that a trainer holds would double it."""
+def test_data_is_restored_by_reference() -> None:
+    """A copy of a dataset would double its memory."""
     trainer = Trainer()
     trainer.samples = [0] * (MAX_ITEMS + 1)  # type: ignore[attr-defined]
     with attributes_preserved([trainer]):
