@@ -33,7 +33,8 @@ from lrrunner.worker.build import Components, build, weight_errors
 from lrrunner.worker.execution_settings import ExecutionSettings, execution_settings, with_settings
 from lrrunner.worker.failure_text import failure_text
 from lrrunner.worker.prepare import make_accelerator, make_trainable
-from lrrunner.worker.run_reporter import Reporter
+from lrrunner.worker.run_context import RunContext
+from lrrunner.worker.run_reporter import RunReporter, prepare_reporter
 from lrrunner.worker.world import BUILD_TIMEOUT, World, exit_now, join_world, leave_world, release_job_memory
 
 logger = logging.getLogger(__name__)
@@ -79,7 +80,7 @@ class Session:
     world: World
     redactor: Redactor
     log: JobLog
-    reporter: Reporter | None = None
+    reporter: RunReporter | None = None
     directory: Path | None = None
 
     @property
@@ -142,7 +143,7 @@ def run_job(
 
         def report_kill(cause: str) -> None:
             if session.reporter is not None:
-                session.reporter.cut_off(cause)
+                session.reporter.record_kill(cause)
 
         with StopSignal(on_stuck=report_kill, orphaned=orphaned) as stop_signal:
             try:
@@ -179,7 +180,7 @@ def _run(session: Session, stop_signal: StopSignal) -> int:
             overrides=list(session.request.command_line.overrides),
             device=f"{PartialState().device}",
             group_ratios=LearningRate(components.optimizer).ratios,
-            remark=lr_remark(components.optimizer),
+            lr_remark=lr_remark(components.optimizer),
         )
     measured = _measure(session, components, settings, stop_signal, _checkpoints(session, session.directory))
     stop_signal.loop_ended()
@@ -199,7 +200,7 @@ def _agreed_components(session: Session) -> tuple[ExecutionSettings, Components]
         errors += weight_errors(collective, None if components is None else components.weights_checksum)
     if collective.rank == 0:
         try:
-            session.reporter = _make_reporter(session)
+            session.reporter = _prepare_reporter(session)
         except ConfigError as error:
             errors += error.errors
     try:
@@ -212,20 +213,18 @@ def _agreed_components(session: Session) -> tuple[ExecutionSettings, Components]
     return settings, components
 
 
-def _make_reporter(session: Session) -> Reporter:
+def _prepare_reporter(session: Session) -> RunReporter:
     request, world_size = session.request, session.collective.world_size
     num_processes = 1 if request.supervised else world_size  # a supervised command starts its ranks itself
     mlflow_is_silent = request.supervised and request.run_id is None and session.config.run.resume is None
-    return Reporter(
+    command = launch_command(request.command_line.arguments, num_processes=num_processes, on_cpu=session.world.on_cpu)
+    context = RunContext(
         job=session.config,
-        command=launch_command(
-            request.command_line.arguments, num_processes=num_processes, on_cpu=session.world.on_cpu
-        ),
+        command=session.redactor.text(command),
         world_size=world_size,
         redactor=session.redactor,
-        run_id=request.run_id,
-        tracked=not mlflow_is_silent,
     )
+    return prepare_reporter(context, run_id=request.run_id, is_tracked=not mlflow_is_silent)
 
 
 def _checkpoints(session: Session, directory: Path) -> Checkpoints:

@@ -1,0 +1,71 @@
+"""What rank 0 shows on the terminal: what begins, progress, and the result."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+
+from lrrunner.config.schema import batch_summary
+from lrrunner.core.confirmation import PlannedTrial
+from lrrunner.core.range_extension import Extension
+from lrrunner.records import RangeTestResult, Step
+from lrrunner.reporting.progress_bar import progress_bar, show
+from lrrunner.reporting.run_summary import closing_lines
+from lrrunner.system.terminal import shown_path
+from lrrunner.worker.run_context import RunContext
+
+logger = logging.getLogger(__name__)
+
+
+class TerminalReport:
+    """Prints results on standard output, and shows progress on standard error if that is a terminal."""
+
+    def __init__(self, context: RunContext) -> None:
+        self._context, sweep = context, context.job.sweep
+        self._num_steps = sweep.num_steps * sweep.repeats
+        self._bar = progress_bar("LR sweep", num_steps=self._num_steps)
+
+    def start(self, *, device: str, lr_remark: str) -> None:
+        """Print what will be run."""
+        summary = batch_summary(self._context.job, world_size=self._context.world_size)
+        logger.info("%s, on %s", summary, device)
+        print(f"{summary}; {lr_remark}" if lr_remark else summary, flush=True)
+
+    def begin_pass(self, number: int) -> None:
+        """Begin the progress bar of a further pass."""
+        if number:
+            self._replace_bar(f"LR sweep, pass {number + 1}", num_steps=self._num_steps)
+
+    def begin_trial(self, number: int, planned: PlannedTrial) -> None:
+        """Begin the progress bar of a confirmation run."""
+        self._replace_bar(f"trial {number + 1}, lr {planned.lr:.1e}", num_steps=planned.num_steps)
+
+    def show_step(self, step: Step) -> None:
+        """Advance the progress bar."""
+        show(self._bar, step)
+
+    def show_extension(self, extension: Extension) -> None:
+        """Print why another range follows, and which."""
+        text = f"{extension.reason}: sweeping again from {extension.start_lr:.1e} to {extension.end_lr:.1e}"
+        logger.info("%s", text)
+        self._bar.write(f"lrrunner: {text}", file=sys.stderr)
+
+    def finish(self, test: RangeTestResult, *, directory: Path, mlflow: str | None) -> None:
+        """Print the closing lines.
+
+        Args:
+            test: The result.
+            directory: The run directory.
+            mlflow: Where the MLflow run is; None if there is none.
+        """
+        for line in closing_lines(test, self._context.job, directory=shown_path(directory), mlflow=mlflow):
+            print(self._context.redactor.text(line), flush=True)
+
+    def close(self) -> None:
+        """Remove the progress bar."""
+        self._bar.close()
+
+    def _replace_bar(self, label: str, *, num_steps: int) -> None:
+        self._bar.close()
+        self._bar = progress_bar(label, num_steps=num_steps)

@@ -1,0 +1,102 @@
+"""Rank 0's MLflow run, as far as a store answers: MLflow must not cost the sweep."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from lrrunner.records import Step, Trial
+from lrrunner.results.run_state import RunState
+from lrrunner.results.writer import RunDirectory
+from lrrunner.tracking import tag_names
+from lrrunner.tracking.connection import Connection
+from lrrunner.tracking.mlflow_run import MlflowRun, RunEnd, join_run
+from lrrunner.tracking.runs import create_run, end_run, find_run, reopen_run, run_exists
+from lrrunner.version import __version__
+from lrrunner.worker.run_context import RunContext
+
+logger = logging.getLogger(__name__)
+
+
+class TrackedRun:
+    """Logs a run to MLflow. Without a connection, or after a start that failed, its methods do nothing.
+
+    Args:
+        context: The run.
+        connection: The experiment; None logs nothing.
+        run_id: A run that a supervisor has created; None creates one, or reopens that of a resumed run.
+    """
+
+    def __init__(self, context: RunContext, connection: Connection | None, *, run_id: str | None) -> None:
+        self._context, self._connection, self._given_run_id = context, connection, run_id
+        self._run: MlflowRun | None = None
+
+    @property
+    def run_id(self) -> str | None:
+        """Id of the run; None if nothing is logged."""
+        return None if self._run is None else self._run.run_id
+
+    @property
+    def location(self) -> str | None:
+        """Where to look at the run; None if nothing is logged."""
+        return None if self._run is None else self._run.location
+
+    def start(self, directory: RunDirectory) -> None:
+        """Create the run, or join the one that exists already, and log the configuration."""
+        if self._connection is None:
+            return
+        run_id, tags = self._given_run_id, self._tags(directory.path)
+        run_name = self._context.job.tracking.run_name or directory.path.name
+        try:
+            run_id = run_id or self._reopen(directory) or create_run(self._connection, run_name=run_name, tags=tags)
+            sweep, params = self._context.job.sweep, self._context.values
+            self._run = join_run(self._connection, run_id, sweep=sweep, params=params, tags=tags)
+        except Exception as error:  # noqa: BLE001 - a store that fails now must not cost the sweep
+            logger.warning("MLflow failed (%s); the run directory keeps everything", error)
+            if run_id is not None:
+                end_run(self._connection, run_id, RunState.FAILED)
+
+    def log_step(self, step: Step) -> None:
+        """Queue a step of the sweep."""
+        if self._run is not None:
+            self._run.log_step(step)
+
+    def log_trial_step(self, number: int, step: Step) -> None:
+        """Queue a step of a confirmation run."""
+        if self._run is not None:
+            self._run.log_trial_step(number, step)
+
+    def log_trial(self, trial: Trial, *, timestamp_ms: int) -> None:
+        """Queue what a confirmation run has measured."""
+        if self._run is not None:
+            self._run.log_trial(trial, timestamp_ms=timestamp_ms)
+
+    def finish(self, end: RunEnd) -> None:
+        """Upload everything else and end the run."""
+        failure = None if self._run is None else self._run.finish(end)
+        if failure is not None:
+            logger.warning("MLflow lacks a part of the run (%s); the run directory has it all", failure.reason)
+
+    def end(self, state: RunState) -> None:
+        """End the run and upload nothing. May be called from another thread."""
+        if self._run is not None:
+            self._run.end(state)
+
+    def _reopen(self, directory: RunDirectory) -> str | None:
+        """Reopen the run of a previous attempt; None if there is none."""
+        if self._connection is None or self._context.job.run.resume is None:
+            return None
+        run_id = directory.mlflow_run_id
+        if run_id is None or not run_exists(self._connection, run_id):
+            run_id = find_run(self._connection, {tag_names.RUN_DIR: str(directory.path)})
+        if run_id is not None:
+            reopen_run(self._connection, run_id)
+        return run_id
+
+    def _tags(self, directory: Path) -> dict[str, str]:
+        own_tags = {
+            tag_names.WORLD_SIZE: str(self._context.world_size),
+            tag_names.VERSION: __version__,
+            tag_names.RUN_DIR: str(directory),
+        }
+        return own_tags | {key: str(value) for key, value in self._context.job.tracking.tags.items()}
