@@ -138,6 +138,7 @@ class TrainConfig:
     max_grad_norm: float | None = None
     compile: bool | None = None
     sync_batchnorm: bool = False
+    eval_mode: bool = True
     fsdp: bool | None = None
     ddp: DdpConfig = field(default_factory=DdpConfig)
 

@@ -15,7 +15,7 @@ from lrrunner.core.lr_schedules import TRAINING_SCHEDULES
 from lrrunner.core.stop_rules import trial_stop_rule
 from lrrunner.records import Step, Stop, StopReason, Trial, TrialOutcome
 from lrrunner.training.engine import RankContext, run_sweep
-from lrrunner.training.evaluation import Evaluation
+from lrrunner.training.evaluation import Evaluation, EvaluationError
 from lrrunner.training.sweep_run import SweepPlan
 from lrrunner.training.trainable import Batches, Trainable, preserved
 
@@ -111,7 +111,10 @@ def run_trials(
     collective = context.collective
     trials: list[Trial] = []
     while (planned := collective.broadcast(plan(trials, first.loss) if collective.rank == 0 else None)) is not None:
-        trial, stop = runner.run(len(trials), planned)
+        try:
+            trial, stop = runner.run(len(trials), planned)
+        except EvaluationError as error:  # raised on all ranks; what was measured before stays
+            return Trials(tuple(trials), failure_reason=str(error), initial_loss=first.loss)
         trials.append(trial)
         if trial.outcome == TrialOutcome.INTERRUPTED:
             return Trials(tuple(trials), interruption=stop, initial_loss=first.loss)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
@@ -24,9 +25,12 @@ from lrrunner.sweep.data_loading import Datasets, RankBatches
 from lrrunner.sweep.evaluators import trial_evaluator, validation_monitor
 from lrrunner.training import collectives
 from lrrunner.training.engine import RankContext, SweepResult, run_sweep
+from lrrunner.training.evaluation import Evaluation, EvaluationError
 from lrrunner.training.gradient_probe import GradientProbe
 from lrrunner.training.optimizers import highest_useful_lr
 from lrrunner.training.trainable import Trainable
+
+logger = logging.getLogger(__name__)
 
 
 class Measured(NamedTuple):
@@ -84,7 +88,14 @@ def measure(
     evaluate_trial = trial_evaluator(job, trainable, batches, context=context) if job.confirm.enabled else None
     run_pass = _pass_runner(job, trainable, batches, context, listener, heartbeat)
     # before the sweep, so that a data.val that cannot be evaluated fails early
-    initial = evaluate_initial(trainable, evaluate_trial) if evaluate_trial is not None else None
+    initial: Evaluation | None = None
+    cannot_confirm = ""
+    try:
+        initial = evaluate_initial(trainable, evaluate_trial) if evaluate_trial is not None else None
+    except EvaluationError as error:  # raised on all ranks; the sweep needs no evaluation
+        cannot_confirm = str(error)
+        if listener is not None:
+            logger.warning("the sweep runs without confirmation: %s", error)
     passes = run_passes(
         run_pass,
         job.sweep,
@@ -98,6 +109,8 @@ def measure(
         return Measured(passes, Trials())
     if listener is not None:
         listener.on_passes(passes)
+    if cannot_confirm:
+        return Measured(passes, Trials(failure_reason=cannot_confirm))
     trials = run_trials(
         _trial_settings(job),
         plan=_trial_plan(job, passes),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -16,6 +16,22 @@ from lrrunner.training.collectives import Collective
 from lrrunner.training.optimizers import set_optimizer_mode
 from lrrunner.training.snapshot import RngState, restore_buffers, saved_buffers
 from lrrunner.training.trainable import Trainable
+
+
+class EvaluationError(RuntimeError):
+    """The objective failed in an evaluation.
+
+    Args:
+        ranks: Ranks that it failed on.
+        error: This rank's error; None if it failed on others only.
+    """
+
+    def __init__(self, ranks: Sequence[int], error: Exception | None) -> None:
+        cause = "" if error is None else f": {type(error).__name__}: {error}"
+        super().__init__(
+            f"the loss could not be evaluated on rank {', '.join(map(str, ranks))}{cause}; a model that returns no "
+            "loss in eval mode needs train.eval_mode=false"
+        )
 
 
 class Evaluation(NamedTuple):
@@ -56,19 +72,24 @@ def evaluate(
         stop_requested: Whether this rank was asked to stop.
         batch_statistics: Leave batch norm in its current mode. Its running statistics average over about ten steps, in
             which the weights of a sweep change much. In train mode, evaluating updates them.
+
+    Raises:
+        EvaluationError: the objective failed on a rank; raised on all of them, after the same batch.
     """
     loss_sum, items = [0.0] * collective.world_size, [0.0] * collective.world_size
     with _eval_mode(trainable, apart_from=_BatchNorm if batch_statistics else ()):
         for batch, weight in batches:
-            value, count = _loss_and_count(trainable, batch, weight)
-            table = torch.zeros((collective.world_size, 3), dtype=torch.float64, device=trainable.device)
-            row = [value * count if count else 0.0, count, float(stop_requested())]
+            value, count, error = _loss_count_and_error(trainable, batch, weight)
+            table = torch.zeros((collective.world_size, 4), dtype=torch.float64, device=trainable.device)
+            row = [value * count if count else 0.0, count, float(stop_requested()), float(error is not None)]
             table[collective.rank] = torch.tensor(row, dtype=torch.float64)
             rows: list[list[float]] = collective.sum_(table).tolist()
-            for rank, (more_loss, more_items, _) in enumerate(rows):
+            if failed := [rank for rank, (*_, has_failed) in enumerate(rows) if has_failed]:
+                raise EvaluationError(failed, error) from error
+            for rank, (more_loss, more_items, *_) in enumerate(rows):
                 loss_sum[rank] += more_loss
                 items[rank] += more_items
-            requesting = tuple(rank for rank, (_, _, request) in enumerate(rows) if request)
+            requesting = tuple(rank for rank, (_, _, request, _) in enumerate(rows) if request)
             if requesting:
                 return Evaluation(math.nan, requesting)
     non_finite = tuple(rank for rank, loss in enumerate(loss_sum) if not math.isfinite(loss))
@@ -95,17 +116,26 @@ def undisturbed(trainable: Trainable) -> Iterator[None]:
         rng.restore(trainable.device)
 
 
-def _loss_and_count(trainable: Trainable, batch: Any, weight: int) -> tuple[float, float]:
-    with trainable.autocast():
-        result = trainable.objective(trainable.model, trainable.to_device(batch))
-    loss, count = result if isinstance(result, tuple) else (result, weight)
-    return float(loss), float(count) if weight else 0.0
+def _loss_count_and_error(trainable: Trainable, batch: Any, weight: int) -> tuple[float, float, Exception | None]:
+    """Loss, item count and no error; or the error, which every rank must learn of before anyone raises."""
+    try:
+        with trainable.autocast():
+            result = trainable.objective(trainable.model, trainable.to_device(batch))
+        if result is None:
+            return 0.0, 0.0, None
+        loss, count = result if isinstance(result, tuple) else (result, weight)
+        return float(loss), float(count) if weight else 0.0, None
+    except Exception as error:  # noqa: BLE001 - whatever a user's objective raises
+        return 0.0, 0.0, error
 
 
 @contextmanager
 def _eval_mode(trainable: Trainable, *, apart_from: type[nn.Module] | tuple[()]) -> Iterator[None]:
     """Eval mode inside; each module's own mode and the optimizer's training mode on exit."""
     model, optimizer = trainable.model, trainable.optimizer
+    if not trainable.eval_mode:
+        yield
+        return
     training = [(module, module.training) for module in model.modules()]
     model.eval()
     for module, mode in training:

@@ -42,6 +42,7 @@ class Trainable:
         autocast: Context for the forward pass.
         no_sync: Context in which backward leaves gradients local.
         to_device: Moves a batch to the model's device.
+        eval_mode: Whether evaluations put the model in eval mode; False for models that return no loss there.
     """
 
     model: nn.Module
@@ -54,6 +55,7 @@ class Trainable:
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
     no_sync: Callable[[], AbstractContextManager[Any]] = nullcontext
     to_device: Callable[[Any], Any] = lambda batch: batch
+    eval_mode: bool = True
 
     @property
     def device(self) -> torch.device:

@@ -55,6 +55,7 @@ def make_trainable(
         micro_batch_size=job.data.global_batch_size // (world_size * job.train.accumulation_steps),
         accumulation_steps=job.train.accumulation_steps,
         max_grad_norm=job.train.max_grad_norm,
+        eval_mode=job.train.eval_mode,
         scaler=accelerator.scaler,
         autocast=nullcontext if settings.mixed_precision == "fp32" else accelerator.autocast,
         no_sync=no_sync(accelerator, model),

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from lrrunner.training.collectives import SerialCollective
-from lrrunner.training.evaluation import Evaluation, evaluate, undisturbed
+from lrrunner.training.evaluation import Evaluation, EvaluationError, evaluate, undisturbed
 from tests.multiprocess.sweeps import regression_data, small_model, squared_error, trainable
 from tests.unit.training.unusual_optimizers import AveragingSGD
 
@@ -147,3 +147,26 @@ def test_an_optimizer_that_averages_weights_evaluates_the_average() -> None:
     assert evaluated(part, batches(10)).loss != trained
     assert all(torch.equal(p, old) for p, old in zip(part.model.parameters(), before, strict=True))
     assert part.optimizer.param_groups[0]["train_mode"]
+
+
+def no_loss_in_eval_mode(model: nn.Module, batch: Any) -> torch.Tensor:
+    """Detectors return a list of detections there."""
+    if not model.training:
+        raise AttributeError("'list' object has no attribute 'values'")
+    return squared_error(model, batch)
+
+
+def test_an_objective_that_fails_in_eval_mode_says_which_key_helps() -> None:
+    """A bare AttributeError cost a finished sweep its suggestion."""
+    part = trainable(objective=no_loss_in_eval_mode)
+    with pytest.raises(EvaluationError, match=r"on rank 0: AttributeError: 'list' .* needs train\.eval_mode=false"):
+        evaluated(part, batches(4))
+    assert part.model.training
+
+
+def test_such_a_model_is_evaluated_in_train_mode_without_gradients() -> None:
+    """What train.eval_mode=false does."""
+    part = trainable(objective=no_loss_in_eval_mode, eval_mode=False)
+    assert math.isfinite(evaluated(part, batches(4)).loss)
+    assert part.model.training
+    assert all(parameter.grad is None for parameter in part.model.parameters())
