@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import time
 from collections.abc import Iterable, Mapping
@@ -22,9 +23,8 @@ from lrrunner.library.options import call_text, config_from_options, disagreemen
 from lrrunner.library.restarted_loader import RestartedLoader
 from lrrunner.library.result import RangeTest
 from lrrunner.library.script_objects import ScriptObjects, object_errors
-from lrrunner.records import Step
 from lrrunner.reporting.progress_bar import progress_bar, show
-from lrrunner.sweep.auto_range import Passes, run_passes, sweep_plan
+from lrrunner.sweep.auto_range import Passes, RunPass, run_passes, sweep_plan
 from lrrunner.training import collectives
 from lrrunner.training.collectives import Collective
 from lrrunner.training.engine import RankContext, SweepResult, run_sweep
@@ -179,28 +179,7 @@ def _trainable(objects: ScriptObjects, job: Config, loss: CountedLoss) -> Traina
 
 def _run_passes(objects: ScriptObjects, job: Config, loss: CountedLoss, collective: Collective) -> Passes:
     """Sweep, and restore the caller's objects. Every rank must call this."""
-    started = time.perf_counter()
     trainable = _trainable(objects, job, loss)
-    is_rank_0 = collective.rank == 0
-
-    def run_pass(number: int, start_lr: float, end_lr: float) -> SweepResult:
-        title = f"LR sweep, pass {number + 1}" if number else "LR sweep"
-        num_steps = job.sweep.num_steps * job.sweep.repeats
-        with progress_bar(title, num_steps=num_steps) if is_rank_0 else nullcontext() as bar:
-
-            def on_step(step: Step) -> None:
-                if bar is not None:
-                    show(bar, step)
-
-            return run_sweep(
-                trainable,
-                sweep_plan(job.sweep, number, start_lr=start_lr, end_lr=end_lr),
-                batches,
-                context=RankContext(collective=collective),
-                on_step=on_step,
-                started=started,
-            )
-
     with (
         dataset_epoch_restored(objects.train_loader),
         gradient_sync_enabled(objects.model),
@@ -208,13 +187,36 @@ def _run_passes(objects: ScriptObjects, job: Config, loss: CountedLoss, collecti
     ):
         batches = RestartedLoader(objects.train_loader, collective=collective, seed=job.sweep.seed)
         return run_passes(
-            run_pass,
+            _pass_runner(job, trainable, batches, collective),
             job.sweep,
             method=job.suggestion.method,
             collective=collective,
             highest_lr=highest_useful_lr(trainable.optimizer),
-            on_extension=_warn_of_extension if is_rank_0 else lambda extension: None,
+            on_extension=_warn_of_extension if collective.rank == 0 else lambda extension: None,
         )
+
+
+def _pass_runner(job: Config, trainable: Trainable, batches: RestartedLoader, collective: Collective) -> RunPass:
+    """Make the function that runs one pass of the sweep. Every rank must call what this returns."""
+    started = time.perf_counter()
+
+    def run_pass(number: int, start_lr: float, end_lr: float) -> SweepResult:
+        with _progress_bar(job, number) if collective.rank == 0 else nullcontext() as bar:
+            return run_sweep(
+                trainable,
+                sweep_plan(job.sweep, number, start_lr=start_lr, end_lr=end_lr),
+                batches,
+                context=RankContext(collective=collective),
+                on_step=functools.partial(show, bar) if bar is not None else lambda step: None,
+                started=started,
+            )
+
+    return run_pass
+
+
+def _progress_bar(job: Config, number: int) -> Any:
+    title = f"LR sweep, pass {number + 1}" if number else "LR sweep"
+    return progress_bar(title, num_steps=job.sweep.num_steps * job.sweep.repeats)
 
 
 def _warn_of_extension(extension: Extension) -> None:

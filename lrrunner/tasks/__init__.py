@@ -1,1 +1,1 @@
-"""Ready models, datasets and objectives, for the packaged experiments. Anything else comes by its ``_target_``."""
+"""Models, datasets and objectives of the packaged experiments."""

@@ -116,7 +116,7 @@ def text(*, root: str | None, split: str, context_length: int) -> Windows:
     """Next-character windows of a text file, the last tenth to validate; characters outside ASCII become "?".
 
     Args:
-        root: A text file, or None for the language reference that Python's own help system carries.
+        root: A text file, or None for the language reference in Python's help system.
         split: "train" or "val".
         context_length: Characters a window.
 
@@ -133,13 +133,13 @@ def text(*, root: str | None, split: str, context_length: int) -> Windows:
 
 
 def language_batch(examples: Sequence[Example]) -> dict[str, torch.Tensor]:
-    """Windows of text as Hugging Face's causal language models take them, which shift the labels themselves."""
+    """A batch for Hugging Face's causal language models, which shift the labels themselves."""
     characters = torch.stack([inputs for inputs, _ in examples])
     return {"input_ids": characters, "labels": characters}
 
 
 def image_batch(examples: Sequence[Example]) -> dict[str, torch.Tensor]:
-    """Labelled images as Hugging Face's classifiers take them."""
+    """A batch for Hugging Face's image classifiers."""
     images = torch.stack([image for image, _ in examples])
     return {"pixel_values": images, "labels": torch.stack([label for _, label in examples])}
 
@@ -167,7 +167,7 @@ def _download(path: Path, url: str, sha256: str, timeout_s: float) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{path}.lock"):
-            if path.is_file():  # another rank of this node was faster
+            if path.is_file():  # downloaded by another rank of this node
                 return
             with urllib.request.urlopen(url, timeout=timeout_s) as response:
                 content = response.read()

@@ -1,4 +1,4 @@
-"""Small models for the packaged experiments. No dropout but where an article asks for it."""
+"""Small models of the packaged experiments, without dropout except where an article has it."""
 
 from __future__ import annotations
 

@@ -26,10 +26,10 @@ class Supervised:
 
 
 class ModelLoss:
-    """The loss that a model computes itself from a batch of keyword arguments, as Hugging Face models do."""
+    """The loss that a model returns for a batch of keyword arguments, as Hugging Face models do."""
 
     def __call__(self, model: nn.Module, batch: Mapping[str, Any]) -> torch.Tensor:
-        """The model's own mean loss, read from ``output.loss`` or ``output["loss"]``."""
+        """The model's mean loss, ``output.loss`` or ``output["loss"]``."""
         output = model(**batch)
         loss: torch.Tensor = output["loss"] if isinstance(output, Mapping) else output.loss
         return loss

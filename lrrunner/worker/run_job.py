@@ -88,6 +88,11 @@ class Session:
         """How the ranks communicate."""
         return self.world.collective
 
+    def report_kill(self, cause: str) -> None:
+        """Record that this process is about to be killed; called from another thread."""
+        if self.reporter is not None:
+            self.reporter.record_kill(cause)
+
 
 def run_in_new_world(config: Config, command_line: CommandLine) -> int:
     """Run one job without a supervisor: join the world, run, leave. Every rank must call this.
@@ -140,12 +145,7 @@ def run_job(
     redactor = Redactor.for_run(to_plain(config), os.environ, request.command_line.overrides)
     with JobLog(redactor) as log:
         session = Session(config, request, world, redactor, log)
-
-        def report_kill(cause: str) -> None:
-            if session.reporter is not None:
-                session.reporter.record_kill(cause)
-
-        with StopSignal(on_stuck=report_kill, orphaned=orphaned) as stop_signal:
+        with StopSignal(on_stuck=session.report_kill, orphaned=orphaned) as stop_signal:
             try:
                 code = _run(session, stop_signal)
             except ConfigError as error:

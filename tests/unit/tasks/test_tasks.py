@@ -1,4 +1,4 @@
-"""Packaged data and objectives."""
+"""Packaged datasets, models and objectives."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_mnist_reads_the_original_files(files: Path) -> None:
 
 
 def test_a_damaged_mnist_file_is_refused(files: Path) -> None:
-    """A truncated download trains on garbage otherwise."""
+    """A truncated download would otherwise be trained on."""
     path = files / "train-labels-idx1-ubyte.gz"
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(ValueError, match=r"must have the SHA-256 checksum .* delete it and fetch it again"):
@@ -54,7 +54,7 @@ def test_a_damaged_mnist_file_is_refused(files: Path) -> None:
 
 
 def test_missing_mnist_files_are_downloaded_once_and_verified(files: Path, tmp_path: Path) -> None:
-    """From any URL; the finished file appears as a whole."""
+    """From any URL; the file appears when it is complete."""
     target = tmp_path / "fresh" / "folder"
     dataset = data.mnist(root=str(target), split="train", url=f"file://{files}/")
     assert len(dataset) == 3
@@ -65,7 +65,7 @@ def test_missing_mnist_files_are_downloaded_once_and_verified(files: Path, tmp_p
 
 
 def test_missing_mnist_files_are_named_where_there_is_no_network(tmp_path: Path) -> None:
-    """Which files, and where to put them."""
+    """The message says which files are missing and where to put them."""
     with pytest.raises(FileNotFoundError) as caught:
         data.mnist(root=str(tmp_path / "mnist"), split="val", url="file:///nowhere/")
     for name in ("t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz", str(tmp_path / "mnist"), "data.root"):
@@ -112,7 +112,7 @@ def test_embedded_digits_are_those_of_scikit_learn(split: str, inputs: str, targ
 
 
 def test_text_targets_are_the_inputs_one_character_later(tmp_path: Path) -> None:
-    """Windows do not overlap; what is not ASCII becomes a question mark."""
+    """Windows do not overlap; characters outside ASCII become question marks."""
     path = tmp_path / "text.txt"
     path.write_text("abcdefghij" * 2 + "é", encoding="utf-8")
     windows = data.text(root=str(path), split="train", context_length=4)
@@ -122,8 +122,8 @@ def test_text_targets_are_the_inputs_one_character_later(tmp_path: Path) -> None
     assert bytes(targets.tolist()) == b"fghi"
 
 
-def test_models_have_the_shapes_they_say() -> None:
-    """LeNet is the luz article's: 1600 features behind two convolutions and poolings."""
+def test_models_return_the_documented_shapes() -> None:
+    """LeNet is the luz article's: 1600 features after two convolutions and poolings."""
     assert Mlp(in_features=64, hidden_features=8, num_hidden=2, num_classes=10)(torch.zeros(3, 64)).shape == (3, 10)
     assert Cnn(in_channels=1, width=4, num_classes=10)(torch.zeros(3, 1, 8, 8)).shape == (3, 10)
     lenet = LeNet(dropout=0.1, num_classes=10)
