@@ -71,10 +71,10 @@ def _trainer_errors(trainer: Trainer) -> list[str]:
     """Why this trainer cannot be swept; the same on every rank."""
     errors = []
     if trainer.train_dataset is None:
-        errors.append("trainer.train_dataset must be there, got None; give the trainer a training set")
+        errors.append("trainer.train_dataset must be a dataset, got None; give the trainer a training set")
     if trainer.args.n_gpu > 1:
         errors.append(
-            f"trainer must use one GPU a process, got {trainer.args.n_gpu} (DataParallel); start it with accelerate "
+            f"trainer must use one GPU per process, got {trainer.args.n_gpu} (DataParallel); start it with accelerate "
             "launch, or set CUDA_VISIBLE_DEVICES"
         )
     if trainer.is_fsdp_enabled:

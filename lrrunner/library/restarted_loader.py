@@ -64,7 +64,7 @@ def loader_errors(loader: Any) -> list[str]:
     """Why a loader cannot be restarted, or not be copied; empty where it can."""
     name = type(loader).__name__
     if hasattr(loader, "__next__"):
-        return [f"train_loader must begin anew when it is iterated again, got {name}; give the loader itself"]
+        return [f"train_loader must start again when it is iterated again, got {name}; give the loader itself"]
     if not hasattr(loader, "__iter__") and not hasattr(loader, "__getitem__"):
         return [f"train_loader must be an iterable of batches, got {name}; give a DataLoader"]
     if _length(loader) == 0:

@@ -63,7 +63,7 @@ def object_errors(objects: ScriptObjects, *, world_size: int) -> list[str]:
 
 
 def accelerator_errors(accelerator: Any) -> list[str]:
-    """Why what an accelerator has prepared cannot be swept; empty where it can."""
+    """Why objects that an accelerator has prepared cannot be swept; empty where they can."""
     if accelerator is None:
         return []
     if not hasattr(accelerator, "distributed_type"):
@@ -72,7 +72,7 @@ def accelerator_errors(accelerator: Any) -> list[str]:
     if name == "DEEPSPEED":
         return [
             "accelerator must leave the optimizer's steps to the caller, got DeepSpeed, which steps inside of "
-            "backward; sweep the same global batch with DDP: its LR is that of DeepSpeed, too"
+            "backward; sweep the same global batch with DDP: the LR holds for DeepSpeed, too"
         ]
     if name in ("MEGATRON_LM", "XLA", "TP"):
         return [
@@ -114,8 +114,8 @@ def _launcher_errors(objects: ScriptObjects, *, world_size: int) -> list[str]:
     if not uses_fsdp or fsdp.is_sharded(objects.model):
         return []
     return [
-        f"model must be sharded, as accelerate launch was told, got {type(objects.model).__name__}, which is what "
-        "Accelerate makes of it on CPUs; leave FSDP out, or call torch.distributed.fsdp.fully_shard(model)"
+        f"model must be sharded, since accelerate launch uses FSDP, got {type(objects.model).__name__}, which "
+        "Accelerate returns on CPUs; leave FSDP out, or call torch.distributed.fsdp.fully_shard(model)"
     ]
 
 
@@ -123,8 +123,8 @@ def _optimizer_errors(optimizer: Any, model: Any) -> list[str]:
     name = type(optimizer).__name__
     if isinstance(optimizer, list | tuple):
         return [
-            f"optimizer must be one optimizer, got {len(optimizer)}; sweep one at a time, what the others hold stays "
-            "as it is"
+            f"optimizer must be one optimizer, got {len(optimizer)}; sweep one at a time, the parameters of the "
+            "others do not change"
         ]
     if not isinstance(optimizer, torch.optim.Optimizer):
         if held_optimizer(optimizer) is None:
@@ -145,6 +145,6 @@ def _parameter_errors(optimizer: torch.optim.Optimizer, model: Any) -> list[str]
     if others := held - own:
         return [
             f"optimizer must hold parameters of model only, since only these are restored, got {len(others)} others; "
-            "give a model that holds all of them, an nn.ModuleList, say"
+            "give a model that holds all of them, such as an nn.ModuleList"
         ]
     return []

@@ -32,10 +32,10 @@ from lrrunner.training.optimizers import lr_remark
 from lrrunner.worker.build import Components, build, weight_errors
 from lrrunner.worker.execution_settings import ExecutionSettings, execution_settings, with_settings
 from lrrunner.worker.failure_text import failure_text
-from lrrunner.worker.prepare import make_accelerator, make_trainable
 from lrrunner.worker.run_context import RunContext
 from lrrunner.worker.run_reporter import RunReporter, prepare_reporter
 from lrrunner.worker.world import BUILD_TIMEOUT, World, exit_now, join_world, leave_world, release_job_memory
+from lrrunner.worker.wrap_with_accelerate import make_accelerator, make_trainable
 
 logger = logging.getLogger(__name__)
 

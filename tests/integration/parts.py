@@ -115,7 +115,7 @@ class Mortal(nn.Module):
     """Has everything that a step changes: weights, buffers, and a use for random numbers. Dies as DIE says.
 
     ``DIE=step:<n>:<rank>`` kills a rank in its n-th forward, ``DIE=save:<n>:<when>`` rank 0 in its n-th save: when half
-    of the file is written (half), all of it (written), or behind its renaming (renamed).
+    of the file is written (half), all of it (written), or after its renaming (renamed).
     """
 
     def __init__(self, seconds: float = 0.0) -> None:

@@ -217,7 +217,7 @@ def test_the_documented_lines_apply_also_to_an_existing_optimizer(tmp_path: Path
 def test_what_cannot_be_swept_is_refused(tmp_path: Path) -> None:
     """Before anything is prepared."""
     trainer = Trainer(model=gpt2(), args=arguments(tmp_path))
-    with pytest.raises(ValueError, match=r"trainer\.train_dataset must be there, got None"):
+    with pytest.raises(ValueError, match=r"trainer\.train_dataset must be a dataset, got None"):
         range_test(trainer)
     trainer.train_dataset = Subset(windows(), range(40))
     trainer.data_collator = language_batch

@@ -31,7 +31,7 @@ def numbered_data() -> TensorDataset:
 
 
 def noisy_model() -> nn.Module:
-    """With buffers that change and random numbers that are drawn in forward."""
+    """A model whose buffers change, and which draws random numbers in forward."""
     return nn.Sequential(nn.Linear(10, 16), nn.BatchNorm1d(16), nn.Tanh(), nn.Dropout(0.2), nn.Linear(16, 1))
 
 
@@ -43,12 +43,12 @@ def sweep(accelerator: Accelerator, *objects: Any, **options: Any) -> lrrunner.R
 
 
 def trained(*, sweep_at: int | None, num_epochs: int = 2, **loader_options: Any) -> dict[str, Any]:
-    """Everything that a training with accumulation and a schedule comes to, as bytes.
+    """State after a training with accumulation and a schedule, and the losses of the sweeps in it.
 
     Args:
         sweep_at: Micro-batch before which two sweeps in a row run, in the middle of an epoch and of an accumulation.
         num_epochs: Epochs.
-        loader_options: Of the data loader.
+        loader_options: Options of the data loader.
     """
     seed_everything()
     accelerator = Accelerator(cpu=True, gradient_accumulation_steps=2)
@@ -91,18 +91,18 @@ def trained(*, sweep_at: int | None, num_epochs: int = 2, **loader_options: Any)
 
 
 def seed_everything() -> None:
-    """As a script does before it builds anything."""
+    """Seed all generators, as a script does before it builds anything."""
     random.seed(1)
     np.random.seed(1)
     torch.manual_seed(1)
 
 
 def digest(tensors: list[torch.Tensor]) -> str:
-    """All bits of some tensors."""
+    """Checksum of the bits of some tensors."""
     return hashlib.sha256(b"".join(t.detach().numpy().tobytes() for t in tensors)).hexdigest()
 
 
 def forget_accelerate() -> None:
-    """As in a new process."""
+    """Reset Accelerate's process-wide state, as in a new process."""
     AcceleratorState._reset_state(True)
     GradientState._reset_state()

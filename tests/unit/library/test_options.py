@@ -51,7 +51,7 @@ def test_all_errors_are_raised_at_once_under_argument_names() -> None:
         "max_grad_norm must be above 0, got -1; None turns clipping off",
         "accumulation_steps must be at least 1, got 0; try 1",
         "method must be one of auto, steepest, minimum, valley, slide, largest_drop; got magic",
-        "train_loader must begin anew when it is iterated again, got list_iterator",
+        "train_loader must start again when it is iterated again, got list_iterator",
         "loss_fn must be callable as loss_fn(model, batch), got int",
     ):
         assert message in text

@@ -164,7 +164,7 @@ def test_loaders_that_cannot_be_restarted_or_copied_are_refused() -> None:
             self.once = (i for i in range(3))
 
     for loader, message in (
-        (iter([1]), "must begin anew when it is iterated again, got list_iterator"),
+        (iter([1]), "must start again when it is iterated again, got list_iterator"),
         (3, "must be an iterable of batches, got int"),
         ([], "must give batches, got list of length 0"),
         (DataLoader(DATA, sampler=OneShot()), "must have samplers that can be copied, got TypeError"),
