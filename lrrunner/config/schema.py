@@ -157,13 +157,17 @@ class LaunchConfig:
     config_file: str | None = None
 
 
+DEFAULT_EXPERIMENT = "lrrunner"
+"""MLflow experiment of those who name none."""
+
+
 @dataclass(kw_only=True)
 class TrackingConfig:
-    """The MLflow run."""
+    """The MLflow run. Store and experiment are those of MLflow's own environment variables, if these are set."""
 
     enabled: bool = True
-    uri: str = "sqlite:///mlflow.db"
-    experiment: str = "lrrunner"
+    uri: str = "${oc.env:MLFLOW_TRACKING_URI,'sqlite:///mlflow.db'}"
+    experiment: str = f"${{oc.env:MLFLOW_EXPERIMENT_NAME,{DEFAULT_EXPERIMENT}}}"
     run_name: str | None = None
     tags: dict[str, Any] = field(default_factory=dict)
     timeout_s: float = 10.0

@@ -10,7 +10,7 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lrrunner.config.schema import Config, batch_summary
+from lrrunner.config.schema import DEFAULT_EXPERIMENT, Config, batch_summary
 from lrrunner.library.argument_names import argument_errors
 from lrrunner.library.record_arrays import Records
 from lrrunner.records import RangeTestResult
@@ -134,7 +134,7 @@ class RangeTest(RangeTestResult):
             with argument_errors():
                 connection = connect(
                     uri=uri or script.uri,
-                    experiment=experiment or script.experiment or self.job.tracking.experiment,
+                    experiment=experiment or script.experiment or DEFAULT_EXPERIMENT,
                     redactor=self._redactor,
                 )
             all_tags = own_tags | dict(tags or {})

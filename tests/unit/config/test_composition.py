@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from lrrunner.config.command_line import CommandLine
+from lrrunner.config.composition import compose_job
 from lrrunner.config.schema import batch_summary
 from lrrunner.errors import ConfigError
 from tests.composing import composed, errors_of
@@ -99,3 +101,15 @@ def test_the_split_of_the_batch_is_one_sentence() -> None:
     assert batch_summary(job, world_size=4) == "4 ranks, global batch 64 = 4 ranks x 8 x 2 accumulation steps"
     one = composed()
     assert batch_summary(one, world_size=1) == "1 rank, global batch 64 = 1 rank x 64 x 1 accumulation step"
+
+
+def test_mlflows_own_variables_are_the_defaults_of_tracking(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a site with one server they are set for everyone; an override goes first."""
+    assert compose_job(CommandLine()).tracking.uri == "sqlite:///mlflow.db"
+    assert compose_job(CommandLine()).tracking.experiment == "lrrunner"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://host:5000")
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "team: a, b")
+    tracking = compose_job(CommandLine()).tracking
+    assert (tracking.uri, tracking.experiment) == ("http://host:5000", "team: a, b")
+    tracking = compose_job(CommandLine(overrides=("tracking.experiment=mine",))).tracking
+    assert (tracking.uri, tracking.experiment) == ("http://host:5000", "mine")
