@@ -140,9 +140,9 @@ class Mortal(nn.Module):
         return self.layers(x)
 
     def _watch_saves(self) -> None:
-        from lrrunner.training import checkpoints
+        from lrrunner.system import atomic_files
 
-        save, sync_folder = torch.save, checkpoints._sync_folder
+        save, sync_folder = torch.save, atomic_files._sync_folder
         count = 0
 
         def dying_save(content: object, file: typing.BinaryIO) -> None:
@@ -159,4 +159,4 @@ class Mortal(nn.Module):
                 os.kill(os.getpid(), signal.SIGKILL)
             sync_folder(folder)
 
-        checkpoints.torch.save, checkpoints._sync_folder = dying_save, dying_sync
+        torch.save, atomic_files._sync_folder = dying_save, dying_sync

@@ -16,11 +16,21 @@ import psutil
 import pytest
 from mlflow import MlflowClient
 
-from tests.integration.launching import NO_TRACKING, environment, finish, launch, start, wait_for_rows, wait_until
+from tests.integration.launching import (
+    NO_TRACKING,
+    environment,
+    finish,
+    launch,
+    launch_command,
+    start,
+    start_command,
+    wait_for_rows,
+    wait_until,
+)
 
 
 def ranks_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
-    """The ranks that a launcher started, by rank."""
+    """The ranks that ``accelerate launch`` has started, by rank."""
     children = psutil.Process(process.pid).children()
     return sorted(children, key=lambda child: int(child.environ()["RANK"]))
 
@@ -47,7 +57,7 @@ def test_mistakes_of_both_stages_are_printed_once_by_two_ranks(tmp_path: Path) -
 
 def test_a_mistake_of_stage_a_is_printed_once_by_two_ranks(tmp_path: Path) -> None:
     """The launcher ends the other rank; it does not repeat the message."""
-    done = launch(tmp_path, "sweep.start_lr=20", num_processes=2, timeout_s=60)
+    done = launch_command(tmp_path, "sweep.start_lr=20", num_processes=2, timeout_s=60)
     assert done.err.count("sweep.end_lr must exceed sweep.start_lr=20") == 1
 
 
@@ -91,7 +101,8 @@ def test_a_grid_inside_ranks_is_refused_with_the_right_command(tmp_path: Path) -
 
 def test_deepspeed_is_refused_by_every_rank(tmp_path: Path) -> None:
     """Before it is imported, joined or missed; rank 0 says once what to use instead."""
-    ranks = [start(tmp_path, RANK=rank, WORLD_SIZE="2", ACCELERATE_USE_DEEPSPEED="true") for rank in ("0", "1")]
+    world = {"WORLD_SIZE": "2", "ACCELERATE_USE_DEEPSPEED": "true"}
+    ranks = [start(tmp_path, env=world | {"RANK": rank}) for rank in ("0", "1")]
     first, second = (finish(process, tmp_path) for process in ranks)
     assert (first.code, second.code) == (2, 2)
     assert "the launcher must not use DeepSpeed, whose engine steps by itself" in first.err
@@ -127,7 +138,7 @@ def test_sigterm_saves_and_ends_with_143(tmp_path: Path) -> None:
 
 def test_sigterm_to_the_launcher_ends_all_ranks_at_one_step(tmp_path: Path) -> None:
     """Accelerate forwards it to every rank, not at the same moment."""
-    process = start(tmp_path, "model=custom", "model._target_=parts.SlowMlp", num_processes=2)
+    process = start_command(tmp_path, "model=custom", "model._target_=parts.SlowMlp", num_processes=2)
     wait_for_rows(tmp_path, 5, process)
     ranks = ranks_of(process)
     process.send_signal(signal.SIGTERM)
@@ -141,11 +152,12 @@ def test_a_rank_stuck_in_a_collective_still_ends(tmp_path: Path) -> None:
     """Python runs no handler there: rank 1 stands still, rank 0 waits for it, and SIGTERM must still close the run."""
     process = start(tmp_path, "model=custom", "model._target_=parts.SlowMlp", num_processes=2)
     wait_for_rows(tmp_path, 3, process)
-    first, second = ranks_of(process)
+    first, second = (psutil.Process(rank.pid) for rank in process.processes)
     second.suspend()
     time.sleep(1)
     first.send_signal(signal.SIGTERM)
-    first.wait(timeout=30)
+    process.processes[0].join(timeout=30)
+    assert process.processes[0].exitcode == 143
     second.kill()
     done = finish(process, tmp_path)
     assert done.read("status.json")["state"] == "killed"
@@ -182,7 +194,9 @@ def test_a_killed_rank_fails_the_run(tmp_path: Path) -> None:
 
 def test_ranks_do_not_outlive_a_killed_launcher(tmp_path: Path) -> None:
     """SIGKILL of the launcher orphans ranks; they notice and end."""
-    process = start(tmp_path, "model=custom", "model._target_=parts.SlowMlp", "+model.seconds=0.3", num_processes=2)
+    process = start_command(
+        tmp_path, "model=custom", "model._target_=parts.SlowMlp", "+model.seconds=0.3", num_processes=2
+    )
     wait_for_rows(tmp_path, 2, process)
     ranks = ranks_of(process)
     process.kill()
@@ -291,7 +305,7 @@ def test_sixty_launches_all_return_0(tmp_path: Path) -> None:
     for i in range(60):
         folder = tmp_path / str(i)
         folder.mkdir()
-        codes.append(launch(folder, *NO_TRACKING, "sweep.num_steps=12", num_processes=2).code)
+        codes.append(launch_command(folder, *NO_TRACKING, "sweep.num_steps=12", num_processes=2).code)
     assert codes == [0] * 60
 
 

@@ -14,7 +14,7 @@ import pytest
 from mlflow import MlflowClient
 
 from tests.integration import launching
-from tests.integration.launching import NO_TRACKING, environment, start, wait_for_rows, wait_until
+from tests.integration.launching import NO_TRACKING, Run, environment, start, wait_for_rows, wait_until
 from tests.integration.test_supervised import all_below, assert_gone
 
 BATCH = ("-m", "launch.num_processes=2", "sweep.num_steps=12")
@@ -35,13 +35,13 @@ def by_label(folder: Path, key: str) -> dict[str, dict[str, Any]]:
     return found
 
 
-def finish(process: subprocess.Popen[str], timeout_s: float = 280) -> tuple[int, str, str]:
+def finish(process: Run, timeout_s: float = 280) -> tuple[int, str, str]:
     """Exit code, standard output and standard error of a batch, at its end."""
     done = launching.finish(process, Path(), timeout_s)
     return done.code, done.out, done.err
 
 
-def wait_for_lines(folder: Path, count: int, process: subprocess.Popen[str], timeout_s: float = 120) -> None:
+def wait_for_lines(folder: Path, count: int, process: Run, timeout_s: float = 120) -> None:
     wait_until(lambda: len(ledger(folder)) >= count, process, timeout_s=timeout_s)
 
 

@@ -15,7 +15,7 @@ import yaml
 from mlflow import MlflowClient
 from PIL import Image
 
-from tests.integration.launching import Finished, launch, start
+from tests.integration.launching import Finished, launch, launch_command, start
 
 URI_PASSWORD = "canary-uri-8c1f"
 OVERRIDE_SECRET = "canary-override-77aa"
@@ -27,7 +27,7 @@ CANARIES = (URI_PASSWORD, OVERRIDE_SECRET, ENVIRONMENT_SECRET)
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     """The default job on two ranks, with a secret at every entrance."""
     folder = tmp_path_factory.mktemp("main_job")
-    return launch(
+    return launch_command(
         folder,
         "sweep.num_steps=100",
         f"+tracking.tags.hub_token={OVERRIDE_SECRET}",
@@ -36,7 +36,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
         "+tracking.tags.num_keys=88",
         "tracking.run_name=run-${oc.env:MY_SERVICE_PASSWORD}",
         num_processes=2,
-        MY_SERVICE_PASSWORD=ENVIRONMENT_SECRET,
+        fresh_database=True,
+        env={"MY_SERVICE_PASSWORD": ENVIRONMENT_SECRET},
     )
 
 
@@ -230,7 +231,7 @@ sweep: {num_steps: 30, repeats: 2, start_lr: 1.0e-5}
 tracking: {enabled: false}
 """
     )
-    done = launch(tmp_path, "--config-dir", "my_conf", "experiment=mine")
+    done = launch(tmp_path, "--config-dir", "my_conf", "experiment=mine", fresh_database=True)
     assert done.code == 0, done.err
     assert "suggested lr: " in done.out
     assert yaml.safe_load((done.run / "config.yaml").read_text())["model"] == {"_target_": "parts.Net", "width": 32}

@@ -43,9 +43,9 @@ def outcome(folder: Path) -> dict[str, Any]:
     return found
 
 
-def resumed(folder: Path, *overrides: str, num_processes: int = 2, **env: str) -> Finished:
+def resumed(folder: Path, *overrides: str, num_processes: int = 2) -> Finished:
     """Go on with the run in ``folder``."""
-    return launch(folder, *JOB, "run.dir=null", "run.resume=run", *overrides, num_processes=num_processes, **env)
+    return launch(folder, *JOB, "run.dir=null", "run.resume=run", *overrides, num_processes=num_processes)
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +61,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 def check_death(folder: Path, die: str, undisturbed: dict[str, Any]) -> None:
     folder.mkdir(exist_ok=True)
     every = "run.checkpoint_every_s=0"
-    assert launch(folder, *JOB, *NO_TRACKING, every, num_processes=2, DIE=die).code == 1
+    assert launch(folder, *JOB, *NO_TRACKING, every, num_processes=2, env={"DIE": die}).code == 1
     run = resumed(folder, *NO_TRACKING, every)
     assert run.code == 0, f"DIE={die}\n{run.err}"
     assert outcome(folder) == undisturbed, f"DIE={die}"
@@ -129,7 +129,7 @@ def test_a_stopped_run_reopens_its_mlflow_run_and_shows_no_point_twice(
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("killed")
-    assert launch(folder, *JOB, *NO_TRACKING, "run.checkpoint_every_s=0", DIE="step:9:0").code == -9
+    assert launch(folder, *JOB, *NO_TRACKING, "run.checkpoint_every_s=0", env={"DIE": "step:9:0"}).code == -9
     return folder
 
 
@@ -175,7 +175,7 @@ def test_a_supervised_run_goes_on(tmp_path: Path) -> None:
     """The parent reopens nothing by itself, and a run that has finished is left alone."""
     job = ["model=custom", "model._target_=parts.Mortal", "sweep.num_steps=14", "sweep.auto_range=false"]
     job += ["launch.num_processes=2", "run.checkpoint_every_s=0"]
-    assert launch(tmp_path, *job, DIE="step:9:1").code == 1
+    assert launch(tmp_path, *job, env={"DIE": "step:9:1"}).code == 1
     first = json.loads((tmp_path / "run/status.json").read_text())
     assert first["state"] == "failed"
     run = launch(tmp_path, *job, "run.dir=null", "run.resume=run")

@@ -14,7 +14,16 @@ import psutil
 import pytest
 from mlflow import MlflowClient
 
-from tests.integration.launching import NO_TRACKING, environment, finish, launch, start, wait_for_rows, wait_until
+from tests.integration.launching import (
+    NO_TRACKING,
+    Run,
+    environment,
+    finish,
+    launch,
+    start,
+    wait_for_rows,
+    wait_until,
+)
 from tests.integration.test_bad_endings import run_status
 
 TWO = "launch.num_processes=2"
@@ -22,7 +31,7 @@ SLOW = (TWO, "model=custom", "model._target_=parts.SlowMlp")
 FAILING = (TWO, "model=custom", "model._target_=parts.Failing", "+model.at=4")
 
 
-def supervised_ranks(process: subprocess.Popen[str]) -> list[psutil.Process]:
+def supervised_ranks(process: Run) -> list[psutil.Process]:
     """The ranks below a supervisor, by rank."""
     children = psutil.Process(process.pid).children(recursive=True)
     ranks = [
@@ -31,7 +40,7 @@ def supervised_ranks(process: subprocess.Popen[str]) -> list[psutil.Process]:
     return sorted(ranks, key=lambda child: int(child.environ()["RANK"]))
 
 
-def all_below(process: subprocess.Popen[str]) -> list[psutil.Process]:
+def all_below(process: Run) -> list[psutil.Process]:
     return psutil.Process(process.pid).children(recursive=True)
 
 
@@ -112,7 +121,7 @@ def test_a_killed_rank_is_named(tmp_path: Path, rank: int) -> None:
 
 def test_an_error_is_named_once_with_its_traceback_on_disk(tmp_path: Path) -> None:
     """And what the rank said is kept, secrets masked."""
-    done = launch(tmp_path, *FAILING, "+model.rank=1", CANARY_TOKEN="canary-in-the-environment")
+    done = launch(tmp_path, *FAILING, "+model.rank=1", env={"CANARY_TOKEN": "canary-in-the-environment"})
     assert done.code == 1
     assert done.err.count("RuntimeError: the culprit's own words") == 1
     assert "lrrunner: the sweep failed on rank 1: RuntimeError" in done.err
@@ -128,7 +137,7 @@ def test_what_ranks_print_is_kept_with_secrets_masked(tmp_path: Path) -> None:
     """print() in a user's model goes past every logger."""
     done = launch(
         tmp_path, TWO, "model=custom", "model._target_=parts.Talking", "sweep.num_steps=12", *NO_TRACKING,
-        CANARY_TOKEN="canary-in-the-environment",
+        env={"CANARY_TOKEN": "canary-in-the-environment"},
     )  # fmt: skip
     assert done.code == 0, done.err
     assert "rank 0 says ***" in done.out
@@ -219,7 +228,7 @@ def test_the_users_default_file_of_accelerate_is_left_alone(tmp_path: Path) -> N
         "debug: true\ngpu_ids: '2'\nnum_machines: 3\nnum_processes: 24\nmachine_rank: 1\nmain_process_ip: 10.0.0.1\n"
     )
     home = {"HF_HOME": str(tmp_path / "home"), "CUDA_VISIBLE_DEVICES": ""}
-    process = start(tmp_path, "launch.num_processes=2", "sweep.num_steps=12", *NO_TRACKING, **home)
+    process = start(tmp_path, "launch.num_processes=2", "sweep.num_steps=12", *NO_TRACKING, env=home)
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     assert "2 ranks, global batch" in out
@@ -233,7 +242,7 @@ def test_a_parent_killed_before_its_ranks_have_read_their_job_leaves_no_secret(t
         "launch.num_processes=2",
         *NO_TRACKING,
         "+tracking.tags.token=canary-abc",
-        TMPDIR=str(tmp_path / "tmp"),
+        env={"TMPDIR": str(tmp_path / "tmp")},
     )
     wait_until(lambda: list((tmp_path / "tmp").glob("lrrunner-mailbox-*/jobs/0.json")), process)
     below = all_below(process)

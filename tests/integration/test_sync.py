@@ -12,8 +12,7 @@ from mlflow import MlflowClient
 
 from lrrunner.batch.directory import batch_lock
 from lrrunner.batch.state import update_state
-from tests.integration.launching import NO_TRACKING, environment, launch, start
-from tests.integration.test_bad_endings import wait_for_rows
+from tests.integration.launching import NO_TRACKING, environment, launch, start, start_command, wait_for_rows
 
 UNREACHABLE = ("tracking.uri=http://127.0.0.1:9", "tracking.timeout_s=1", "sweep.num_steps=12")
 
@@ -133,7 +132,7 @@ def test_what_cannot_be_uploaded_is_reported(tmp_path: Path) -> None:
 def test_a_batch_is_uploaded_from_anywhere_and_after_a_crash(tmp_path: Path) -> None:
     """The store is where the batch was, not where the command is; a batch that was killed did not finish."""
     (tmp_path / "elsewhere").mkdir()
-    process = start(tmp_path, "-m", "launch.num_processes=1", "sweep.num_steps=12", "sweep.seed=1,2")
+    process = start_command(tmp_path, "-m", "launch.num_processes=1", "sweep.num_steps=12", "sweep.seed=1,2")
     process.stdout.close()  # type: ignore[union-attr]
     process.stdout = None
     _, err = process.communicate(timeout=120)
