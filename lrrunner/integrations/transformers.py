@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -95,34 +96,62 @@ def _prepared_model(trainer: Trainer) -> nn.Module:
 
 
 def _loss_function(trainer: Trainer) -> Callable[[nn.Module, Any], Any]:
-    """The trainer's loss of a micro-batch, with its number of tokens where the trainer weights by them.
+    """The trainer's loss of a micro-batch, so that the gradient of a step is that of ``train``.
 
-    The loss is the mean over these tokens. Version 5 of the Trainer divides by the number of all labels where it does
-    not know that a model's loss shifts them (GPT-2's), which makes its loss smaller by one token per row.
+    The trainer hands the number of items of the whole step to the loss. Where the loss is normalised by it, the step
+    descends the mean over all items, as a sweep does with (mean loss, number of items). Where the loss ignores it, as
+    that of most classifiers, ``train`` multiplies the loss by the number of ranks and does not divide it by the
+    accumulation steps, and so does the sweep.
+
+    Version 5 of the Trainer divides by the number of all labels where it does not know that a model's loss shifts them
+    (GPT-2's), which makes its loss smaller by one token per row.
     """
-    weights_by_tokens = trainer.model_accepts_loss_kwargs or trainer.compute_loss_func is not None
+    counts_items = trainer.model_accepts_loss_kwargs or trainer.compute_loss_func is not None
     shifts = _shifts_labels(trainer.model)
+    ignores_count: bool | None = None
 
     def loss_fn(model: nn.Module, batch: Any) -> Any:
+        nonlocal ignores_count
         model.train()  # all submodules, as each training_step does
         inputs = trainer._prepare_inputs(batch)
-        num_tokens = _num_tokens(inputs, shifts=shifts) if weights_by_tokens else None
+        num_items = _num_tokens(inputs, shifts=shifts) if counts_items else None
+        if num_items is not None and ignores_count is None:
+            ignores_count = _ignores_count(trainer, model, inputs, num_items)
         with trainer.compute_loss_context_manager():
-            loss = _computed_loss(trainer, model, inputs, num_tokens)
-        return loss if num_tokens is None else (loss, num_tokens)
+            if num_items is None:
+                return trainer.compute_loss(model, inputs)
+            if ignores_count:
+                return trainer.compute_loss(model, inputs, num_items_in_batch=num_items) * _accumulation_factor(trainer)
+            return _normalised_loss(trainer, model, inputs, num_items), num_items
 
     return loss_fn
 
 
-def _computed_loss(trainer: Trainer, model: nn.Module, inputs: Any, num_tokens: torch.Tensor | None) -> Any:
-    """The mean loss over ``num_tokens``, by the trainer's own function."""
-    if trainer.compute_loss_func is None:
+def _ignores_count(trainer: Trainer, model: nn.Module, inputs: Mapping[str, Any], num_items: torch.Tensor) -> bool:
+    """Whether the loss is the same for another number of items. Every rank must call this; random numbers stay."""
+    rng = RngState.capture(trainer.accelerator.device)
+    losses: list[float] = []
+    with torch.no_grad(), trainer.compute_loss_context_manager():
+        for number in (num_items, 2 * num_items):
+            loss: Any = trainer.compute_loss(model, dict(inputs), num_items_in_batch=number)
+            losses.append(float(loss))
+            rng.restore(trainer.accelerator.device)
+    return math.isclose(losses[0], losses[1], rel_tol=1e-3)
+
+
+def _accumulation_factor(trainer: Trainer) -> int:
+    """What the mean over micro-batches is multiplied by where ``train`` takes their sum."""
+    is_scaled = getattr(trainer, "loss_is_scaled_for_ga", None)
+    return 1 if is_scaled is False else trainer.args.gradient_accumulation_steps
+
+
+def _normalised_loss(trainer: Trainer, model: nn.Module, inputs: Any, num_items: torch.Tensor) -> Any:
+    """The mean loss over ``num_items``, by the trainer's own function."""
+    if trainer.compute_loss_func is None and trainer.label_smoother is None:
         return trainer.compute_loss(model, inputs)
-    # a compute_loss_func that takes a number of items need not work without one
-    loss: Any = trainer.compute_loss(model, inputs, num_items_in_batch=num_tokens)
-    if num_tokens is not None and trainer.args.average_tokens_across_devices:
-        loss = loss / trainer.accelerator.num_processes
-    return loss
+    # a function that takes a number of items need not work without one
+    loss: Any = trainer.compute_loss(model, inputs, num_items_in_batch=num_items)
+    return loss / trainer.accelerator.num_processes if trainer.args.average_tokens_across_devices else loss
 
 
 def _shifts_labels(model: Any) -> bool:
