@@ -12,6 +12,7 @@ from lrrunner.core.range_extension import Extension
 from lrrunner.errors import ConfigError
 from lrrunner.records import RangeTestResult, Step, Trial
 from lrrunner.reporting.run_summary import note
+from lrrunner.reporting.terminal_report import TerminalReport
 from lrrunner.results.artifacts import CHECKPOINT_FOLDER, FIGURE_FILE
 from lrrunner.results.recorder import Recorder
 from lrrunner.results.resume_checks import code_versions
@@ -19,13 +20,12 @@ from lrrunner.results.run_state import RunState
 from lrrunner.results.writer import RunDirectory
 from lrrunner.sweep.auto_range import Passes
 from lrrunner.sweep.confirmation_runs import Trials
+from lrrunner.sweep.range_test_result import describe_interruption, range_test_result
 from lrrunner.system.process_identity import process_identity
 from lrrunner.tracking.connection import Connection, connect_or_warn
 from lrrunner.tracking.mlflow_run import RunEnd
 from lrrunner.training import checkpoints
-from lrrunner.worker.range_test_result import describe_interruption, range_test_result
 from lrrunner.worker.run_context import RunContext, open_run_directory
-from lrrunner.worker.terminal_report import TerminalReport
 from lrrunner.worker.tracked_run import TrackedRun
 
 logger = logging.getLogger(__name__)
@@ -80,7 +80,7 @@ class RunReporter:
         self.directory = directory
         self._context, self._mlflow = context, tracked_run
         self._recorder = Recorder(directory, schedule=context.job.confirm.schedule.value)
-        self._terminal = TerminalReport(context)
+        self._terminal = TerminalReport(context.job, world_size=context.world_size, redactor=context.redactor)
         self._group_ratios: tuple[float, ...] = (1.0,)
         self._lr_remark = ""
 

@@ -6,29 +6,35 @@ import logging
 import sys
 from pathlib import Path
 
-from lrrunner.config.schema import batch_summary
+from lrrunner.config.schema import Config, batch_summary
 from lrrunner.core.confirmation import PlannedTrial
 from lrrunner.core.range_extension import Extension
 from lrrunner.records import RangeTestResult, Step
 from lrrunner.reporting.progress_bar import progress_bar, show
 from lrrunner.reporting.run_summary import closing_lines
+from lrrunner.system.redaction import Redactor
 from lrrunner.system.terminal import shown_path
-from lrrunner.worker.run_context import RunContext
 
 logger = logging.getLogger(__name__)
 
 
 class TerminalReport:
-    """Prints results on standard output, and shows progress on standard error if that is a terminal."""
+    """Prints results on standard output, and shows progress on standard error if that is a terminal.
 
-    def __init__(self, context: RunContext) -> None:
-        self._context, sweep = context, context.job.sweep
-        self._num_steps = sweep.num_steps * sweep.repeats
+    Args:
+        job: The configuration.
+        world_size: Number of ranks.
+        redactor: Masks secrets.
+    """
+
+    def __init__(self, job: Config, *, world_size: int, redactor: Redactor) -> None:
+        self._job, self._world_size, self._redactor = job, world_size, redactor
+        self._num_steps = job.sweep.num_steps * job.sweep.repeats
         self._bar = progress_bar("LR sweep", num_steps=self._num_steps)
 
     def start(self, *, device: str, lr_remark: str) -> None:
         """Print what will be run."""
-        summary = batch_summary(self._context.job, world_size=self._context.world_size)
+        summary = batch_summary(self._job, world_size=self._world_size)
         logger.info("%s, on %s", summary, device)
         print(f"{summary}; {lr_remark}" if lr_remark else summary, flush=True)
 
@@ -59,8 +65,8 @@ class TerminalReport:
             directory: The run directory.
             mlflow: Where the MLflow run is; None if there is none.
         """
-        for line in closing_lines(test, self._context.job, directory=shown_path(directory), mlflow=mlflow):
-            print(self._context.redactor.text(line), flush=True)
+        for line in closing_lines(test, self._job, directory=shown_path(directory), mlflow=mlflow):
+            print(self._redactor.text(line), flush=True)
 
     def close(self) -> None:
         """Remove the progress bar."""
