@@ -1,4 +1,4 @@
-"""What the panels of a picture share: sizes, colours, axes, words."""
+"""What the panels of a figure share: sizes, colours, axes and text."""
 
 from __future__ import annotations
 
@@ -18,39 +18,42 @@ LEFT_PX, RIGHT_PX, BOTTOM_PX = 100, 72, 70
 EDGE_PX, LINE_PX, ROW_PX = 14, 18, 15
 SMALL, NORMAL, LARGE = 9, 10, 13
 
-# After Okabe and Ito, so that colour-blind readers tell them apart; line style says the same in grey.
+MAX_LINE_CHARACTERS = 250
+"""More never fit, and each that is too many costs a measurement of the line."""
+
+# Okabe and Ito's palette, for colour-blind readers; line styles differ as well, for print in grey.
 CURVE, RAW, SUGGESTED, STOPPED = "#0072B2", "#94BFDC", "#00795A", "#C04A00"
 INK, MUTED, GRID, EARLIER = "#222222", "#5A5A5A", "#E4E4E4", "#BDBDBD"
 
 
 def height_px(figure: Figure) -> int:
-    """Pixels from top to bottom."""
+    """Height of a figure in pixels."""
     return round(figure.get_figheight() * DPI)
 
 
-def write(
-    figure: Figure, words: str, *, y_px: int, size: int = NORMAL, weight: str = "normal", colour: str = INK
+def write_line(
+    figure: Figure, text: str, *, y_px: int, size: int = NORMAL, weight: str = "normal", colour: str = INK
 ) -> int:
-    """One line of the heading, cut where it would leave the figure.
+    """Write one line of a heading, shortened to the width of the figure.
 
     Returns:
         Pixels from the top where the next line may begin.
     """
-    line = " ".join(words.split())[:250]  # more never fits, and each cut below is measured
+    line = " ".join(text.split())[:MAX_LINE_CHARACTERS]
     position = (EDGE_PX / WIDTH_PX, 1 - y_px / height_px(figure))
     # A model's name may hold dollar signs: it is never mathematics.
-    text = figure.text(*position, line, size=size, weight=weight, color=colour, va="top", parse_math=False)
-    while line and text.get_window_extent().width > WIDTH_PX - 2 * EDGE_PX:
+    artist = figure.text(*position, line, size=size, weight=weight, color=colour, va="top", parse_math=False)
+    while line and artist.get_window_extent().width > WIDTH_PX - 2 * EDGE_PX:
         line = line[:-1]
-        text.set_text(f"{line}…")
+        artist.set_text(f"{line}…")
     return y_px + LINE_PX + 2 * (size - NORMAL)
 
 
-def add_axes(figure: Figure, *, top_px: int, bottom_px: int, sharex: Axes | None = None) -> Axes:
-    """A panel between two heights in pixels from the top, as wide as every other panel, with a log x axis."""
+def add_panel(figure: Figure, *, top_px: int, bottom_px: int, sharex: Axes | None = None) -> Axes:
+    """Add a panel as wide as every other one, with a log x axis, between two heights in pixels from the top."""
     width = 1 - (LEFT_PX + RIGHT_PX) / WIDTH_PX
-    whole = height_px(figure)
-    box = (LEFT_PX / WIDTH_PX, 1 - bottom_px / whole, width, (bottom_px - top_px) / whole)
+    height = height_px(figure)
+    box = (LEFT_PX / WIDTH_PX, 1 - bottom_px / height, width, (bottom_px - top_px) / height)
     axes = figure.add_axes(box, sharex=sharex)
     axes.set_xscale("log")
     axes.set_axisbelow(True)
@@ -59,14 +62,14 @@ def add_axes(figure: Figure, *, top_px: int, bottom_px: int, sharex: Axes | None
     return axes
 
 
-def frame(figure: Figure, axes: Axes, *, lr_limits: tuple[float, float], loss: str, legend_px: int) -> None:
-    """Limits, grid, tick labels, axis labels, and below these, where no curve runs, the legend.
+def finish_panel(figure: Figure, axes: Axes, *, lr_limits: tuple[float, float], loss: str, legend_px: int) -> None:
+    """Set limits, grid and labels of a panel that shows losses, and put the legend below it.
 
     Args:
-        figure: Holds the panel.
+        figure: The figure.
         axes: The panel.
-        lr_limits: Left and right end of the x axis.
-        loss: Name of the y axis.
+        lr_limits: Limits of the x axis.
+        loss: Label of the y axis.
         legend_px: Pixels from the top where the legend ends.
     """
     axes.set_xlim(*lr_limits)
@@ -77,46 +80,45 @@ def frame(figure: Figure, axes: Axes, *, lr_limits: tuple[float, float], loss: s
     axes.yaxis.set_major_formatter("{x:.6g}")
     axes.set_xlabel("learning rate (log scale)", size=NORMAL, color=INK)
     axes.set_ylabel(loss, size=NORMAL, color=INK)
-    whole = figure.transFigure
-    beside = blended_transform_factory(whole, axes.transAxes)
-    axes.yaxis.set_label_coords(2 * EDGE_PX / WIDTH_PX, 0.5, transform=beside)
+    x_of_figure = blended_transform_factory(figure.transFigure, axes.transAxes)
+    axes.yaxis.set_label_coords(2 * EDGE_PX / WIDTH_PX, 0.5, transform=x_of_figure)
     handles, labels = axes.get_legend_handles_labels()
     legend = axes.legend(handles, labels, loc="lower center", ncols=6, fontsize=SMALL, frameon=False)
-    below = 1 - legend_px / height_px(figure)
-    legend.set_bbox_to_anchor((0.5, below), transform=blended_transform_factory(axes.transAxes, whole))
+    y_of_figure = blended_transform_factory(axes.transAxes, figure.transFigure)
+    legend.set_bbox_to_anchor((0.5, 1 - legend_px / height_px(figure)), transform=y_of_figure)
 
 
 def draw_suggestion(panels: Sequence[Axes], suggestion: Suggestion) -> str:
-    """The line and its interval through every panel.
+    """Draw the suggested LR and its interval through every panel.
 
     Returns:
-        Both in words; empty without a suggestion.
+        Both as text; empty without a suggestion.
     """
     if suggestion.lr is None:
         return ""
-    words = f"suggested lr {suggestion.lr:.1e}"
+    text = f"suggested lr {suggestion.lr:.1e}"
     if suggestion.interval is not None:
         low, high = suggestion.interval
-        words += f"   [{low:.1e}, {high:.1e}]"
+        text += f"   [{low:.1e}, {high:.1e}]"
     for axes in panels:
         if suggestion.interval is not None:
             axes.axvspan(low, high, color=SUGGESTED, alpha=0.13, lw=0, zorder=0, gid="interval")
         axes.axvline(suggestion.lr, color=SUGGESTED, lw=2, zorder=3, gid="suggestion")
-    return words
+    return text
 
 
-def lr_limits(lrs: Sequence[float], *, room: float = 0.04) -> tuple[float, float]:
-    """Ends of a log axis that holds all of these, with room beside them."""
+def lr_limits(lrs: Sequence[float], *, margin: float = 0.04) -> tuple[float, float]:
+    """Limits of a log axis that holds all of these LRs, with a margin as a share of their range in decades."""
     low, high = np.log10([min(lrs, default=1e-7), max(lrs, default=10.0)])
-    beside = room * (high - low) or 1.0
-    return float(10 ** (low - beside)), float(10 ** (high + beside))
+    margin_decades = margin * (high - low) or 1.0
+    return float(10 ** (low - margin_decades)), float(10 ** (high + margin_decades))
 
 
 class _PlainExponents(LogFormatter):
-    """Figures as on standard output (1e-03); raised exponents would be smaller than 9 points."""
+    """Numbers as on standard output (1e-03); raised exponents would be smaller than 9 points."""
 
     def __call__(self, x: float, pos: Any = None) -> str:
-        """The label of a tick at ``x``, empty where labels would crowd."""
+        """The label of a tick at ``x``; empty if labels would overlap."""
         if not super().__call__(x, pos):
             return ""
         mantissa, exponent = f"{x:.2e}".split("e")

@@ -1,4 +1,4 @@
-"""A progress bar."""
+"""A progress bar over the steps of a sweep."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from tqdm import tqdm
 from lrrunner.records import Step
 
 
-def progress_bar(words: str, *, num_steps: int) -> Any:
-    """A bar on standard error, quiet when that is not a terminal."""
-    return tqdm(total=num_steps, desc=words, unit="step", disable=None, dynamic_ncols=True)
+def progress_bar(label: str, *, num_steps: int) -> Any:
+    """A progress bar on standard error; it shows nothing if that is not a terminal."""
+    return tqdm(total=num_steps, desc=label, unit="step", disable=None, dynamic_ncols=True)
 
 
 def show(bar: Any, step: Step) -> None:
-    """One more record."""
+    """Advance the bar by one step, unless it was skipped."""
     if not bar.disable:
         bar.set_postfix_str(f"lr {step.lr:.1e}, loss {step.smoothed_loss:.4g}", refresh=False)
         bar.update(not step.skipped)

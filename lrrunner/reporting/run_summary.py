@@ -1,49 +1,94 @@
-"""What a person reads at the end: closing lines, and the description of the MLflow run. No torch."""
+"""Text about a finished run: the closing lines on standard output, and the note in Markdown."""
 
 from __future__ import annotations
 
 from lrrunner.config.schema import Config, Monitor, SweepConfig, batch_summary
-from lrrunner.records import Confirmation, RangeTestResult, Stop, Suggestion, TrialOutcome
+from lrrunner.records import Confirmation, RangeTestResult, Stop, StopReason, Suggestion, TrialOutcome
+
+FIGURE_LINK = "![LR sweep](lr_sweep.png)"
+
+STOP_TEXTS = {
+    StopReason.END_OF_SCHEDULE: "every step of the LR schedule was applied",
+    StopReason.DIVERGED: "the smoothed loss diverged",
+    StopReason.NON_FINITE: "the loss was not finite",
+    StopReason.NO_ITEMS: "no rank had items to learn from",
+    StopReason.INTERRUPTED: "a stop was requested",
+}
 
 
 def closing_lines(test: RangeTestResult, job: Config, *, directory: str, mlflow: str | None) -> list[str]:
-    """The last lines on standard output."""
-    where = f"{directory}" if mlflow is None else f"{directory}   mlflow: {mlflow}"
+    """The last lines on standard output.
+
+    Args:
+        test: The result.
+        job: The configuration.
+        directory: The run directory.
+        mlflow: Where the MLflow run is; None if there is none.
+    """
+    where = directory if mlflow is None else f"{directory}   mlflow: {mlflow}"
     lines = [str(test.suggestion), f"run: {where}   ({batch_summary(job, world_size=test.world_size)})"]
     if test.suggestion.lr is not None:
         lines.insert(0, f"to train with it: optimizer.lr={test.suggestion.lr:.3g}")
-    return _describe_more(test, job) + lines
+    return _details(test, job) + lines
 
 
-def _describe_more(test: RangeTestResult, job: Config) -> list[str]:
-    """What there is beside the suggestion."""
-    all_words = describe_passes(test), describe_monitor(job.sweep), describe_trials(test), describe_noise_scale(test)
-    return [words for words in all_words if words]
+def note(test: RangeTestResult, job: Config, *, command: str, directory: str) -> str:
+    """The content of note.md and of the MLflow run's description, in Markdown.
+
+    Args:
+        test: The result.
+        job: The configuration.
+        command: The command that repeats the run.
+        directory: The run directory.
+    """
+    details = "".join(f"{_sentence(text)}\n" for text in _details(test, job))
+    return f"""{_headline(test.suggestion)}
+
+{_sentence(test.suggestion.reason)}
+{details}The sweep ended at step {test.stop.step} of {job.sweep.num_steps}: {describe_stop(test.stop)}.
+
+{FIGURE_LINK}
+
+{batch_summary(job, world_size=test.world_size)}
+
+{_rule_table(test.suggestion)}
+{_trial_table(test)}
+Run directory: `{directory}`. To repeat it:
+
+```
+{command}
+```
+"""
+
+
+def link_figure(note: str, *, run_id: str) -> str:
+    """A note with its figure where MLflow serves it."""
+    return note.replace(FIGURE_LINK, f"![LR sweep](get-artifact?path=lr_sweep.png&run_uuid={run_id})")
 
 
 def describe_monitor(sweep: SweepConfig) -> str:
-    """Which loss the curve is; empty where it is the training loss of every step.
+    """Which loss the curve is; empty for the training loss of every step.
 
     >>> describe_monitor(SweepConfig(monitor=Monitor.val, val_every=2))
-    'judged by the validation loss behind every 2nd step'
+    'judged by the validation loss after every 2nd step'
     """
     if sweep.monitor == Monitor.train:
         return ""
     ordinal = {1: "", 2: "2nd ", 3: "3rd "}.get(sweep.val_every, f"{sweep.val_every}th ")
-    return f"judged by the validation loss behind every {ordinal}step"
+    return f"judged by the validation loss after every {ordinal}step"
 
 
 def describe_passes(test: RangeTestResult) -> str:
-    """Which ranges were swept and which one the suggestion is from; empty where there was one only."""
+    """Which LR ranges were swept, and which pass the suggestion is from; empty for a single pass."""
     if len(test.passes) < 2:
         return ""
-    ranges = ", ".join(f"{ladder.start_lr:.1e} to {ladder.end_lr:.1e}" for ladder in test.passes)
+    ranges = ", ".join(f"{each.start_lr:.1e} to {each.end_lr:.1e}" for each in test.passes)
     chosen = len(test.passes) if test.curve_pass is None else test.curve_pass + 1
     return f"{len(test.passes)} passes: {ranges}; the suggestion is from pass {chosen}"
 
 
 def describe_noise_scale(test: RangeTestResult) -> str:
-    """The critical batch size beside the one that was swept; empty where nobody asked."""
+    """The critical batch size compared with the one that was swept; empty if it was not measured."""
     noise = test.noise_scale
     if noise is None:
         return ""
@@ -59,92 +104,65 @@ def describe_noise_scale(test: RangeTestResult) -> str:
 
 
 def describe_trials(test: RangeTestResult) -> str:
-    """How the confirmation runs went, beside what the sweep alone says; empty where nothing was to be confirmed."""
+    """How the confirmation runs ended, and what the sweep alone suggests; empty without confirmation."""
     confirmation = test.confirmation
     if confirmation is None:
         return ""
     not_confirmed = f"not confirmed: {confirmation.failure_reason}" if confirmation.failure_reason else ""
     if not test.trials:
         return not_confirmed
+    parts = [_describe_outcomes(test, confirmation), not_confirmed, _describe_extrapolation(confirmation)]
+    return ", ".join(filter(None, parts)) + _describe_sweep(confirmation.sweep)
+
+
+def describe_stop(stop: Stop) -> str:
+    """Why the sweep ended."""
+    on_ranks = stop.reason == StopReason.NON_FINITE and stop.ranks
+    return STOP_TEXTS[stop.reason] + (f" on rank {', '.join(map(str, stop.ranks))}" if on_ranks else "")
+
+
+def _details(test: RangeTestResult, job: Config) -> list[str]:
+    """What there is to say beside the suggestion."""
+    texts = describe_passes(test), describe_monitor(job.sweep), describe_trials(test), describe_noise_scale(test)
+    return [text for text in texts if text]
+
+
+def _describe_outcomes(test: RangeTestResult, confirmation: Confirmation) -> str:
     lengths = sorted({trial.num_steps for trial in test.trials})
+    length = f"{lengths[0]}" if len(lengths) == 1 else f"{lengths[0]} to {lengths[-1]}"
     outcomes = [trial.outcome for trial in test.trials]
     counts = [f"{outcomes.count(outcome)} {outcome}" for outcome in TrialOutcome if outcome in outcomes]
-    of = f"{lengths[0]}" if len(lengths) == 1 else f"{lengths[0]} to {lengths[-1]}"
     runs = "1 confirmation run" if len(outcomes) == 1 else f"{len(outcomes)} confirmation runs"
-    words = [
-        f"{runs} of {of} steps ({confirmation.schedule} schedule, {', '.join(counts)}) compared on the "
-        f"{confirmation.monitored}",
-        *([not_confirmed] if not_confirmed else []),
-        *([_extrapolation(confirmation)] if confirmation.is_extrapolated else []),
-    ]
-    return ", ".join(words) + _alone(confirmation.sweep)
+    return (
+        f"{runs} of {length} steps ({confirmation.schedule} schedule, {', '.join(counts)}) compared on the "
+        f"{confirmation.monitored}"
+    )
 
 
-def _extrapolation(confirmation: Confirmation) -> str:
-    """From which length of run to which the confirmed LR was brought."""
+def _describe_extrapolation(confirmation: Confirmation) -> str:
+    """From which length of run to which the confirmed LR was scaled; empty if it was not."""
+    if not confirmation.is_extrapolated:
+        return ""
     return f"extrapolated from {confirmation.measured_steps} to {confirmation.horizon} steps"
 
 
-def _alone(sweep: Suggestion) -> str:
-    """What the sweep says without confirmation."""
+def _describe_sweep(sweep: Suggestion) -> str:
+    """What the sweep suggests without confirmation; empty if it suggests nothing."""
     if sweep.lr is None or sweep.interval is None:
         return ""
     return f"; the sweep alone: {sweep.lr:.1e}   [{sweep.interval[0]:.1e}, {sweep.interval[1]:.1e}]"
 
 
-def describe_stop(stop: Stop) -> str:
-    """Why the ladder ended, for a reader."""
-    ranks = ", ".join(map(str, stop.ranks))
-    words = {
-        "end_of_ladder": "the ladder was climbed to its end",
-        "diverged": "the smoothed loss diverged",
-        "non_finite": f"the loss was not finite on rank {ranks}" if ranks else "the loss was not finite",
-        "interrupted": "it was asked to stop",
-    }
-    return words[stop.reason]
-
-
-PICTURE = "![LR sweep](lr_sweep.png)"
-
-
-def with_picture(note: str, *, run_id: str) -> str:
-    """A run's note with its picture where MLflow serves it."""
-    return note.replace(PICTURE, f"![LR sweep](get-artifact?path=lr_sweep.png&run_uuid={run_id})")
-
-
-def note(test: RangeTestResult, job: Config, *, command: str, directory: str) -> str:
-    """Markdown for the MLflow run's description and for note.md."""
-    suggestion = test.suggestion
+def _headline(suggestion: Suggestion) -> str:
     if suggestion.lr is None or suggestion.interval is None:
-        headline = f"**No suggested LR** (verdict: {suggestion.verdict})"
-    else:
-        low, high = suggestion.interval
-        headline = (
-            f"**Suggested LR {suggestion.lr:.2e}**, interval [{low:.1e}, {high:.1e}] (verdict: {suggestion.verdict})"
-        )
-    others = "\n".join(
-        f"| {name} | {'none' if lr is None else f'{lr:.2e}'} |" for name, lr in suggestion.candidates.items()
-    )
-    more = "".join(f"{words[0].upper()}{words[1:]}.\n" for words in _describe_more(test, job))
-    return f"""{headline}
+        return f"**No suggested LR** (verdict: {suggestion.verdict})"
+    low, high = suggestion.interval
+    return f"**Suggested LR {suggestion.lr:.2e}**, interval [{low:.1e}, {high:.1e}] (verdict: {suggestion.verdict})"
 
-{suggestion.reason[0].upper()}{suggestion.reason[1:]}.
-{more}The sweep ended at step {test.stop.step} of {job.sweep.num_steps}: {describe_stop(test.stop)}.
 
-{PICTURE}
-
-{batch_summary(job, world_size=test.world_size)}
-
-| rule | LR |
-|---|---|
-{others}
-{_trial_table(test)}
-Run directory: `{directory}`. To repeat it:
-
-```
-{command}
-```
-"""
+def _rule_table(suggestion: Suggestion) -> str:
+    rows = [f"| {name} | {'none' if lr is None else f'{lr:.2e}'} |" for name, lr in suggestion.candidates.items()]
+    return "| rule | LR |\n|---|---|\n" + "\n".join(rows)
 
 
 def _trial_table(test: RangeTestResult) -> str:
@@ -156,3 +174,7 @@ def _trial_table(test: RangeTestResult) -> str:
         for trial in test.trials
     )
     return f"\n| confirmation run | steps | loss |\n|---|---|---|\n{rows}\n"
+
+
+def _sentence(text: str) -> str:
+    return f"{text[0].upper()}{text[1:]}."

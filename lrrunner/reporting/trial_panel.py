@@ -1,4 +1,4 @@
-"""The panel of a picture that shows confirmation runs: the loss each ended with, over its learning rate."""
+"""The panel of a sweep's figure that shows confirmation runs: the loss at the end of each, over its learning rate."""
 
 from __future__ import annotations
 
@@ -18,38 +18,38 @@ from lrrunner.reporting.figure_style import (
     MUTED,
     NORMAL,
     STOPPED,
-    add_axes,
+    add_panel,
     draw_suggestion,
-    frame,
+    finish_panel,
     lr_limits,
-    write,
+    write_line,
 )
 
 LENGTH_COLOURS = (CURVE, "#B8860B", "#A0428A", "#5A5A5A")
 LENGTH_MARKERS = "osD^"
 
 OUTLIER_FALLS = 10.0
-"""A finished run this many times as far above the best as the middle one leaves the picture at the top."""
+"""A run that lies this many times as far above the best one as the median run does leaves the panel at the top."""
 
 
 def draw_trials(figure: Figure, test: RangeTestResult, *, top_px: int, bottom_px: int) -> None:
-    """One curve a trial length; what diverged is marked at the top edge, the suggestion as in the sweep's panel.
+    """Draw one curve a trial length, diverged runs at the top edge, and the suggestion as in the curve's panel.
 
     Args:
-        figure: Gets the panel, between two heights in pixels from the top.
+        figure: The figure.
         test: Its trials, suggestion and confirmation.
-        top_px: Upper one.
-        bottom_px: Lower one.
+        top_px: Pixels from the top where the panel begins, with its heading.
+        bottom_px: Pixels from the top where it ends, with its legend.
     """
     confirmation = test.confirmation
     schedule = f" of a {confirmation.schedule} schedule" if confirmation is not None else ""
     heading = f"confirmation runs: {_monitored(test)} at the end{schedule}"
-    write(figure, heading, y_px=top_px + EDGE_PX, size=NORMAL + 1, weight="bold")
-    axes = add_axes(figure, top_px=top_px + EDGE_PX + LINE_PX + 10, bottom_px=bottom_px - BOTTOM_PX)
+    write_line(figure, heading, y_px=top_px + EDGE_PX, size=NORMAL + 1, weight="bold")
+    axes = add_panel(figure, top_px=top_px + EDGE_PX + LINE_PX + 10, bottom_px=bottom_px - BOTTOM_PX)
     sweep_lr = confirmation.sweep.lr if confirmation is not None else None
     suggested = (test.suggestion.lr, *(test.suggestion.interval or ()))
     lrs = [trial.lr for trial in test.trials] + [lr for lr in (sweep_lr, *suggested) if lr is not None]
-    limits = lr_limits(lrs, room=0.08)
+    limits = lr_limits(lrs, margin=0.08)
     axes.set_xlim(*limits)
     _draw_finished(axes, [trial for trial in test.trials if trial.outcome == TrialOutcome.FINISHED])
     diverged = [trial.lr for trial in test.trials if trial.outcome == TrialOutcome.DIVERGED]
@@ -58,7 +58,7 @@ def draw_trials(figure: Figure, test: RangeTestResult, *, top_px: int, bottom_px
     if sweep_lr is not None:
         axes.axvline(sweep_lr, color=MUTED, lw=1.4, ls=(0, (2, 2)), zorder=2, label="sweep alone", gid="sweep alone")
     draw_suggestion([axes], test.suggestion)
-    frame(figure, axes, lr_limits=limits, loss=_monitored(test), legend_px=bottom_px)
+    finish_panel(figure, axes, lr_limits=limits, loss=_monitored(test), legend_px=bottom_px)
 
 
 def _monitored(test: RangeTestResult) -> str:
@@ -66,11 +66,11 @@ def _monitored(test: RangeTestResult) -> str:
 
 
 def _draw_finished(axes: Axes, finished: Sequence[Trial]) -> None:
-    """Loss over LR, one curve for each length."""
+    """Draw loss over LR, one curve for each length."""
     if not finished:
         axes.set_yticks([])
-        words = axes.text(0.5, 0.5, "no run has finished", transform=axes.transAxes, ha="center")
-        words.set(color=INK, size=NORMAL)
+        text = axes.text(0.5, 0.5, "no run has finished", transform=axes.transAxes, ha="center")
+        text.set(color=INK, size=NORMAL)
         return
     losses = np.array([trial.loss for trial in finished])
     lowest, highest = float(losses.min()), float(losses.max())
@@ -95,7 +95,7 @@ def _draw_finished(axes: Axes, finished: Sequence[Trial]) -> None:
 
 
 def _mark_at_top(axes: Axes, lrs: Sequence[float], *, colour: str, marker: str, label: str) -> None:
-    """Runs whose loss has no place on the axis."""
+    """Mark runs whose loss is beyond the axis."""
     edge = axes.get_xaxis_transform()
     axes.plot(
         lrs,

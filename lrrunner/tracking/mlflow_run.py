@@ -11,7 +11,7 @@ from typing import Any
 
 from lrrunner.config.schema import SweepConfig
 from lrrunner.records import RangeTestResult, Step, Trial
-from lrrunner.reporting.run_summary import with_picture
+from lrrunner.reporting.run_summary import link_figure
 from lrrunner.results.artifacts import artifacts
 from lrrunner.results.run_state import RunState
 from lrrunner.system.plain_values import flattened
@@ -130,7 +130,7 @@ class MlflowRun:
             self._upload_points(end.test)
             if end.test is not None:
                 self._log_result(end.test)
-            set_note(self._connection, self.run_id, with_picture(end.note, run_id=self.run_id))
+            set_note(self._connection, self.run_id, link_figure(end.note, run_id=self.run_id))
             if end.figure is not None:
                 pin_image(self._connection, self.run_id, end.figure, key=FIGURE_KEY, step=0)
             self._log_files(end.directory)

@@ -34,7 +34,8 @@ from lrrunner.records import (
     TrialOutcome,
     Verdict,
 )
-from lrrunner.reporting.sweep_figure import lr_sweep_figure, repeat_range, save_png
+from lrrunner.reporting.curve_panel import repeat_range
+from lrrunner.reporting.sweep_figure import lr_sweep_figure, save_png
 
 SUGGESTION = Suggestion(
     lr=1.2e-3,

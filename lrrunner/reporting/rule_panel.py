@@ -1,0 +1,45 @@
+"""The panel of a sweep's figure that shows the LR of every suggestion rule, one row a rule."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from matplotlib.axes import Axes
+
+from lrrunner.records import RangeTestResult
+from lrrunner.reporting.figure_style import GRID, MUTED, SMALL, SUGGESTED
+
+
+def rule_lrs(test: RangeTestResult) -> tuple[dict[str, float | None], str]:
+    """LR of every rule, and the name of the row whose LR is suggested.
+
+    Confirmation runs have a row of their own if they decided.
+    """
+    suggestion = test.suggestion
+    if test.confirmation is None or test.confirmation.measured_steps is None:
+        return suggestion.candidates, suggestion.method
+    return {"confirmed": suggestion.lr, **suggestion.candidates}, "confirmed"
+
+
+def draw_rules(axes: Axes, lrs: Mapping[str, float | None], *, suggested: str) -> None:
+    """Draw each rule's name, a dot at its LR, and the LR as text. Rules tend to agree: rows keep their names apart.
+
+    Args:
+        axes: The panel.
+        lrs: LR of every rule; None for a rule that found none.
+        suggested: The rule whose LR is suggested.
+    """
+    axes.set_ylim(len(lrs) - 0.5, -0.5)
+    axes.set_yticks(range(len(lrs)), labels=list(lrs), size=SMALL)
+    axes.tick_params(axis="y", length=0)
+    axes.tick_params(axis="x", which="both", bottom=False, labelbottom=False)
+    axes.grid(axis="y", color=GRID, lw=0.8)
+    for row, (name, lr) in enumerate(lrs.items()):
+        is_suggested = name == suggested
+        colour, weight = (SUGGESTED, "bold") if is_suggested else (MUTED, "normal")
+        axes.get_yticklabels()[row].set(color=colour, weight=weight)
+        lr_text = "none" if lr is None else f"{lr:.1e}"
+        label = axes.text(1.01, row, lr_text, transform=axes.get_yaxis_transform(), va="center_baseline")
+        label.set(color=colour, weight=weight, size=SMALL)
+        if lr is not None:
+            axes.plot([lr], [row], color=colour, marker="o", markersize=7 if is_suggested else 5, zorder=4)

@@ -1,0 +1,195 @@
+"""The text about a run answers first, and covers every way in which a run can end."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from lrrunner.config.schema import Config, DataConfig, Monitor, SweepConfig
+from lrrunner.records import (
+    Confirmation,
+    NoiseScale,
+    RangeTestResult,
+    Step,
+    Stop,
+    StopReason,
+    Suggestion,
+    SweepPass,
+    Trial,
+    TrialOutcome,
+    Verdict,
+)
+from lrrunner.reporting.run_summary import (
+    closing_lines,
+    describe_monitor,
+    describe_noise_scale,
+    describe_passes,
+    describe_stop,
+    describe_trials,
+    link_figure,
+    note,
+)
+
+SUGGESTION = Suggestion(
+    lr=1.2e-3,
+    method="auto",
+    verdict=Verdict.OK,
+    reason="the loss falls",
+    interval=(6e-4, 2.4e-3),
+    candidates={"auto": 1.2e-3, "slide": None},
+)
+NO_SUGGESTION = Suggestion(lr=None, method="auto", verdict=Verdict.FLAT, reason="flat; raise sweep.end_lr")
+JOB = Config(model={}, objective={}, optimizer={}, data=DataConfig(global_batch_size=64), sweep=SweepConfig())
+BATCH = "2 ranks, global batch 64 = 2 ranks x 32 x 1 accumulation step"
+
+
+def result(suggestion: Suggestion = SUGGESTION) -> RangeTestResult:
+    return RangeTestResult(
+        steps=(Step(step=0, lr=1e-7, loss=2.0),),
+        stops=(Stop(reason=StopReason.DIVERGED, step=50),),
+        suggestion=suggestion,
+        world_size=2,
+        global_batch_size=64,
+    )
+
+
+def trial(number: int, *, num_steps: int = 100, outcome: TrialOutcome = TrialOutcome.FINISHED) -> Trial:
+    return Trial(trial=number, lr=1e-3, num_steps=num_steps, num_steps_run=num_steps, loss=1.5, outcome=outcome)
+
+
+def test_the_closing_lines_give_the_lr_its_interval_and_where_the_run_is() -> None:
+    """They are what a terminal shows when the run is over."""
+    assert closing_lines(result(), JOB, directory="runs/a", mlflow="http://host/x") == [
+        "to train with it: optimizer.lr=0.0012",
+        "suggested lr: 1.2e-03   [6.0e-04, 2.4e-03]   verdict: ok",
+        f"run: runs/a   mlflow: http://host/x   ({BATCH})",
+    ]
+
+
+def test_without_a_suggestion_the_closing_lines_say_what_to_change() -> None:
+    """An LR to train with would be an invention."""
+    assert closing_lines(result(NO_SUGGESTION), JOB, directory="runs/a", mlflow=None) == [
+        "suggested lr: none   verdict: flat   (flat; raise sweep.end_lr)",
+        f"run: runs/a   ({BATCH})",
+    ]
+
+
+def test_the_note_holds_the_answer_its_reasons_and_the_command() -> None:
+    """It is note.md, and the description of the MLflow run."""
+    assert note(result(), JOB, command="lrrunner seed=1", directory="/runs/a") == (
+        "**Suggested LR 1.20e-03**, interval [6.0e-04, 2.4e-03] (verdict: ok)\n"
+        "\n"
+        "The loss falls.\n"
+        "The sweep ended at step 50 of 100: the smoothed loss diverged.\n"
+        "\n"
+        "![LR sweep](lr_sweep.png)\n"
+        "\n"
+        f"{BATCH}\n"
+        "\n"
+        "| rule | LR |\n"
+        "|---|---|\n"
+        "| auto | 1.20e-03 |\n"
+        "| slide | none |\n"
+        "\n"
+        "Run directory: `/runs/a`. To repeat it:\n"
+        "\n"
+        "```\n"
+        "lrrunner seed=1\n"
+        "```\n"
+    )
+
+
+def test_the_note_lists_confirmation_runs() -> None:
+    """A run that did not finish has no loss to compare."""
+    confirmation = Confirmation(
+        schedule="cosine", monitored="validation loss", horizon=None, budget_steps=500, sweep=SUGGESTION
+    )
+    trials = (trial(0), trial(1, outcome=TrialOutcome.DIVERGED))
+    test = dataclasses.replace(result(), trials=trials, confirmation=confirmation)
+    text = note(test, JOB, command="lrrunner", directory="/runs/a")
+    assert "| 1.00e-03 | 100 of 100 | 1.5 |\n| 1.00e-03 | 100 of 100 | diverged |\n" in text
+
+
+def test_mlflow_serves_the_figure_of_the_note() -> None:
+    """The path in note.md means nothing on the run's page."""
+    text = note(result(), JOB, command="lrrunner", directory="/runs/a")
+    assert "![LR sweep](get-artifact?path=lr_sweep.png&run_uuid=a1)" in link_figure(text, run_id="a1")
+
+
+@pytest.mark.parametrize("reason", list(StopReason))
+def test_every_stop_has_a_text(reason: StopReason) -> None:
+    """A run that ended for a new reason would fail at its end otherwise."""
+    assert describe_stop(Stop(reason=reason, step=3))
+
+
+def test_a_non_finite_stop_names_its_ranks() -> None:
+    """Their data is what to look at."""
+    assert describe_stop(Stop(reason=StopReason.NON_FINITE, step=3, ranks=(1, 3))) == (
+        "the loss was not finite on rank 1, 3"
+    )
+
+
+def test_a_sweep_on_the_validation_loss_says_so() -> None:
+    """Its curve has fewer points than the sweep has steps."""
+    assert describe_monitor(SweepConfig()) == ""
+    assert describe_monitor(SweepConfig(monitor=Monitor.val)) == "judged by the validation loss after every step"
+    third = SweepConfig(monitor=Monitor.val, val_every=3)
+    assert describe_monitor(third) == "judged by the validation loss after every 3rd step"
+
+
+def test_passes_are_listed_if_there_are_several() -> None:
+    """The suggestion need not be from the last one."""
+    passes = (
+        SweepPass(start_lr=1e-7, end_lr=10, suggestion=SUGGESTION, extension="x"),
+        SweepPass(start_lr=1e-6, end_lr=100, suggestion=SUGGESTION),
+    )
+    assert describe_passes(dataclasses.replace(result(), passes=passes[:1])) == ""
+    assert describe_passes(dataclasses.replace(result(), passes=passes, curve_pass=0)) == (
+        "2 passes: 1.0e-07 to 1.0e+01, 1.0e-06 to 1.0e+02; the suggestion is from pass 1"
+    )
+
+
+def test_confirmation_runs_are_counted_by_outcome() -> None:
+    """The sweep's own suggestion stands beside theirs."""
+    confirmation = Confirmation(
+        schedule="cosine",
+        monitored="validation loss",
+        horizon=1000,
+        budget_steps=500,
+        sweep=SUGGESTION,
+        measured_steps=200,
+    )
+    trials = (trial(0), trial(1, outcome=TrialOutcome.DIVERGED), trial(2, num_steps=200))
+    assert describe_trials(dataclasses.replace(result(), trials=trials, confirmation=confirmation)) == (
+        "3 confirmation runs of 100 to 200 steps (cosine schedule, 2 finished, 1 diverged) compared on the validation "
+        "loss, extrapolated from 200 to 1000 steps; the sweep alone: 1.2e-03   [6.0e-04, 2.4e-03]"
+    )
+
+
+def test_confirmation_that_failed_gives_its_reason() -> None:
+    """Whether or not a run was made."""
+    confirmation = Confirmation(
+        schedule="constant",
+        monitored="training loss",
+        horizon=None,
+        budget_steps=10,
+        sweep=NO_SUGGESTION,
+        failure_reason="no budget",
+    )
+    assert describe_trials(dataclasses.replace(result(), confirmation=confirmation)) == "not confirmed: no budget"
+    assert describe_trials(dataclasses.replace(result(), trials=(trial(0),), confirmation=confirmation)) == (
+        "1 confirmation run of 100 steps (constant schedule, 1 finished) compared on the training loss, "
+        "not confirmed: no budget"
+    )
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "worth"),
+    [(80.0, 120.0, "a larger one pays"), (20.0, 40.0, "a larger one hardly pays"), (60.0, 70.0, "about critical")],
+)
+def test_the_critical_batch_size_is_compared_with_the_swept_one(low: float, high: float, worth: str) -> None:
+    """Global batch 64 in each case."""
+    noise = NoiseScale(critical_batch_size=50.0, low=low, high=high)
+    test = dataclasses.replace(result(), noise_scale=noise)
+    assert describe_noise_scale(test).endswith(f"(global batch 64: {worth})")
