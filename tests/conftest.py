@@ -1,8 +1,9 @@
-"""Fails a test that leaks environment variables, a process group, threads or files."""
+"""Fails a test that leaks environment variables, a process group, processes, threads or files."""
 
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import os
 import sys
 import threading
@@ -18,12 +19,15 @@ ROOT = Path(__file__).resolve().parent.parent
 ALLOWED_ENVIRONMENT = {"PYTEST_CURRENT_TEST", "KMP_INIT_AT_FORK", "KMP_DUPLICATE_LIB_OK", "TORCHINDUCTOR_CACHE_DIR"}
 ALLOWED_ENVIRONMENT |= {"CUDA_MODULE_LOADING"}  # torch sets it when it first meets a GPU
 
-
 LONGER = {
     "long": "a variation that takes its time; run it with scripts/test --long",
     "soak": "a long repetition; run it with scripts/test --soak",
 }
 """Why a test with this mark is skipped, unless the option of that name is given."""
+
+
+LONGEST_FIRST = ("tests/integration/test_slurm.py", "tests/integration/", "tests/multiprocess/", "tests/")
+"""Order of the files that the workers of pytest-xdist share: short ones come last and fill what is left."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -37,6 +41,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             for item in items:
                 if name in item.keywords:
                     item.add_marker(pytest.mark.skip(reason=reason))
+    if hasattr(config, "workerinput"):  # in a worker of pytest-xdist
+        items.sort(key=_place_in_queue)
+
+
+def _place_in_queue(item: pytest.Item) -> int:
+    """For a stable sort: the first of LONGEST_FIRST that the test belongs to."""
+    places = (i for i, start in enumerate(LONGEST_FIRST) if item.nodeid.startswith(start))
+    return next(places, len(LONGEST_FIRST))
 
 
 @pytest.fixture(autouse=True)
@@ -60,6 +72,10 @@ def no_leaks() -> Iterator[None]:
         if environment.get(key) != os.environ.get(key) and key not in ALLOWED_ENVIRONMENT
     }
     assert not changed, f"environment variables leaked: {changed}"
+    left = multiprocessing.active_children()
+    for process in left:
+        process.kill()
+    assert not left, f"processes leaked: {left}"
     leaked = [t for t in set(threading.enumerate()) - threads if t.is_alive() and not t.daemon]
     assert not leaked, f"threads leaked: {leaked}"
     ignored = {".pytest_cache", ".hypothesis", "__pycache__"}
