@@ -1,1 +1,1 @@
-"""Range tests on the trainers of other libraries, each imported only by who asks for it."""
+"""Range tests on the trainers of other libraries; each module imports its library, so import only the one you need."""

@@ -1,1 +1,1 @@
-"""``range_test()``: the sweep inside a script."""
+"""``range_test()``: the call inside a script."""
