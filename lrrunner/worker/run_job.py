@@ -32,6 +32,7 @@ from lrrunner.training.optimizers import lr_remark
 from lrrunner.worker.build import Components, build, weight_errors
 from lrrunner.worker.execution_settings import ExecutionSettings, execution_settings, with_settings
 from lrrunner.worker.failure_text import failure_text
+from lrrunner.worker.process_state import process_state_preserved
 from lrrunner.worker.run_context import RunContext
 from lrrunner.worker.run_reporter import RunReporter, prepare_reporter
 from lrrunner.worker.world import BUILD_TIMEOUT, World, exit_now, join_world, leave_world, release_job_memory
@@ -125,7 +126,7 @@ def run_job(
     on_config_error: Callable[[str], None],
     on_failure: Callable[[str], NoReturn],
 ) -> int:
-    """Run one job of a world and free its memory. Every rank must call this.
+    """Run one job of a world, free its memory and restore the process's settings. Every rank must call this.
 
     Only errors that all ranks agree on before the first step leave the world usable. After a later failure the first
     reduction of the next job would pair with one of this job, so the rank must end: ``on_failure`` does not return.
@@ -143,7 +144,7 @@ def run_job(
     collectives.set_timeout(BUILD_TIMEOUT.total_seconds())
     config: Config = world.collective.broadcast(request.config)
     redactor = Redactor.for_run(to_plain(config), os.environ, request.command_line.overrides)
-    with JobLog(redactor) as log:
+    with process_state_preserved(), JobLog(redactor) as log:
         session = Session(config, request, world, redactor, log)
         with StopSignal(on_stuck=session.report_kill, orphaned=orphaned) as stop_signal:
             try:

@@ -26,6 +26,20 @@ class SlowMlp(nn.Module):
         return self.layer(x)
 
 
+class Spoiling(SlowMlp):
+    """Leaves the process's global settings as no other job wants them."""
+
+    def __init__(self, spoils: bool) -> None:
+        super().__init__(0.0)
+        if spoils:
+            torch.set_default_dtype(torch.float64)
+            torch.set_autocast_enabled("cpu", True)
+            torch.use_deterministic_algorithms(True)
+            torch.set_num_threads(3)
+            os.environ["SPOILED"] = "1"
+            os.chdir("/")
+
+
 class Failing(SlowMlp):
     """Fails in forward number ``at`` on ``rank``: with an exception, or killed by the system."""
 

@@ -221,3 +221,26 @@ def test_a_directory_in_use_or_of_another_batch_is_refused(tmp_path: Path) -> No
     code, _, err = finish(start(tmp_path, *BATCH, *NO_TRACKING, "sweep.seed=1,2", "run.resume=nowhere"), 60)
     assert code == 2
     assert "run.resume must name a batch directory, got nowhere" in err
+
+
+def test_a_job_that_spoils_the_process_does_not_change_the_next_one(tmp_path: Path) -> None:
+    """set_default_dtype(float64) in one job changed all later jobs on these warm ranks, silently."""
+    job = (
+        "launch.num_processes=1",
+        "sweep.num_steps=12",
+        "model=custom",
+        "model._target_=parts.Spoiling",
+        *NO_TRACKING,
+    )
+    for name in ("batch", "fresh"):
+        (tmp_path / name).mkdir()
+    code, _, err = finish(start(tmp_path / "batch", "-m", *job, "+model.spoils=true,false"))
+    assert code == 0, err
+    code, _, err = finish(start(tmp_path / "fresh", *job, "+model.spoils=false"))
+    assert code == 0, err
+    spoiling, next_one, fresh = (
+        [row.rsplit(",", 2)[0] for row in (tmp_path / path / "records.csv").read_text().splitlines()]
+        for path in ("batch/run/000", "batch/run/001", "fresh/run")
+    )
+    assert next_one == fresh
+    assert spoiling != fresh, "the first job must have been another"

@@ -1,0 +1,122 @@
+"""Global state of a process that a job's own code may change, restored before the next job of a warm rank."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import random
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import numpy as np
+import torch
+
+Setting = tuple[Callable[[], Any], Callable[[Any], Any]]
+"""(read a setting, set it)."""
+
+FLAGS: tuple[tuple[Any, str], ...] = (
+    *((torch.backends.cudnn, name) for name in ("enabled", "benchmark", "deterministic", "allow_tf32")),
+    (torch.backends.cuda.matmul, "allow_tf32"),
+    (torch.backends.cuda.matmul, "allow_fp16_reduced_precision_reduction"),
+    (torch.backends.cuda.matmul, "allow_bf16_reduced_precision_reduction"),
+)
+"""Attributes of torch's back ends."""
+
+
+def _set_default_device(device: torch.device) -> None:
+    if torch.get_default_device() != device:
+        torch.set_default_device(None)  # no device context, which costs every call of a factory function
+        if torch.get_default_device() != device:
+            torch.set_default_device(device)
+
+
+def _set_deterministic(value: tuple[bool, bool]) -> None:
+    torch.use_deterministic_algorithms(value[0], warn_only=value[1])
+
+
+def _set_environment(environment: dict[str, str]) -> None:
+    for name in os.environ.keys() - environment.keys():
+        del os.environ[name]
+    os.environ.update(environment)
+
+
+def _set_warning_filters(filters: list[Any]) -> None:
+    warnings.filters[:] = filters  # type: ignore[index]
+
+
+def _set_search_path(entries: list[str]) -> None:
+    sys.path[:] = entries
+
+
+def _autocast(device: str) -> Setting:
+    def restore(value: tuple[bool, torch.dtype]) -> None:
+        torch.set_autocast_enabled(device, value[0])
+        torch.set_autocast_dtype(device, value[1])
+
+    return (
+        lambda: (torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)),
+        restore,
+    )
+
+
+def _flag(owner: Any, name: str) -> Setting:
+    return lambda: getattr(owner, name), lambda value: setattr(owner, name, value)
+
+
+SETTINGS: tuple[Setting, ...] = (
+    (torch.get_default_dtype, torch.set_default_dtype),
+    (torch.get_default_device, _set_default_device),
+    (torch.is_grad_enabled, torch.set_grad_enabled),
+    (torch.is_anomaly_enabled, torch.autograd.set_detect_anomaly),
+    (
+        lambda: (torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()),
+        _set_deterministic,
+    ),
+    (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
+    (torch.get_num_threads, torch.set_num_threads),
+    (torch.is_autocast_cache_enabled, torch.set_autocast_cache_enabled),
+    _autocast("cpu"),
+    _autocast("cuda"),
+    *(_flag(owner, name) for owner, name in FLAGS),
+    (random.getstate, random.setstate),
+    (np.random.get_state, np.random.set_state),
+    (torch.get_rng_state, torch.set_rng_state),
+    (np.geterr, lambda value: np.seterr(**value)),
+    (lambda: list(warnings.filters), _set_warning_filters),
+    (lambda: list(sys.path), _set_search_path),
+    (lambda: dict(os.environ), _set_environment),
+    (os.getcwd, os.chdir),
+    (gc.isenabled, lambda value: gc.enable() if value else gc.disable()),
+    (gc.get_threshold, lambda value: gc.set_threshold(*value)),
+    (lambda: logging.root.level, logging.root.setLevel),
+    (lambda: logging.root.manager.disable, logging.disable),
+)
+
+
+@contextmanager
+def process_state_preserved() -> Iterator[None]:
+    """Global settings of torch, NumPy, Python and the process are afterwards as before, also after an exception.
+
+    What cannot be read back is not restored: imported modules and what these have patched, and the number of threads
+    between operations, which torch fixes at its first use. Signal and log handlers are restored by their owners.
+    """
+    values = [read() for read, _ in SETTINGS]
+    try:
+        yield
+    finally:
+        for (read, restore), value in zip(SETTINGS, values, strict=True):
+            with suppress(OSError):  # a working directory that the job has removed
+                if not _is_same(read(), value):
+                    restore(value)
+
+
+def _is_same(current: Any, value: Any) -> bool:
+    """Whether a setting has kept its value; False where that is not to be told, which restores it."""
+    try:
+        return bool(current == value)
+    except (ValueError, RuntimeError):  # arrays
+        return False
