@@ -21,6 +21,7 @@ from lrrunner.errors import ConfigError
 from lrrunner.results.resume_checks import directory_errors
 from lrrunner.system import exit_codes
 from lrrunner.system.environment import is_launched
+from lrrunner.system.garbage_collection import collection_paused, exempt_from_collection
 from lrrunner.system.redaction import Redactor
 from lrrunner.system.terminal import write_line
 from lrrunner.version import __version__
@@ -31,7 +32,9 @@ RANK_0_FIRST_S = 5.0
 
 def main() -> NoReturn:
     """Console script ``lrrunner``, and ``python -m lrrunner``."""
-    sys.exit(run(sys.argv[1:]))
+    code = run(sys.argv[1:])
+    exempt_from_collection()
+    sys.exit(code)
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -59,8 +62,8 @@ def run(arguments: Sequence[str]) -> int:
     except ConfigError as error:
         _print_error(error, command_line, rank)
         return exit_codes.CONFIG_ERROR
-    from lrrunner.worker.run_job import run_in_new_world
-
+    with collection_paused():
+        from lrrunner.worker.run_job import run_in_new_world
     return run_in_new_world(config, command_line)
 
 

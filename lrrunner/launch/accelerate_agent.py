@@ -8,6 +8,7 @@ from pathlib import Path
 from lrrunner.launch.mailbox import JobMailbox, remove_mailbox_when_orphaned
 from lrrunner.system.devices import keep_to_cores
 from lrrunner.system.environment import MAILBOX_VARIABLE
+from lrrunner.system.garbage_collection import collection_paused, exempt_from_collection
 from lrrunner.system.parent_process import die_with_parent, orphan_check
 
 
@@ -17,13 +18,14 @@ def main() -> None:
     remove_mailbox_when_orphaned(mailbox, orphaned)
     die_with_parent()
     keep_to_cores(os.environ)
-    from accelerate.commands.launch import main as accelerate_launch
-
+    with collection_paused():
+        from accelerate.commands.launch import main as accelerate_launch
     try:
         accelerate_launch()
     finally:
         if orphaned():
             mailbox.remove()
+        exempt_from_collection()
 
 
 if __name__ == "__main__":

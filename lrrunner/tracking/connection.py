@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import logging
 import os
 import tempfile
@@ -14,6 +15,7 @@ from filelock import FileLock
 
 from lrrunner.config.schema import TrackingConfig
 from lrrunner.errors import ConfigError
+from lrrunner.system.garbage_collection import collection_paused
 from lrrunner.system.redaction import Redactor
 from lrrunner.tracking.abandoned_runs import end_abandoned_runs
 
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 SQLITE = "sqlite:///"
-LOCAL_SCHEMES = ("sqlite", "postgresql", "mysql", "mssql")
+DATABASE_SCHEMES = ("sqlite", "postgresql", "mysql", "mssql")
 
 UNREACHABLE = ("Max retries exceeded", "database is locked", "Connection refused", "could not connect", "timed out")
 HTTP_LIBRARIES = ("requests", "urllib3")
@@ -64,10 +66,9 @@ def connect(*, uri: str, experiment: str, redactor: Redactor, timeout_s: float |
         ConfigError: the store answers, but cannot be used.
         ConnectionError: the store does not answer.
     """
-    if timeout_s is not None:
-        limit_requests(timeout_s)
     uri = absolute_uri(uri)
     try:
+        import_mlflow(uri, timeout_s=timeout_s)
         from mlflow import MlflowClient
 
         with _schema_lock(uri):
@@ -83,6 +84,21 @@ def connect(*, uri: str, experiment: str, redactor: Redactor, timeout_s: float |
         message = f"tracking.uri must name a usable store, got {redactor.text(uri)} ({reason})"
         raise ConfigError([f"{message}; or set tracking.enabled=false"]) from None
     return Connection(client=client, uri=uri, experiment=experiment, experiment_id=experiment_id, redactor=redactor)
+
+
+def import_mlflow(uri: str, *, timeout_s: float | None) -> None:
+    """Import MLflow's client and the store of a database, which its first use would import.
+
+    Args:
+        uri: Tracking URI.
+        timeout_s: Timeout of a request to a server; None keeps what the environment sets.
+    """
+    if timeout_s is not None:
+        limit_requests(timeout_s)
+    with collection_paused():
+        importlib.import_module("mlflow")
+        if _is_database(uri):
+            importlib.import_module("mlflow.store.tracking.sqlalchemy_store")
 
 
 def connect_or_warn(tracking: TrackingConfig, redactor: Redactor, *, kept_in: str) -> Connection | None:
@@ -233,8 +249,11 @@ def _experiment_id(client: MlflowClient, name: str, uri: str) -> str:
 
 def _artifact_location(uri: str) -> str | None:
     """Where a store without a server keeps artifacts; None leaves it to the server."""
-    scheme = uri.partition(":")[0].partition("+")[0]
-    return Path("mlartifacts").resolve().as_uri() if scheme in LOCAL_SCHEMES else None
+    return Path("mlartifacts").resolve().as_uri() if _is_database(uri) else None
+
+
+def _is_database(uri: str) -> bool:
+    return uri.partition(":")[0].partition("+")[0] in DATABASE_SCHEMES
 
 
 def _schema_lock(uri: str) -> FileLock:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import sys
@@ -18,11 +19,13 @@ from lrrunner.errors import ConfigError
 from lrrunner.results.artifacts import CHECKPOINT_FOLDER
 from lrrunner.sweep.measure import Measured, measure
 from lrrunner.system import exit_codes
+from lrrunner.system.garbage_collection import exempt_from_collection
 from lrrunner.system.job_log import JobLog
 from lrrunner.system.plain_values import to_plain
 from lrrunner.system.redaction import Redactor
 from lrrunner.system.stop_signal import StopSignal
 from lrrunner.system.terminal import shown_path
+from lrrunner.tracking.connection import import_mlflow
 from lrrunner.training import checkpoints, collectives
 from lrrunner.training.checkpoints import Checkpoints
 from lrrunner.training.collectives import Collective
@@ -166,6 +169,8 @@ def run_job(
 
 def _run(session: Session, stop_signal: StopSignal) -> int:
     """Stage B, the sweep and the report. Holds every reference to the model, so that its return frees them."""
+    if session.request.number == 0:
+        _complete_imports(session)
     try:
         settings, components = _agreed_components(session)
     except ConfigError:
@@ -189,6 +194,15 @@ def _run(session: Session, stop_signal: StopSignal) -> int:
     if session.reporter is not None:
         session.reporter.finish(measured.passes, measured.trials)
     return stop_signal.exit_code if measured.interrupted else exit_codes.OK
+
+
+def _complete_imports(session: Session) -> None:
+    """Import MLflow and exempt all imports from collection, before a component exists that has to be freed."""
+    tracking = session.config.tracking
+    if session.collective.rank == 0 and tracking.enabled:
+        with contextlib.suppress(ImportError):  # whoever connects reports it
+            import_mlflow(tracking.uri, timeout_s=tracking.timeout_s)
+    exempt_from_collection()
 
 
 def _agreed_components(session: Session) -> tuple[ExecutionSettings, Components]:

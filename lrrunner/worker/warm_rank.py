@@ -22,6 +22,7 @@ from lrrunner.launch.mailbox import (
 from lrrunner.system import exit_codes
 from lrrunner.system.devices import keep_to_cores
 from lrrunner.system.environment import MAILBOX_VARIABLE, OUTPUT_VARIABLE
+from lrrunner.system.garbage_collection import collection_paused
 from lrrunner.system.parent_process import die_with_parent, orphan_check
 from lrrunner.system.plain_values import from_plain
 
@@ -41,8 +42,9 @@ def main() -> NoReturn:
         keep_to_cores(os.environ)
     heartbeats = HeartbeatWriter(mailbox, _rank())
     heartbeats.job_changed(NO_JOB)
-    from lrrunner.worker.world import exit_now, join_world, leave_world
-
+    with collection_paused():
+        from lrrunner.worker import run_job  # noqa: F401 - while collection is paused
+        from lrrunner.worker.world import exit_now, join_world, leave_world
     world = join_world()
     number = 0
     while (message := mailbox.next_job(number, orphaned=orphaned)) is not None:

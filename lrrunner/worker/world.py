@@ -62,8 +62,8 @@ def join_world() -> World:
 
 def leave_world() -> None:
     """Free what still refers to DDP, then destroy the process group: the other order aborts up to half of gloo runs."""
-    gc.collect()
     if dist.is_available() and dist.is_initialized():
+        gc.collect()
         dist.destroy_process_group()
 
 
