@@ -50,7 +50,7 @@ def run(arguments: Sequence[str]) -> int:
             _answer(arguments, command_line)
         return exit_codes.OK
     _import_from_working_directory()
-    world_size = int(os.environ.get("WORLD_SIZE", "1")) if is_launched() else None
+    world_size = _world_size() if is_launched() else None
     try:
         if command_line.multirun and world_size is None and not command_line.unsupported:
             return _run_grid(command_line)
@@ -65,6 +65,12 @@ def run(arguments: Sequence[str]) -> int:
     with collection_paused():
         from lrrunner.worker.run_job import run_in_new_world
     return run_in_new_world(config, command_line)
+
+
+def _world_size() -> int:
+    """Ranks that the launcher promises; 1 if the variable is no number, which is reported where the world is joined."""
+    text = os.environ.get("WORLD_SIZE", "1")
+    return int(text) if text.isdecimal() else 1
 
 
 def _import_from_working_directory() -> None:

@@ -156,7 +156,7 @@ def _checked_job(objects: ScriptObjects, options: Mapping[str, Any], collective:
         options = {**options, "accumulation_steps": objects.accumulation_steps}
     errors: list[str] = []
     job = config_from_options(options, errors)
-    errors += object_errors(objects, world_size=collective.world_size)
+    errors += object_errors(objects, world_size=collective.world_size, accumulation_steps=job.train.accumulation_steps)
     with argument_errors():
         collectives.agree(collective, errors)
         collectives.agree(collective, disagreements(collective.gather(options)))

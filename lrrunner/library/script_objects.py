@@ -46,12 +46,13 @@ class ScriptObjects:
         return scaler if scaler is not None and scaler.is_enabled() else None
 
 
-def object_errors(objects: ScriptObjects, *, world_size: int) -> list[str]:
+def object_errors(objects: ScriptObjects, *, world_size: int, accumulation_steps: int = 1) -> list[str]:
     """Why the objects cannot be swept on so many ranks; empty where they can."""
     errors = accelerator_errors(objects.accelerator)
     errors += _model_errors(objects.model, world_size=world_size)
     if not errors:
         errors += _launcher_errors(objects, world_size=world_size)
+        errors += _static_graph_errors(objects.model, accumulation_steps)
     errors += _optimizer_errors(objects.optimizer, objects.model)
     errors += loader_errors(objects.train_loader)
     loss_fn: Any = objects.loss_fn
@@ -89,6 +90,8 @@ def _model_errors(model: Any, *, world_size: int) -> list[str]:
     name = type(model).__name__
     if not isinstance(model, nn.Module):
         return [f"model must be a torch.nn.Module, got {name}; give the prepared model"]
+    if any(nn.parameter.is_lazy(parameter) for parameter in model.parameters()):
+        return [f"model must have its parameters, got lazy ones in {name}; run one batch through it first"]
     if not any(parameter.requires_grad for parameter in model.parameters()):
         return [f"model must have trainable parameters, got none in {name}; unfreeze some"]
     if fsdp.is_sharded(model):
@@ -106,6 +109,17 @@ def _model_errors(model: Any, *, world_size: int) -> list[str]:
             "DistributedDataParallel(model), or fully_shard(model)"
         ]
     return []
+
+
+def _static_graph_errors(model: nn.Module, accumulation_steps: int) -> list[str]:
+    """DDP that fails in its first accumulated step."""
+    wrappers = [module for module in model.modules() if isinstance(module, DistributedDataParallel)]
+    if accumulation_steps == 1 or not any(wrapper.static_graph for wrapper in wrappers):
+        return []
+    return [
+        f"model must be wrapped without static_graph for {accumulation_steps} accumulation steps (DDP fails on both), "
+        "got static_graph=True; leave it out"
+    ]
 
 
 def _launcher_errors(objects: ScriptObjects, *, world_size: int) -> list[str]:
@@ -129,6 +143,11 @@ def _optimizer_errors(optimizer: Any, model: Any) -> list[str]:
     if not isinstance(optimizer, torch.optim.Optimizer):
         if held_optimizer(optimizer) is None:
             return [f"optimizer must be a torch.optim.Optimizer, got {name}; give one"]
+        if type(optimizer).__module__.partition(".")[0] in ("lightning", "lightning_fabric"):
+            return [
+                f"optimizer must be a torch.optim.Optimizer, got Fabric's {name}; give optimizer.optimizer, and the "
+                "model wrapped in DistributedDataParallel by the script on several ranks"
+            ]
         return [
             f"optimizer must be a torch.optim.Optimizer, got {name}, which wraps one; sweep with an optimizer that "
             "wraps no other"

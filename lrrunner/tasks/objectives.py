@@ -22,7 +22,17 @@ class Supervised:
     def __call__(self, model: nn.Module, batch: tuple[Any, Any]) -> torch.Tensor:
         """The mean loss of a batch (inputs, target)."""
         inputs, target = batch
-        return self._criterion(model(inputs), target)
+        output = model(inputs)
+        try:
+            return self._criterion(output, target)
+        except (TypeError, AttributeError) as error:
+            if isinstance(output, torch.Tensor):
+                raise
+            raise TypeError(
+                f"model must return a tensor for objective=supervised, got {type(output).__name__}; use "
+                "objective=model_loss for a model that returns its own loss, or name an objective of your own, a "
+                "function (model, batch) -> loss"
+            ) from error
 
 
 class ModelLoss:

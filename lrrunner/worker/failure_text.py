@@ -18,6 +18,14 @@ TIMEOUT_MESSAGES = ("Timed out waiting", "timed out after", "Watchdog caught col
 """Parts of torch's messages when another rank does not join a collective."""
 
 
+HINTS = (
+    ("Expected to have finished reduction in the prior iteration", "set train.ddp.find_unused_parameters=true"),
+    ("expected scalar type Long", "the loss needs class indices: convert the target in data.train"),
+    ("Found dtype Long but expected", "the loss needs a floating-point target: convert it in data.train"),
+)
+"""Parts of torch's messages, and what helps in a configuration of lrrunner."""
+
+
 def failure_text(error: BaseException) -> str:
     """Type and message of an exception; whether it only follows from the failure of another rank.
 
@@ -25,10 +33,13 @@ def failure_text(error: BaseException) -> str:
     'ValueError: two lines'
     >>> failure_text(RuntimeError("Broken pipe"))
     'another rank is gone, its connection was lost (Broken pipe)'
+    >>> failure_text(RuntimeError("expected scalar type Long but found Float")).partition("; ")[2]
+    'the loss needs class indices: convert the target in data.train'
     """
     text = " ".join(str(error).split())[:MAX_LENGTH]
     if isinstance(error, RuntimeError) and any(part in text for part in LOST_CONNECTION_MESSAGES):
         return f"{ANOTHER_RANK_IS_GONE}, its connection was lost ({text})"
     if isinstance(error, RuntimeError) and any(part in text for part in TIMEOUT_MESSAGES):
         return f"{ANOTHER_RANK_IS_SILENT}, a collective timed out ({text})"
-    return f"{type(error).__name__}: {text}"
+    hint = next((f"; {hint}" for part, hint in HINTS if part in str(error)), "")
+    return f"{type(error).__name__}: {text}{hint}"

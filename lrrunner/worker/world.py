@@ -6,6 +6,7 @@ import gc
 import logging
 import os
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import NoReturn
@@ -21,6 +22,9 @@ from lrrunner.system.environment import USE_CPU_VARIABLE, USE_DEEPSPEED_VARIABLE
 from lrrunner.training import collectives
 from lrrunner.training.collectives import Collective
 from lrrunner.worker.deferred_dynamo import defer_dynamo, is_dynamo_loaded
+
+RENDEZVOUS = ("RANK", "MASTER_ADDR", "MASTER_PORT")
+"""Variables that a rank of several needs to find the others."""
 
 BUILD_TIMEOUT = timedelta(hours=1)
 """Timeout of collectives until the first step is over, since downloads, first reads and compilation precede it."""
@@ -47,6 +51,8 @@ def join_world() -> World:
     if launcher_switch_is_on(USE_DEEPSPEED_VARIABLE):
         _exit_with_config_error(DEEPSPEED_REFUSED.format("accelerate launch --use_deepspeed"))
     on_cpu = launcher_switch_is_on(USE_CPU_VARIABLE) or not torch.cuda.is_available()
+    if error := environment_error(os.environ):
+        _exit_with_config_error(error)
     PartialState(cpu=on_cpu, timeout=BUILD_TIMEOUT)
     collective = collectives.collective_for_world()
     promised = int(os.environ.get("WORLD_SIZE", "1"))
@@ -58,6 +64,24 @@ def join_world() -> World:
         )
     defer_dynamo()
     return World(collective=collective, on_cpu=on_cpu)
+
+
+def environment_error(environ: Mapping[str, str]) -> str:
+    """What is wrong with variables that describe a world, left behind by a launcher; empty where nothing is.
+
+    >>> environment_error({"WORLD_SIZE": "1"}), environment_error({"WORLD_SIZE": "2", **dict.fromkeys(RENDEZVOUS, "0")})
+    ('', '')
+    """
+    world_size = environ.get("WORLD_SIZE", "1")
+    if not world_size.isdecimal():
+        return f"WORLD_SIZE must be a number of ranks, got {world_size}; unset it in the environment"
+    missing = [name for name in RENDEZVOUS if name not in environ]
+    if int(world_size) > 1 and missing:
+        return (
+            f"WORLD_SIZE must come with {', '.join(missing)}, as a launcher sets them, got WORLD_SIZE={world_size}; "
+            "unset it in the environment, or start the ranks with launch.num_processes"
+        )
+    return ""
 
 
 def leave_world() -> None:

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed.fsdp
+from torch import nn
 
 import lrrunner
-from lrrunner.library.script_objects import accelerator_errors
+from lrrunner.library.script_objects import ScriptObjects, accelerator_errors, object_errors
 from tests.multiprocess.sweeps import small_model, squared_error
 from tests.unit.library.script import loader, swept
 from tests.unit.training.unusual_optimizers import Lookahead
@@ -72,3 +73,36 @@ def test_fsdp_1_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.distributed.fsdp, "FullyShardedDataParallel", Wrapped)
     with pytest.raises(ValueError, match="model must be sharded with FSDP2, got FSDP1 in Wrapped; set fsdp_version=2"):
         swept(Wrapped(small_model()))
+
+
+def errors_of_model(model: nn.Module, **options: Any) -> list[str]:
+    """Refusals of a call with this model and an optimizer for it."""
+    parameters = [p for p in model.parameters() if not nn.parameter.is_lazy(p)] or [nn.Parameter(torch.ones(1))]
+    objects = ScriptObjects(
+        accelerator=None,
+        model=model,
+        optimizer=torch.optim.SGD(parameters, lr=0.1),
+        train_loader=[torch.zeros(1, 2)],
+        loss_fn=lambda model, batch: model(batch).sum(),
+        scaler=None,
+    )
+    return object_errors(objects, world_size=1, **options)
+
+
+def test_lazy_modules_must_see_a_batch_first() -> None:
+    """torch raises about uninitialised parameters somewhere in a snapshot."""
+    assert errors_of_model(nn.LazyLinear(2))[0] == (
+        "model must have its parameters, got lazy ones in LazyLinear; run one batch through it first"
+    )
+
+
+def test_a_fabric_optimizer_says_what_to_give_instead() -> None:
+    """Fabric's wrapper is no torch optimizer, and holds one."""
+    fabric = type("_FabricOptimizer", (), {"__module__": "lightning.fabric.wrappers"})()
+    fabric.optimizer = torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=0.1)
+    model = nn.Linear(2, 2)
+    objects = ScriptObjects(
+        accelerator=None, model=model, optimizer=fabric, train_loader=[1], loss_fn=lambda m, b: m, scaler=None
+    )
+    (error,) = [text for text in object_errors(objects, world_size=1) if text.startswith("optimizer")]
+    assert "got Fabric's _FabricOptimizer; give optimizer.optimizer" in error
