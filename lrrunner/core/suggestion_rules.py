@@ -84,7 +84,7 @@ def auto(curve: Curve) -> float | None:
     """The median of three estimates, each from another landmark of the sweep, so that one of them may be misled.
 
     Where the loss falls: a quarter of the geometric mean of its steepest point and its minimum (of its start, while no
-    fall stands out of the noise); at most twice that is suggested where the fall is clear. Where the loss blows up: an
+    fall stands out from the noise); at most twice that is suggested where the fall is clear. Where the loss blows up: an
     eighth of the LR at which the raw loss, as a median of three, has first lost three quarters of its fall again, clear
     of the noise. Where the gradient grows: a sixth of the LR at which its norm, as a median of three, first stands half
     above its initial level.
@@ -274,7 +274,7 @@ def _without_descent(curve: Curve, rises: bool, blew_up: bool) -> _Finding:
         and curve.noise > 1e-6 * abs(curve.level)  # without noise, a fall that is not seen is not there
     ):
         reason = (
-            f"no fall stands out of the noise before the loss blows up at {curve.lr[index]:.1e}: the learning rate "
+            f"no fall stands out from the noise before the loss blows up at {curve.lr[index]:.1e}: the learning rate "
             "only keeps its distance from there; raise sweep.num_steps or sweep.repeats, or try it with "
             "confirm.enabled=true"
         )
@@ -286,7 +286,7 @@ def _without_descent(curve: Curve, rises: bool, blew_up: bool) -> _Finding:
         )
         return _Finding(Verdict.NO_DESCENT, False, reason)
     if curve.noise > NOISY_SHARE * abs(curve.level):
-        reason = "no fall stands out of the noise; raise sweep.repeats, sweep.num_steps or data.global_batch_size"
+        reason = "no fall stands out from the noise; raise sweep.repeats, sweep.num_steps or data.global_batch_size"
         return _Finding(Verdict.TOO_NOISY, False, reason)
     reason = (
         "the loss does not respond to the learning rate; raise sweep.end_lr, or check that gradients reach the model"

@@ -20,7 +20,7 @@ def test_the_guide_explains_every_key_and_no_other() -> None:
     leaves = {key for key in keys if not any(other.startswith(f"{key}.") for other in keys)}
     explained = {row.split("|")[1].strip().strip("`") for row in GUIDE.splitlines() if row.startswith("| `")}
     assert leaves <= explained
-    assert explained - leaves == {"experiment", "data"}, "groups"
+    assert explained - leaves == {"experiment", "data", *RULES}, "groups and rules"
 
 
 @pytest.mark.parametrize("group", GROUPS)
