@@ -23,6 +23,7 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
+import pytest
 from torch.distributed import TCPStore
 
 import lrrunner
@@ -35,6 +36,17 @@ NO_TRACKING = ("tracking.enabled=false",)
 LAUNCHER_VARIABLES = ("ACCELERATE_", "MLFLOW_", "PET_", "TORCHELASTIC")
 """Beginnings of variables that a launcher around the tests may have set."""
 
+STUB_RANKS = "tests.stub_rank"
+"""Rank program without torch, for tests whose subject is the supervisor."""
+
+REAL_RANKS = "lrrunner.worker.warm_rank"
+
+STUB_OR_REAL = pytest.mark.parametrize(
+    "rank_program", [pytest.param(STUB_RANKS, id="stub"), pytest.param(REAL_RANKS, id="real", marks=pytest.mark.long)]
+)
+"""For a test of a supervisor: on real ranks too with ``--long``."""
+
+ROOT = Path(__file__).resolve().parents[2]
 POLL_S = 0.02
 
 
@@ -180,6 +192,7 @@ def start(
     num_processes: int = 1,
     new_session: bool = False,
     fresh_database: bool = False,
+    rank_program: str | None = None,
     env: Mapping[str, str] | None = None,
 ) -> ForkedRun:
     """Fork a job.
@@ -190,15 +203,18 @@ def start(
         num_processes: Number of ranks, started as an agent of torchrun starts them.
         new_session: Begin a session, so that the process group can be sent signals.
         fresh_database: Let the job make MLflow's database, which takes a second, instead of giving it an empty one.
+        rank_program: What the ranks of a supervisor run, instead of lrrunner's own program.
         env: Further environment variables.
     """
     _prepare(folder, overrides, fresh_database=fresh_database)
-    settings = environment(ACCELERATE_USE_CPU="1", **(env or {}))
+    settings = environment(ACCELERATE_USE_CPU="1", PYTHONPATH=str(ROOT), **(env or {}))
     store, rank_settings = _agent(num_processes) if num_processes > 1 else (None, [{}])
     output = Path(tempfile.mkdtemp(prefix="lrrunner-test-"))
     arguments = ["run.dir=run", *overrides]
     processes = [
-        fork_context().Process(target=_run_main, args=(arguments, folder, settings | own, output, new_session))
+        fork_context().Process(
+            target=_run_main, args=(arguments, folder, settings | own, output, new_session, rank_program)
+        )
         for own in rank_settings
     ]
     for process in processes:
@@ -211,11 +227,19 @@ def launch(
     *overrides: str,
     num_processes: int = 1,
     fresh_database: bool = False,
+    rank_program: str | None = None,
     timeout_s: float = 240,
     env: Mapping[str, str] | None = None,
 ) -> Finished:
     """Fork a job and wait for its end."""
-    run = start(folder, *overrides, num_processes=num_processes, fresh_database=fresh_database, env=env)
+    run = start(
+        folder,
+        *overrides,
+        num_processes=num_processes,
+        fresh_database=fresh_database,
+        rank_program=rank_program,
+        env=env,
+    )
     return finish(run, folder, timeout_s)
 
 
@@ -300,7 +324,12 @@ def _agent(num_processes: int) -> tuple[TCPStore, list[dict[str, str]]]:
 
 
 def _run_main(
-    arguments: Sequence[str], folder: Path, environ: Mapping[str, str], output: Path, new_session: bool
+    arguments: Sequence[str],
+    folder: Path,
+    environ: Mapping[str, str],
+    output: Path,
+    new_session: bool,
+    rank_program: str | None,
 ) -> None:
     """The command line in a forked process."""
     if new_session:
@@ -311,8 +340,12 @@ def _run_main(
         os.close(file)
     os.environ.clear()
     os.environ.update(environ)
+    tempfile.tempdir = None  # TMPDIR may be another than the server's
     os.chdir(folder)
     sys.argv = [str(Path(lrrunner.__file__).with_name("__main__.py")), *arguments]
     from lrrunner.cli.main import main
+    from lrrunner.launch import job
 
+    if rank_program is not None:
+        job.RankPlan = functools.partial(job.RankPlan, rank_program=rank_program)  # type: ignore[assignment, misc]
     main()

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -14,11 +12,22 @@ import pytest
 from mlflow import MlflowClient
 
 from tests.integration import launching
-from tests.integration.launching import NO_TRACKING, Run, environment, start, wait_for_rows, wait_until
+from tests.integration.launching import (
+    NO_TRACKING,
+    REAL_RANKS,
+    STUB_OR_REAL,
+    STUB_RANKS,
+    Finished,
+    Run,
+    launch,
+    start,
+    wait_for_rows,
+    wait_until,
+)
 from tests.integration.test_supervised import all_below, assert_gone
 
 BATCH = ("-m", "launch.num_processes=2", "sweep.num_steps=12")
-TIMEOUT_S = 25
+TIMEOUTS_S = {STUB_RANKS: 12, REAL_RANKS: 25}
 
 
 def ledger(folder: Path) -> list[dict[str, Any]]:
@@ -53,11 +62,13 @@ def batch_runs(folder: Path) -> list[Any]:
 MODES = ("fine", "all_raise", "raise", "kill", "stop", "a", "b", "c", "d", "e", "f", "g")
 
 
-def test_twelve_jobs_of_which_four_fail(tmp_path: Path) -> None:
+@STUB_OR_REAL
+def test_twelve_jobs_of_which_four_fail(tmp_path: Path, rank_program: str) -> None:
     """One fails on all ranks, one raises on rank 1 only, one rank is killed, one is stopped; eight finish."""
+    timeout_s = TIMEOUTS_S[rank_program]
     process = start(
         tmp_path, *BATCH, "model=custom", "model._target_=parts.Moody", f"+model.mood={','.join(MODES)}",
-        f"launch.timeout_s={TIMEOUT_S}",
+        f"launch.timeout_s={timeout_s}", rank_program=rank_program,
     )  # fmt: skip
     code, _out, err = finish(process)
     assert code == 1, err
@@ -72,8 +83,8 @@ def test_twelve_jobs_of_which_four_fail(tmp_path: Path) -> None:
     assert causes["all_raise"].endswith("RuntimeError: in a bad mood")
     assert causes["raise"] == "rank 1: RuntimeError: in a bad mood"
     assert causes["kill"] == "rank 1: killed by SIGKILL"
-    assert causes["stop"] == f"rank 1: stopped by a signal (SIGSTOP), no step for {TIMEOUT_S} s"
-    assert max(line["seconds"] for line in lines.values()) < TIMEOUT_S + 40
+    assert causes["stop"] == f"rank 1: stopped by a signal (SIGSTOP), no step for {timeout_s} s"
+    assert max(line["seconds"] for line in lines.values()) < timeout_s + 40
     statuses = {run.info.run_id: run.info.status for run in batch_runs(tmp_path)}
     assert "RUNNING" not in statuses.values()
     for line in lines.values():
@@ -83,10 +94,11 @@ def test_twelve_jobs_of_which_four_fail(tmp_path: Path) -> None:
     assert not list((tmp_path / "run" / ".lrrunner-sets").glob("*"))
 
 
-def test_a_batch_that_was_killed_resumes_with_the_missing_jobs(tmp_path: Path) -> None:
+@STUB_OR_REAL
+def test_a_batch_that_was_killed_resumes_with_the_missing_jobs(tmp_path: Path, rank_program: str) -> None:
     """SIGKILL of the parent after five jobs: no orphan, and the same command with run.resume repeats no job."""
     grid = (*BATCH, *NO_TRACKING, "sweep.seed=range(12)")
-    process = start(tmp_path, *grid)
+    process = start(tmp_path, *grid, rank_program=rank_program)
     wait_for_lines(tmp_path, 5, process)
     below = all_below(process)
     process.kill()
@@ -94,11 +106,8 @@ def test_a_batch_that_was_killed_resumes_with_the_missing_jobs(tmp_path: Path) -
     assert_gone(below, 60)
     before = ledger(tmp_path)
     assert 5 <= len(before) < 12
-    again = subprocess.run(
-        [sys.executable, "-m", "lrrunner", *grid, "run.resume=run"], cwd=tmp_path, capture_output=True, text=True,
-        env=environment(ACCELERATE_USE_CPU="1"), timeout=200,
-    )  # fmt: skip
-    assert again.returncode == 0, again.stderr
+    code, _, err = finish(start(tmp_path, *grid, "run.dir=null", "run.resume=run", rank_program=rank_program))
+    assert code == 0, err
     after = ledger(tmp_path)
     assert after[: len(before)] == before
     assert sorted(line["job"] for line in after) == list(range(12))
@@ -108,29 +117,43 @@ def test_a_batch_that_was_killed_resumes_with_the_missing_jobs(tmp_path: Path) -
         assert status["state"] == "finished"
 
 
-def test_ranks_are_warm(tmp_path: Path) -> None:
-    """Three jobs, one worker group: no rank imports torch twice, and no model outlives its job."""
-    process = start(tmp_path, *BATCH, *NO_TRACKING, "model=custom", "model._target_=parts.Pids", "+model.tag=x,y,z")
-    code, out, err = finish(process)
-    assert code == 0, err
-    pids = [(tmp_path / f"pids-{tag}").read_text().split() for tag in "xyz"]
+CANARY = "canary-of-a-batch"
+
+
+@pytest.fixture(scope="module")
+def real_batch(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    """Four jobs on two real ranks, of which the second is wrong, with secrets among the overrides."""
+    return launch(
+        tmp_path_factory.mktemp("batch"), *BATCH, "model=custom", "model._target_=parts.Pids", "+model.tag=x,bad,y,z",
+        f"+tracking.tags.hub_token={CANARY}-1", f"+tracking.tags.api_key={CANARY}-2",
+    )  # fmt: skip
+
+
+def test_ranks_are_warm(real_batch: Finished) -> None:
+    """Four jobs, one worker group: no rank imports torch twice, and no model outlives its job."""
+    pids = [(real_batch.folder / f"pids-{tag}").read_text().split() for tag in "xyz"]
     assert len(set(pids[0])) == 2
     assert all(set(tag_pids) == set(pids[0]) for tag_pids in pids)
     assert all(pid.endswith(":0") for tag_pids in pids for pid in tag_pids)
-    assert [line.split("   ")[0] for line in out.splitlines()[1:4]] == [
-        "[1/3] +model.tag=x", "[2/3] +model.tag=y", "[3/3] +model.tag=z",
+    assert [line.split("   ")[0] for line in real_batch.out.splitlines()[1:5]] == [
+        "[1/4] +model.tag=x", "[2/4] +model.tag=bad", "[3/4] +model.tag=y", "[4/4] +model.tag=z",
     ]  # fmt: skip
 
 
-def test_a_configuration_error_of_stage_b_costs_one_job_and_no_worker_group(tmp_path: Path) -> None:
+def test_a_configuration_error_of_stage_b_costs_one_job_and_no_worker_group(real_batch: Finished) -> None:
     """All ranks agree on it before the first forward, and run the next job."""
-    process = start(tmp_path, *BATCH, *NO_TRACKING, "model=custom", "model._target_=parts.Pids", "+model.tag=x,bad,z")
-    code, _, err = finish(process)
-    assert code == 1, err
-    lines = by_label(tmp_path, "+model.tag")
-    assert {tag: line["state"] for tag, line in lines.items()} == {"x": "finished", "bad": "failed", "z": "finished"}
+    assert real_batch.code == 1, real_batch.err
+    lines = by_label(real_batch.folder, "+model.tag")
+    assert {tag: line["state"] for tag, line in lines.items()} == {
+        "x": "finished", "bad": "failed", "y": "finished", "z": "finished",
+    }  # fmt: skip
     assert lines["bad"]["cause"] == "model could not be built: parts.Pids raised ValueError: a bad tag"
-    assert set((tmp_path / "pids-x").read_text().split()) == set((tmp_path / "pids-z").read_text().split())
+
+
+def test_no_secret_stays_on_disk(real_batch: Finished) -> None:
+    """Jobs reach their ranks as files; neither these nor any other file keeps a secret, and Hydra writes none."""
+    assert_no_canary(real_batch.folder, real_batch.out + real_batch.err, CANARY)
+    assert not list(real_batch.folder.rglob("multirun.yaml"))
 
 
 def test_wrong_points_are_reported_with_their_overrides_before_anything_starts(tmp_path: Path) -> None:
@@ -145,12 +168,13 @@ def test_wrong_points_are_reported_with_their_overrides_before_anything_starts(t
     assert not (tmp_path / "run").exists()
 
 
+@STUB_OR_REAL
 @pytest.mark.parametrize(("times", "within_s"), [(1, 60), (2, 20)])
-def test_an_interrupt_leaves_a_right_ledger(tmp_path: Path, times: int, within_s: float) -> None:
+def test_an_interrupt_leaves_a_right_ledger(tmp_path: Path, times: int, within_s: float, rank_program: str) -> None:
     """Once: the running job saves, and no other starts. Twice: all end at once."""
     process = start(
         tmp_path, *BATCH, "model=custom", "model._target_=parts.SlowMlp", "+model.seconds=0.05,0.2,0.3",
-        "sweep.num_steps=40",
+        "sweep.num_steps=40", rank_program=rank_program,
     )  # fmt: skip
     wait_for_lines(tmp_path, 1, process)
     wait_for_rows(tmp_path, 3, process, name="001/records.csv")
@@ -167,29 +191,19 @@ def test_an_interrupt_leaves_a_right_ledger(tmp_path: Path, times: int, within_s
     assert json.loads((tmp_path / "run" / "001" / "status.json").read_text())["state"] == "killed"
 
 
-def test_worker_groups_side_by_side_and_one_for_each_precision(tmp_path: Path) -> None:
+@STUB_OR_REAL
+def test_worker_groups_side_by_side_and_one_for_each_precision(tmp_path: Path, rank_program: str) -> None:
     """Two groups at a time; a job of another precision gets a group of its own."""
     process = start(
         tmp_path, "-m", "launch.num_processes=1", "launch.concurrent=2", "sweep.num_steps=12", *NO_TRACKING,
         "model=custom", "model._target_=parts.Pids", "+model.tag=x,y,z", "train.mixed_precision=fp32,bf16",
+        rank_program=rank_program,
     )  # fmt: skip
     code, _, err = finish(process)
     assert code == 0, err
     assert len(ledger(tmp_path)) == 6
     pids = [set((tmp_path / f"pids-{tag}").read_text().split()) for tag in "xyz"]
     assert len(set().union(*pids)) >= 2
-
-
-def test_no_secret_stays_on_disk(tmp_path: Path) -> None:
-    """Jobs reach their ranks as files; neither these nor any other file keeps a secret, and Hydra writes none."""
-    process = start(
-        tmp_path, *BATCH, "+tracking.tags.hub_token=canary-of-a-batch-1", "sweep.seed=1,2",
-        "+tracking.tags.api_key=canary-of-a-batch-2",
-    )  # fmt: skip
-    code, out, err = finish(process)
-    assert code == 0, err
-    assert_no_canary(tmp_path, out + err, "canary-of-a-batch")
-    assert not list(tmp_path.rglob("multirun.yaml"))
 
 
 def assert_no_canary(folder: Path, text: str, canary: str) -> None:

@@ -12,10 +12,15 @@ from typing import Any
 
 import psutil
 import pytest
+import yaml
 from mlflow import MlflowClient
 
 from tests.integration.launching import (
     NO_TRACKING,
+    REAL_RANKS,
+    STUB_OR_REAL,
+    STUB_RANKS,
+    Finished,
     Run,
     environment,
     finish,
@@ -34,9 +39,8 @@ FAILING = (TWO, "model=custom", "model._target_=parts.Failing", "+model.at=4")
 def supervised_ranks(process: Run) -> list[psutil.Process]:
     """The ranks below a supervisor, by rank."""
     children = psutil.Process(process.pid).children(recursive=True)
-    ranks = [
-        child for child in children if "lrrunner.worker.warm_rank" in child.cmdline() and "RANK" in child.environ()
-    ]
+    programs = {REAL_RANKS, STUB_RANKS}
+    ranks = [child for child in children if programs & set(child.cmdline()) and "RANK" in child.environ()]
     return sorted(ranks, key=lambda child: int(child.environ()["RANK"]))
 
 
@@ -56,19 +60,44 @@ def runs(folder: Path) -> list[Any]:
     return list(client.search_runs([e.experiment_id for e in client.search_experiments()]))
 
 
-def test_two_ranks_run_one_sweep(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def supervised(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    """A sweep on two supervised ranks, with a model that prints, and at home a file of accelerate for other work."""
+    folder = tmp_path_factory.mktemp("supervised")
+    home = tmp_path_factory.mktemp("home")
+    (home / "accelerate").mkdir()
+    (home / "accelerate" / "default_config.yaml").write_text(
+        "compute_environment: LOCAL_MACHINE\ndistributed_type: MULTI_GPU\nmixed_precision: fp16\nuse_cpu: false\n"
+        "debug: true\ngpu_ids: '2'\nnum_machines: 3\nnum_processes: 24\nmachine_rank: 1\nmain_process_ip: 10.0.0.1\n"
+    )
+    env = {"HF_HOME": str(home), "CUDA_VISIBLE_DEVICES": "", "CANARY_TOKEN": "canary-in-the-environment"}
+    return launch(folder, TWO, "sweep.num_steps=30", "model=custom", "model._target_=parts.Talking", env=env)
+
+
+def test_two_ranks_run_one_sweep(supervised: Finished) -> None:
     """One command, one run, the last lines as always, and the run is made by the parent."""
-    done = launch(tmp_path, TWO, "sweep.num_steps=30")
-    assert done.code == 0, done.err
-    assert done.out.splitlines()[0] == "2 ranks, global batch 64 = 2 ranks x 32 x 1 accumulation step"
-    assert "suggested lr: " in done.out
-    assert done.err == ""
-    (run,) = runs(tmp_path)
+    assert supervised.code == 0, supervised.err
+    lines = [line for line in supervised.out.splitlines() if " says " not in line]
+    assert lines[0] == "2 ranks, global batch 64 = 2 ranks x 32 x 1 accumulation step"
+    assert "suggested lr: " in supervised.out
+    assert supervised.err == ""
+    (run,) = runs(supervised.folder)
     assert run.info.status == "FINISHED"
-    assert run.info.run_id == done.read("status.json")["mlflow_run_id"]
+    assert run.info.run_id == supervised.read("status.json")["mlflow_run_id"]
     assert run.data.params["sweep.num_steps"] == "30"
     assert run.data.tags["lrrunner.world_size"] == "2"
     assert "lrrunner run.dir=run launch.num_processes=2 sweep.num_steps=30" in run.data.tags["mlflow.note.content"]
+
+
+def test_the_users_default_file_of_accelerate_is_left_alone(supervised: Finished) -> None:
+    """It is for other work: its GPUs, its debug switch and its precision are not what the job asks for."""
+    assert yaml.safe_load((supervised.run / "config.yaml").read_text())["train"]["mixed_precision"] == "fp32"
+
+
+def test_what_ranks_print_is_kept_with_secrets_masked(supervised: Finished) -> None:
+    """print() in a user's model goes past every logger."""
+    assert "rank 0 says ***" in supervised.out
+    assert "rank 1 says ***" in (supervised.run / "ranks" / "1.out").read_text()
 
 
 def test_the_parent_loads_no_torch(tmp_path: Path) -> None:
@@ -98,16 +127,23 @@ def test_mistakes_leave_nothing(tmp_path: Path) -> None:
 )
 def test_the_parent_finds_mistakes_before_ranks_start(tmp_path: Path, overrides: tuple[str, ...], message: str) -> None:
     """A second, not ten."""
-    done = launch(tmp_path, TWO, *overrides)
+    done = launch(tmp_path, TWO, *overrides, rank_program=STUB_RANKS)
     assert done.code == 2
     assert message in done.err
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("rank", [0, 1])
-def test_a_killed_rank_is_named(tmp_path: Path, rank: int) -> None:
+@pytest.mark.parametrize(
+    ("rank", "rank_program"),
+    [
+        pytest.param(0, REAL_RANKS, id="0-real"),
+        pytest.param(1, STUB_RANKS, id="1-stub"),
+        pytest.param(1, REAL_RANKS, id="1-real", marks=pytest.mark.long),
+    ],
+)
+def test_a_killed_rank_is_named(tmp_path: Path, rank: int, rank_program: str) -> None:
     """SIGKILL leaves no words; the launcher saw which rank went first, and no run stays RUNNING, even rank 0's."""
-    done = launch(tmp_path, *FAILING, f"+model.rank={rank}", "+model.how=kill")
+    done = launch(tmp_path, *FAILING, f"+model.rank={rank}", "+model.how=kill", rank_program=rank_program)
     assert done.code == 1
     assert f"lrrunner: the sweep failed on rank {rank}: killed by SIGKILL; see run/ranks" in done.err
     assert done.read("status.json")["state"] == "failed"
@@ -133,20 +169,10 @@ def test_an_error_is_named_once_with_its_traceback_on_disk(tmp_path: Path) -> No
         assert not path.is_file() or b"canary-in-" not in path.read_bytes() or path.name.startswith("parts")
 
 
-def test_what_ranks_print_is_kept_with_secrets_masked(tmp_path: Path) -> None:
-    """print() in a user's model goes past every logger."""
-    done = launch(
-        tmp_path, TWO, "model=custom", "model._target_=parts.Talking", "sweep.num_steps=12", *NO_TRACKING,
-        env={"CANARY_TOKEN": "canary-in-the-environment"},
-    )  # fmt: skip
-    assert done.code == 0, done.err
-    assert "rank 0 says ***" in done.out
-    assert "rank 1 says ***" in (done.run / "ranks" / "1.out").read_text()
-
-
-def test_a_rank_that_stands_still_is_named(tmp_path: Path) -> None:
+@STUB_OR_REAL
+def test_a_rank_that_stands_still_is_named(tmp_path: Path, rank_program: str) -> None:
     """SIGSTOP: the others wait in a collective; the time-out ends them all."""
-    process = start(tmp_path, *SLOW, "launch.timeout_s=20")
+    process = start(tmp_path, *SLOW, "launch.timeout_s=20", rank_program=rank_program)
     wait_for_rows(tmp_path, 3, process)
     below = all_below(process)
     supervised_ranks(process)[1].suspend()
@@ -165,15 +191,19 @@ def test_a_hang_in_the_users_code_is_named_with_its_place(tmp_path: Path) -> Non
     assert "parts.py" in done.err
 
 
-def test_a_collective_that_times_out_blames_the_silent_rank(tmp_path: Path) -> None:
+@STUB_OR_REAL
+def test_a_collective_that_times_out_blames_the_silent_rank(tmp_path: Path, rank_program: str) -> None:
     """run.timeout_s comes first by default: the rank that gave up waiting is not the culprit."""
-    done = launch(tmp_path, *FAILING, *NO_TRACKING, "+model.rank=1", "+model.how=stop", "run.timeout_s=5")
+    stopped = ("+model.rank=1", "+model.how=stop", "run.timeout_s=5")
+    done = launch(tmp_path, *FAILING, *NO_TRACKING, *stopped, rank_program=rank_program)
     assert done.code == 1
     assert "the sweep failed on rank 1: stopped by a signal (SIGSTOP), no answer within run.timeout_s" in done.err
     assert done.read("status.json")["cause"].startswith("rank 1: stopped by a signal")
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.long)]
+)
 def test_a_signal_saves_and_ends_with_its_code(tmp_path: Path, number: int, code: int) -> None:
     """Unlike `accelerate launch`, which turns everything into 1."""
     process = start(tmp_path, *SLOW, new_session=True)
@@ -189,9 +219,10 @@ def test_a_signal_saves_and_ends_with_its_code(tmp_path: Path, number: int, code
     assert_gone(below, 5)
 
 
-def test_a_second_interrupt_ends_at_once(tmp_path: Path) -> None:
+@STUB_OR_REAL
+def test_a_second_interrupt_ends_at_once(tmp_path: Path, rank_program: str) -> None:
     """Whatever the ranks are doing."""
-    process = start(tmp_path, *SLOW, "+model.seconds=30")
+    process = start(tmp_path, *SLOW, "+model.seconds=30", rank_program=rank_program)
     wait_until((tmp_path / "run" / "status.json").exists, process)
     below = all_below(process)
     process.send_signal(signal.SIGINT)
@@ -204,10 +235,17 @@ def test_a_second_interrupt_ends_at_once(tmp_path: Path) -> None:
     assert_gone(below, 5)
 
 
-@pytest.mark.parametrize("stopped", [(), *(pytest.param(ranks, marks=pytest.mark.long) for ranks in ((1,), (0, 1)))])
-def test_ranks_do_not_outlive_a_killed_parent(tmp_path: Path, stopped: tuple[int, ...]) -> None:
+@pytest.mark.parametrize(
+    ("stopped", "rank_program"),
+    [
+        pytest.param((), REAL_RANKS, id="none"),
+        pytest.param((1,), STUB_RANKS, id="rank 1", marks=pytest.mark.long),
+        pytest.param((0, 1), STUB_RANKS, id="both", marks=pytest.mark.long),
+    ],
+)
+def test_ranks_do_not_outlive_a_killed_parent(tmp_path: Path, stopped: tuple[int, ...], rank_program: str) -> None:
     """SIGKILL of the parent, even with ranks that stand still: the launcher dies with it and takes them along."""
-    process = start(tmp_path, *SLOW, *NO_TRACKING, "+model.seconds=0.2")
+    process = start(tmp_path, *SLOW, *NO_TRACKING, "+model.seconds=0.2", rank_program=rank_program)
     wait_for_rows(tmp_path, 2, process)
     below = all_below(process)
     ranks = supervised_ranks(process)
@@ -218,20 +256,6 @@ def test_ranks_do_not_outlive_a_killed_parent(tmp_path: Path, stopped: tuple[int
     process.communicate(timeout=10)
     if not stopped:
         assert '"killed"' in (tmp_path / "run" / "status.json").read_text()
-
-
-def test_the_users_default_file_of_accelerate_is_left_alone(tmp_path: Path) -> None:
-    """It is for other work: its GPUs, its debug switch and its precision are not what the job asks for."""
-    (tmp_path / "home" / "accelerate").mkdir(parents=True)
-    (tmp_path / "home" / "accelerate" / "default_config.yaml").write_text(
-        "compute_environment: LOCAL_MACHINE\ndistributed_type: MULTI_GPU\nmixed_precision: fp16\nuse_cpu: false\n"
-        "debug: true\ngpu_ids: '2'\nnum_machines: 3\nnum_processes: 24\nmachine_rank: 1\nmain_process_ip: 10.0.0.1\n"
-    )
-    home = {"HF_HOME": str(tmp_path / "home"), "CUDA_VISIBLE_DEVICES": ""}
-    process = start(tmp_path, "launch.num_processes=2", "sweep.num_steps=12", *NO_TRACKING, env=home)
-    out, err = process.communicate(timeout=120)
-    assert process.returncode == 0, err
-    assert "2 ranks, global batch" in out
 
 
 def test_a_parent_killed_before_its_ranks_have_read_their_job_leaves_no_secret(tmp_path: Path) -> None:
