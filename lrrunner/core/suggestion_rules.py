@@ -84,7 +84,7 @@ def auto(curve: Curve) -> float | None:
     """The median of three estimates, each from another landmark of the sweep, so that one of them may be misled.
 
     Where the loss falls: a quarter of the geometric mean of its steepest point and its minimum (of its start, while no
-    fall stands out from the noise); at most twice that is suggested where the fall is clear. Where the loss blows up: an
+    fall stands out from the noise); at most twice that is suggested if the fall is clear. Where the loss blows up: an
     eighth of the LR at which the raw loss, as a median of three, has first lost three quarters of its fall again, clear
     of the noise. Where the gradient grows: a sixth of the LR at which its norm, as a median of three, first stands half
     above its initial level.
