@@ -83,7 +83,7 @@ def _confirmation_content(test: RangeTestResult) -> dict[str, Any] | None:
         "num_trials": len(test.trials),
         "measured_steps": confirmation.measured_steps,
         "extrapolated_to_steps": confirmation.horizon if confirmation.is_extrapolated else None,
-        "failure_reason": confirmation.failure_reason or None,
+        "trouble": confirmation.failure_reason or None,  # the name that readers of the file know
         "sweep_lr": confirmation.sweep.lr,
         "sweep_interval": confirmation.sweep.interval,
     }

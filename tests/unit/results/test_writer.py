@@ -151,7 +151,7 @@ def test_the_suggestion_keeps_what_the_sweep_suggested_and_what_was_only_extrapo
         "num_trials": 1,
         "measured_steps": 80,
         "extrapolated_to_steps": 5000,
-        "failure_reason": None,
+        "trouble": None,
         "sweep_lr": 1e-3,
         "sweep_interval": [5e-4, 2e-3],
     }
