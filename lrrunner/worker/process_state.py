@@ -115,7 +115,7 @@ def process_state_preserved() -> Iterator[None]:
 
 
 def _is_same(current: Any, value: Any) -> bool:
-    """Whether a setting has kept its value; False where that is not to be told, which restores it."""
+    """Whether a setting has kept its value; False if they cannot be compared, which restores it."""
     try:
         return bool(current == value)
     except (ValueError, RuntimeError):  # arrays
