@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -52,3 +54,22 @@ def test_the_reason_is_one_line() -> None:
     """SQLAlchemy adds the statement and a link to its pages."""
     assert upload_failure(RuntimeError("no table\n[SQL: SELECT 1]"), Redactor()).reason == "no table"
     assert upload_failure(TimeoutError(), Redactor()).reason == "TimeoutError"
+
+
+PROGRAM = """
+import sys
+from lrrunner.tracking.connection import import_mlflow
+
+import_mlflow("sqlite:///mlflow.db", timeout_s=None)
+from mlflow import MlflowClient
+MlflowClient(tracking_uri="http://localhost:1")
+print(*[name for name in {names} if name in sys.modules])
+"""
+
+
+def test_the_server_side_of_mlflow_is_not_imported() -> None:
+    """It would cost seconds; MLflow's own ``__init__`` imports fastapi, which cannot be helped."""
+    names = ("mlflow.server", "mlflow.pyfunc", "flask", "uvicorn", "gunicorn", "sklearn", "matplotlib", "torch")
+    program = PROGRAM.format(names=names)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.split() == []
