@@ -16,7 +16,7 @@ def test_a_range_test_is_a_run_below_the_scripts_own(tmp_path: Path, monkeypatch
     """The script's metrics keep their names, its run stays open, and the sweep's run is complete and finished."""
     monkeypatch.chdir(tmp_path)
     for name in ("MLFLOW_EXPERIMENT_ID", "_MLFLOW_TELEMETRY_SESSION_ID"):
-        monkeypatch.setenv(name, "")  # MLflow leaves them behind
+        monkeypatch.setenv(name, "")  # MLflow sets them and leaves them set
     mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/mlflow.db")
     try:
         mlflow.set_experiment("mine")

@@ -29,7 +29,7 @@ def client(folder: Path) -> MlflowClient:
 
 
 def everything(folder: Path) -> dict[str, Any]:
-    """What MLflow holds, by run name: status, points, artifacts, pictures, parent."""
+    """What MLflow holds, by run name: status, points, artifacts, images, parent."""
     store = client(folder)
     found = {}
     for run in store.search_runs([e.experiment_id for e in store.search_experiments()]):
@@ -41,7 +41,7 @@ def everything(folder: Path) -> dict[str, Any]:
                 key: [(m.step, m.value, m.timestamp) for m in store.get_metric_history(run_id, key)] for key in keys
             },
             "artifacts": sorted(item.path for item in store.list_artifacts(run_id)),
-            "pictures": len(store.list_artifacts(run_id, "images")),
+            "images": len(store.list_artifacts(run_id, "images")),
             "parent": run.data.tags.get("mlflow.parentRunId"),
             "id": run_id,
             "note": run.data.tags["mlflow.note.content"],
@@ -67,7 +67,7 @@ def test_a_run_is_uploaded_once_however_often_it_is_synced(tmp_path: Path) -> No
 
 
 def test_a_run_that_mlflow_has_stays_as_it_is(tmp_path: Path) -> None:
-    """The same points, the same picture, one run."""
+    """The same points, the same image, one run."""
     done = launch(tmp_path, "sweep.num_steps=30", "sweep.repeats=2", timeout_s=90)
     assert done.code == 0, done.err
     before = everything(tmp_path)

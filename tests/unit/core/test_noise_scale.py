@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 
 from lrrunner.core.noise_scale import gradient_variance, noise_scale, ratio_of_means, stable_steps
-from lrrunner.records import NoiseScale, RangeTestResult, Step, Stop, StopReason, Suggestion, Verdict
-from lrrunner.reporting.run_summary import describe_noise_scale
+from lrrunner.records import Step, Suggestion, Verdict
 from tests.unit.core.curves import cosine_valley, records, sweep_lrs
 
 SUGGESTION = Suggestion(lr=3e-3, method="auto", verdict=Verdict.OK, reason="", interval=(1e-3, 1e-2))
@@ -98,34 +97,3 @@ def test_too_little_says_why() -> None:
     unmeasured = noise_scale(stepping(gradient_variance=math.nan), SUGGESTION, beta=0.9, global_batch_size=32)
     assert unmeasured.critical_batch_size is None
     assert "no step gave two gradients" in unmeasured.reason
-
-
-@pytest.mark.parametrize(
-    ("noise", "text"),
-    [
-        (None, ""),
-        (
-            NoiseScale(critical_batch_size=210.4, low=150.0, high=330.0, num_steps=60),
-            "critical batch size: 210   [150, 330]   (global batch 64: a larger one pays)",
-        ),
-        (
-            NoiseScale(critical_batch_size=20.0, low=15.0, high=33.0, num_steps=60),
-            "critical batch size: 20   [15, 33]   (global batch 64: a larger one hardly pays)",
-        ),
-        (
-            NoiseScale(critical_batch_size=50.0, low=15.0, high=None, num_steps=60),
-            "critical batch size: 50   [15, no limit]   (global batch 64: about critical)",
-        ),
-        (
-            NoiseScale(low=1500.0, num_steps=60, reason="the mean gradient does not stand out from its noise"),
-            "critical batch size: above 1.5e+03   (the mean gradient does not stand out from its noise)"
-            "   (global batch 64: a larger one pays)",
-        ),
-    ],
-)
-def test_as_text(noise: NoiseScale | None, text: str) -> None:
-    stop = Stop(reason=StopReason.END_OF_SCHEDULE, step=99)
-    test = RangeTestResult(
-        steps=(), stops=(stop,), suggestion=SUGGESTION, world_size=2, global_batch_size=64, noise_scale=noise
-    )
-    assert describe_noise_scale(test) == text

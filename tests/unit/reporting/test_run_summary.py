@@ -185,11 +185,28 @@ def test_confirmation_that_failed_gives_its_reason() -> None:
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "worth"),
-    [(80.0, 120.0, "a larger one pays"), (20.0, 40.0, "a larger one hardly pays"), (60.0, 70.0, "about critical")],
+    ("noise", "text"),
+    [
+        (None, ""),
+        (
+            NoiseScale(critical_batch_size=210.4, low=150.0, high=330.0, num_steps=60),
+            "critical batch size: 210   [150, 330]   (global batch 64: a larger one pays)",
+        ),
+        (
+            NoiseScale(critical_batch_size=20.0, low=15.0, high=33.0, num_steps=60),
+            "critical batch size: 20   [15, 33]   (global batch 64: a larger one hardly pays)",
+        ),
+        (
+            NoiseScale(critical_batch_size=50.0, low=15.0, high=None, num_steps=60),
+            "critical batch size: 50   [15, no limit]   (global batch 64: about critical)",
+        ),
+        (
+            NoiseScale(low=1500.0, num_steps=60, reason="the mean gradient does not stand out from its noise"),
+            "critical batch size: above 1.5e+03   (the mean gradient does not stand out from its noise)"
+            "   (global batch 64: a larger one pays)",
+        ),
+    ],
 )
-def test_the_critical_batch_size_is_compared_with_the_swept_one(low: float, high: float, worth: str) -> None:
-    """Global batch 64 in each case."""
-    noise = NoiseScale(critical_batch_size=50.0, low=low, high=high)
-    test = dataclasses.replace(result(), noise_scale=noise)
-    assert describe_noise_scale(test).endswith(f"(global batch 64: {worth})")
+def test_the_critical_batch_size_is_compared_with_the_swept_one(noise: NoiseScale | None, text: str) -> None:
+    """Nothing is shown where nobody asked."""
+    assert describe_noise_scale(dataclasses.replace(result(), noise_scale=noise)) == text
