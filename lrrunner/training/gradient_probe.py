@@ -37,7 +37,7 @@ class GradientProbe:
 
     def __enter__(self) -> Self:
         for index, parameter in enumerate(self._parameters):
-            self._hooks.append(parameter.register_hook(functools.partial(self._measure, index)))  # type: ignore[no-untyped-call]
+            self._hooks.append(parameter.register_hook(functools.partial(self._measure, index)))
         return self
 
     def __exit__(

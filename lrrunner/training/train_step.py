@@ -166,7 +166,7 @@ class TrainStep:
             for batch in self._micro_batches:
                 with t.autocast():
                     loss, _ = self._loss_and_count(t.objective(t.model, batch), batch)
-                loss.backward()  # type: ignore[no-untyped-call]
+                loss.backward()
         flags = torch.zeros(self._collective.world_size, dtype=torch.float64)
         flags[self._collective.rank] = not torch.isfinite(self._grad_norm())
         return tuple(torch.nonzero(self._collective.sum_(flags)).flatten().tolist())
@@ -189,7 +189,7 @@ class TrainStep:
                     loss, count = self._loss_and_count(t.objective(t.model, batch), batch)
                 multiplier = self._weight(count) / t.accumulation_steps
                 scaled = _scaled(loss, multiplier)
-                (scaled if t.scaler is None else t.scaler.scale(scaled)).backward()  # type: ignore[no-untyped-call]
+                (scaled if t.scaler is None else t.scaler.scale(scaled)).backward()
                 if self._probe is not None:
                     self._probe.take(count, multiplier if t.scaler is None else multiplier * t.scaler.get_scale())
             loss_sum = loss_sum + self._value(loss) * count
@@ -302,7 +302,7 @@ class TrainStep:
             return PendingStep(index, skipped, payload.cpu())
         on_host = torch.empty(payload.shape, dtype=payload.dtype, pin_memory=True)
         on_host.copy_(payload, non_blocking=True)
-        copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        copied = torch.cuda.Event()
         copied.record()
         return PendingStep(index, skipped, on_host, copied)
 

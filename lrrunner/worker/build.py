@@ -169,7 +169,7 @@ def _placed(
 ) -> nn.Module:
     """The model on its device, with synchronised batch norms and sharded where the job asks for it."""
     if job.train.sync_batchnorm and device.type != "cpu":
-        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     if not settings.fsdp:
         return model.to(device)
     _shard(model, device, settings.block_classes, errors)

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import multiprocessing, nn
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from lrrunner.core.stop_rules import stop_rule
@@ -46,7 +46,9 @@ def main() -> None:
     print("| model | samples a rank | accumulation | without, ms a step | with, ms a step | ratio |")
     print("|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
-        multiprocessing.spawn(measure, (folder, arguments.repeats, arguments.steps), nprocs=WORLD_SIZE)
+        torch.multiprocessing.spawn(  # type: ignore[attr-defined, no-untyped-call]
+            measure, (folder, arguments.repeats, arguments.steps), nprocs=WORLD_SIZE
+        )
 
 
 def measure(rank: int, folder: str, repeats: int, steps: int) -> None:

@@ -54,7 +54,7 @@ class SignSgd(torch.optim.Optimizer):
         super().__init__(params, {"lr": lr})
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """One step."""
         for group in self.param_groups:
             for parameter in group["params"]:
@@ -233,7 +233,7 @@ def mnist(split: str, root: str) -> Tensors:
     return (inputs[:2000], targets[:2000]) if split == "val" else (inputs, targets)
 
 
-def _both(load: Callable[[str], Tensors]) -> dict[str, Callable[[], Tensors]]:
+def _both(load: Callable[[str], Tensors]) -> dict[str, Any]:
     return {"train": functools.partial(load, "train"), "val": functools.partial(load, "val")}
 
 
@@ -270,7 +270,7 @@ def jobs(data_root: Path | None) -> Iterator[Job]:
     """All development jobs; MNIST and tiny Shakespeare only where ``data_root`` has them."""
     adam, adamw, rmsprop, adagrad = (getattr(torch.optim, name) for name in ("Adam", "AdamW", "RMSprop", "Adagrad"))
     mse = nn.functional.mse_loss
-    small = {"lrs": (1e-5, 1.0)}
+    small: dict[str, Any] = {"lrs": (1e-5, 1.0)}
     yield Job(name="linear_sgd", **_both(digits), model=lambda: nn.Linear(64, 10), optimizer=_sgd, lrs=(1e-3, 100.0))
     yield Job(name="mlp_adamw", **_both(moved_digits), model=_mlp(64, 10), optimizer=adamw, **small)
     yield Job(name="mlp_momentum_b16", **_both(moved_digits), model=_mlp(64, 10), optimizer=_momentum, batch_size=16)

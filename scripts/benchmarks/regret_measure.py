@@ -226,7 +226,7 @@ def swept(job: Any, sweep: Sweep) -> dict[str, list[float]]:
             micro_batch_size=job.batch_size,
         ),
         SweepPlan(lrs=sweep.lrs.tolist(), beta=BETA, new_stop_rule=Never, seed=sweep.seed),
-        lambda repeat: batches_of(job, sweep.seed),
+        lambda repeat, first_step=0: batches_of(job, sweep.seed),
         context=RankContext(collective=SerialCollective()),
     ).steps
     return {

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from torch.distributed import TCPStore
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 import lrrunner
 from tests.fork_server import fork_context
@@ -344,8 +344,8 @@ def _run_main(
     os.chdir(folder)
     sys.argv = [str(Path(lrrunner.__file__).with_name("__main__.py")), *arguments]
     from lrrunner.cli.main import main
-    from lrrunner.launch import job
+    from lrrunner.launch import job, rank_command
 
     if rank_program is not None:
-        job.RankPlan = functools.partial(job.RankPlan, rank_program=rank_program)  # type: ignore[assignment, misc]
+        vars(job)["RankPlan"] = functools.partial(rank_command.RankPlan, rank_program=rank_program)
     main()

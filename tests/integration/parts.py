@@ -173,4 +173,4 @@ class Mortal(nn.Module):
                 os.kill(os.getpid(), signal.SIGKILL)
             sync_folder(folder)
 
-        torch.save, atomic_files._sync_folder = dying_save, dying_sync
+        vars(torch)["save"], vars(atomic_files)["_sync_folder"] = dying_save, dying_sync

@@ -24,11 +24,15 @@ def test_a_range_test_is_a_run_below_the_scripts_own(tmp_path: Path, monkeypatch
         with mlflow.start_run() as script:
             mlflow.log_metric("loss", 3.0)
             run_id = result.log_to_mlflow(tags={"stage": "try"})
-            assert mlflow.active_run().info.status == "RUNNING"
+            active = mlflow.active_run()
+            assert active is not None
+            assert active.info.status == "RUNNING"
         exec(blocks("The result")[1], {"result": result})
         alone = result.log_to_mlflow(experiment="other", run_name="alone")
     finally:
-        mlflow.set_tracking_uri(None)
+        mlflow.set_tracking_uri(None)  # type: ignore[arg-type]
+    assert run_id is not None
+    assert alone is not None
     client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
     run, other = client.get_run(run_id), client.get_run(alone)
     assert run.info.experiment_id == script.info.experiment_id

@@ -37,7 +37,9 @@ class Net(pl.LightningModule):
         super().__init__()
         self.net = nn.Sequential(nn.Linear(20, 64), nn.BatchNorm1d(64), nn.ReLU(), nn.Linear(64, 2))
         self.skip_every, self.as_dict = skip_every, as_dict
-        self.num_seen, self.losses, self.grad_norms = 0, [], []
+        self.num_seen = 0
+        self.losses: list[float] = []
+        self.grad_norms: list[float] = []
 
     def training_step(self, batch: Any, batch_idx: int) -> Any:
         inputs, targets = batch
@@ -170,7 +172,7 @@ def test_the_guides_lines_run() -> None:
 )
 def test_what_cannot_be_swept_is_refused(module: pl.LightningModule, changes: dict[str, Any], message: str) -> None:
     """With a message about the trainer or the module, and both unchanged."""
-    own = trainer(**changes)
+    own: Any = trainer(**changes)
     callbacks = list(own.callbacks)
     with pytest.raises(ValueError, match=message):
         range_test(own, module)

@@ -119,6 +119,7 @@ def test_a_stopped_run_reopens_its_mlflow_run_and_shows_no_point_twice(
     assert (tmp_path / "run/records.csv").read_text().startswith(before), "what was recorded stays, times included"
     assert outcome(tmp_path) == undisturbed
     experiment = client.get_experiment_by_name("lrrunner")
+    assert experiment is not None
     (page,) = client.search_runs([experiment.experiment_id])
     assert page.info.run_id == status["mlflow_run_id"]
     assert page.info.status == "FINISHED"

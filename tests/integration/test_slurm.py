@@ -35,8 +35,10 @@ pytestmark = [
     pytest.mark.timeout(900),
 ]
 
-SLOW = ("model=custom", "model._target_=parts.Mortal", "+model.seconds=0.15", "sweep.num_steps=40")
-SLOW += ("sweep.auto_range=false", "sweep.start_lr=1e-4", "sweep.end_lr=1", "run.checkpoint_every_s=0.5")
+SLOW = (
+    *("model=custom", "model._target_=parts.Mortal", "+model.seconds=0.15", "sweep.num_steps=40"),
+    *("sweep.auto_range=false", "sweep.start_lr=1e-4", "sweep.end_lr=1", "run.checkpoint_every_s=0.5"),
+)
 
 HOSTILE = 'it\'s "quoted"; $(touch x) `touch y` & > z | ü\n second line'
 
@@ -66,7 +68,7 @@ class Cluster:
         """The id of a job."""
         shutil.copy(PARTS, self.folder / "parts.py")
         out = self.run(str(ROOT / "scripts/submit"), *arguments)
-        return re.findall(r"^job (\d+)$", out, re.MULTILINE)[-1]
+        return str(re.findall(r"^job (\d+)$", out, re.MULTILINE)[-1])
 
     def job(self, number: str) -> dict[str, str]:
         """The fields of a job, as Slurm shows them."""
@@ -284,8 +286,15 @@ def test_an_array_is_a_grid_with_one_writer_to_mlflow(cluster: Cluster, tmp_path
 def test_submitit_queues_a_job_for_each_point(cluster: Cluster) -> None:
     """Each with two supervised ranks and a run directory of its own; the process that waits sums them up."""
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason="needs the extra slurm")
-    overrides = ("hydra/launcher=submitit_slurm", "hydra.launcher.timeout_min=10", "hydra.launcher.cpus_per_task=1")
-    overrides += ("launch.num_processes=2", "optimizer=sgd,adamw", "sweep.num_steps=40", "run.dir=batch", *NO_TRACKING)
+    launcher = ("hydra/launcher=submitit_slurm", "hydra.launcher.timeout_min=10", "hydra.launcher.cpus_per_task=1")
+    overrides = (
+        *launcher,
+        "launch.num_processes=2",
+        "optimizer=sgd,adamw",
+        "sweep.num_steps=40",
+        "run.dir=batch",
+        *NO_TRACKING,
+    )
     secret = "+tracking.tags.hub_token=canary-submitit"
     out = cluster.run(sys.executable, "-m", "lrrunner", "-m", *overrides, secret)
     batch = cluster.folder / "batch"

@@ -63,24 +63,30 @@ class Ordered(Trainer):
     """Reads its training set in order."""
 
     def _get_train_sampler(self, *_: Any) -> SequentialSampler:
-        return SequentialSampler(self.train_dataset)
+        dataset: Any = self.train_dataset
+        return SequentialSampler(dataset)
 
 
 def gpt2(**changes: Any) -> GPT2LMHeadModel:
     """The model of experiment=hf_gpt2_tiny, with the same initial weights."""
     seed_rngs(0)
-    sizes = {"vocab_size": 128, "n_positions": 64, "n_embd": 64, "n_layer": 2, "n_head": 4}
-    no_dropout = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
+    sizes: dict[str, Any] = {"vocab_size": 128, "n_positions": 64, "n_embd": 64, "n_layer": 2, "n_head": 4}
+    no_dropout: dict[str, Any] = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
     return GPT2LMHeadModel(GPT2Config(**sizes, **(no_dropout | SPECIAL | changes)))
 
 
 def arguments(folder: Path, **changes: Any) -> TrainingArguments:
-    settings = {"output_dir": str(folder), "per_device_train_batch_size": 32, "learning_rate": 1e-3, "use_cpu": True}
+    settings: dict[str, Any] = {
+        "output_dir": str(folder),
+        "per_device_train_batch_size": 32,
+        "learning_rate": 1e-3,
+        "use_cpu": True,
+    }
     settings |= {"report_to": "none", "save_strategy": "no", "disable_tqdm": True, "dataloader_pin_memory": False}
     return TrainingArguments(**(settings | changes))
 
 
-def windows() -> Dataset[Any]:
+def windows() -> Any:
     return text(root=None, split="train", context_length=64)
 
 
@@ -182,7 +188,7 @@ def test_the_swept_gradient_is_the_trainers_own(tmp_path: Path) -> None:
     norms = []
     for sweep in (False, True):
         seed_rngs(0)
-        sizes = {"vocab_size": 128, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1}
+        sizes: dict[str, Any] = {"vocab_size": 128, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1}
         trainer = Ordered(
             model=LlamaForCausalLM(LlamaConfig(**sizes, num_attention_heads=2)),
             args=arguments(
@@ -280,14 +286,14 @@ class Rows(Dataset[Any]):
 class OwnLoss(Ordered):
     """A compute_loss that knows nothing of item counts."""
 
-    def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **_: Any) -> Any:
+    def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, *args: Any, **_: Any) -> Any:
         return nn.functional.cross_entropy(model(input_ids=inputs["input_ids"]).logits, inputs["labels"])
 
 
 def classifier() -> BertForSequenceClassification:
     seed_rngs(0)
-    sizes = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
-    no_dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    sizes: dict[str, Any] = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    no_dropout: dict[str, Any] = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     return BertForSequenceClassification(BertConfig(**sizes, **no_dropout, intermediate_size=64))
 
 
@@ -307,7 +313,7 @@ def gradient_norms(folder: Path, kind: type[Trainer], changes: dict[str, Any]) -
     return norms[0], norms[1]
 
 
-GRADIENTS = [
+GRADIENTS: list[tuple[type[Trainer], dict[str, Any]]] = [
     (Ordered, {}),
     (Ordered, {"gradient_accumulation_steps": 4}),
     (Ordered, {"label_smoothing_factor": 0.1}),

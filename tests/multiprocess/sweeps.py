@@ -31,7 +31,7 @@ def regression_data(dtype: torch.dtype = torch.float64) -> tuple[torch.Tensor, t
     return inputs.to(dtype), (inputs[:, :1] * 2 + inputs[:, 1:2].tanh()).to(dtype)
 
 
-def small_model(dtype: torch.dtype = torch.float64) -> nn.Module:
+def small_model(dtype: torch.dtype = torch.float64) -> nn.Sequential:
     """The same initial weights in every process."""
     torch.manual_seed(3)
     return nn.Sequential(nn.Linear(10, 16), nn.Tanh(), nn.Linear(16, 1)).to(dtype)
@@ -60,13 +60,14 @@ def trainable(
         changes |= {"no_sync": functools.partial(no_sync, raw)}
     wrapped = DistributedDataParallel(raw) if dist.is_initialized() and not fsdp else raw
     world_size = dist.get_world_size() if dist.is_initialized() else 1
+    settings: dict[str, Any] = {"no_sync": getattr(wrapped, "no_sync", nullcontext)}
     return Trainable(
         model=wrapped,
         optimizer=optimizer(raw.parameters()),
         objective=objective,
         micro_batch_size=global_batch_size // (world_size * accumulation_steps),
         accumulation_steps=accumulation_steps,
-        **{"no_sync": getattr(wrapped, "no_sync", nullcontext)} | changes,
+        **(settings | changes),
     )
 
 

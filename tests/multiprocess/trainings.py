@@ -35,11 +35,10 @@ def noisy_model() -> nn.Module:
     return nn.Sequential(nn.Linear(10, 16), nn.BatchNorm1d(16), nn.Tanh(), nn.Dropout(0.2), nn.Linear(16, 1))
 
 
-def sweep(accelerator: Accelerator, *objects: Any, **options: Any) -> lrrunner.RangeTest:
+def sweep(accelerator: Accelerator, model: Any, optimizer: Any, loader: Any, **options: Any) -> lrrunner.RangeTest:
     """A sweep that reads the data several times."""
-    return lrrunner.range_test(
-        accelerator, *objects, mean_squared_error, num_steps=25, start_lr=1e-5, auto_range=False, repeats=2, **options
-    )
+    settings: dict[str, Any] = {"num_steps": 25, "start_lr": 1e-5, "auto_range": False, "repeats": 2}
+    return lrrunner.range_test(accelerator, model, optimizer, loader, mean_squared_error, **(settings | options))
 
 
 def trained(*, sweep_at: int | None, num_epochs: int = 2, **loader_options: Any) -> dict[str, Any]:

@@ -97,7 +97,10 @@ def prepared_streams() -> list[list[float]]:
         prepared = accelerator.prepare(
             model, torch.optim.SGD(model.parameters(), lr=1.0), DataLoader(Stream(), batch_size=4)
         )
-        result = lrrunner.range_test(accelerator, *prepared, squared_error, end_lr=0.1, num_steps=12, auto_range=False)
+        own, optimizer, loader = prepared
+        result = lrrunner.range_test(
+            accelerator, own, optimizer, loader, squared_error, end_lr=0.1, num_steps=12, auto_range=False
+        )
         found.append([step.loss for step in result.steps])
         del model, prepared
         accelerator.free_memory()
@@ -183,17 +186,17 @@ def num_progress_bars() -> int:
     from lrrunner.library import range_test as library
 
     titles: list[str] = []
-    original = library.progress_bar
+    original = vars(library)["progress_bar"]
 
     def counted(title: str, *, num_steps: int) -> Any:
         titles.append(title)
         return original(title, num_steps=num_steps)
 
-    library.progress_bar = counted
+    vars(library)["progress_bar"] = counted
     try:
         after_first_step([regression_data()], squared_error)
     finally:
-        library.progress_bar = original
+        vars(library)["progress_bar"] = original
     return len(titles)
 
 

@@ -33,13 +33,14 @@ class Restless(nn.Module):
         self.layers = nn.Sequential(
             nn.Linear(10, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Dropout(0.3), nn.Linear(8, 1)
         ).double()
+        self.calls: torch.Tensor
         self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
         self.layers[1].eval()  # the engine makes it train; afterwards it is as it was
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """One number a sample."""
         self.calls += 1 + 3 * (dist.get_rank() if dist.is_initialized() else 0)
-        drift: torch.Tensor = self.layers[1].running_mean.sum() + 1e-3 * self.calls
+        drift = self.layers.get_buffer("1.running_mean").sum() + 1e-3 * self.calls
         return self.layers(x) + drift.detach()
 
 

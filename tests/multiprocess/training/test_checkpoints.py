@@ -28,7 +28,7 @@ class Deep(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(5)
-        first = small_model(torch.float32)
+        first: Any = small_model(torch.float32)
         self.last = nn.Linear(40, first[-1].out_features)
         self.middle = nn.ModuleList(nn.Linear(40, 40) for _ in range(5))
         self.first = nn.Linear(first[0].in_features, 40)

@@ -126,7 +126,7 @@ def unequal_objective(model: nn.Module, batch: Any) -> tuple[torch.Tensor, int]:
     return squared_error(model, batch), len(batch[0])
 
 
-def unequal_batches(repeat: int) -> Iterator[Any]:
+def unequal_batches(repeat: int, first_step: int = 0) -> Iterator[Any]:
     """Rank 0 gets samples 0-2 and 3-7, rank 1 sample 8 and 9-15, in each step anew."""
     inputs, targets = regression_data()
     sizes = UNEQUAL_ITEMS[dist.get_rank()]
@@ -294,7 +294,7 @@ def test_restore_is_bitwise_on_two_ranks(tmp_path: Path, error_at: int | None) -
 def bypassing_sweep(accumulation_steps: int) -> str:
     """The loss calls the module inside of DDP, so that nothing reduces its gradient."""
 
-    def objective(model: nn.Module, batch: Any) -> torch.Tensor:
+    def objective(model: Any, batch: Any) -> torch.Tensor:
         return squared_error(model.module, batch)
 
     part = trainable(objective=objective, accumulation_steps=accumulation_steps)

@@ -104,7 +104,7 @@ def restored_after(error_at: int | None) -> tuple[bool, str, bool]:
         if next(calls) == error_at:
             raise RuntimeError("boom")
 
-    trained.model.last.register_forward_pre_hook(fail)  # when the root and the blocks are gathered
+    trained.model.get_submodule("last").register_forward_pre_hook(fail)  # when the root and the blocks are gathered
     try:
         sweep(trained, num_steps=6, repeats=2)
     except RuntimeError as caught:

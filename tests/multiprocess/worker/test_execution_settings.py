@@ -82,14 +82,14 @@ def run_jobs(folder: str, port: int, jobs: Mapping[str, tuple[str, ...]], enviro
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), **environ}
     os.chdir(folder)
     world = join_world()
-    models, original = [], run_job.make_trainable
+    models, original = [], vars(run_job)["make_trainable"]
 
     def recorded(*arguments: Any) -> Any:
         trainable = original(*arguments)
         models.append(type(trainable.model).__name__)
         return trainable
 
-    run_job.make_trainable = recorded
+    vars(run_job)["make_trainable"] = recorded
 
     def fail(cause: str) -> NoReturn:
         raise AssertionError(cause)

@@ -22,7 +22,8 @@ def records(losses: list[float], *, nan_at: int | None = None) -> list[Step]:
 
 
 def stop(step: int, **changes: Any) -> Stop:
-    return Stop(**({"reason": StopReason.NON_FINITE, "step": step, "ranks": (1,), "is_partial": True} | changes))
+    settings: dict[str, Any] = {"reason": StopReason.NON_FINITE, "step": step, "ranks": (1,), "is_partial": True}
+    return Stop(**(settings | changes))
 
 
 def test_one_rank_on_a_flat_curve_is_a_fault() -> None:

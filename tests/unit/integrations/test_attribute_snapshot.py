@@ -48,7 +48,8 @@ def test_attributes_are_restored_in_the_same_objects() -> None:
     assert metrics["loss"] is losses
     assert metrics["missing"] == [], "still a defaultdict"
     assert trainer.logs == {"prompts": deque([1, 2]), "counts": Counter(a=1), "seen": {3}}
-    assert trainer.logs["prompts"].maxlen == 2
+    prompts: Any = trainer.logs["prompts"]
+    assert prompts.maxlen == 2
     assert trainer.total is total
     assert total[0] == 1.0
     assert total[1].isnan()

@@ -25,7 +25,7 @@ def test_a_dataset_gets_its_epoch_back() -> None:
 
     dataset = Dataset(torch.arange(4))
     loader = DataLoader(dataset)
-    loader.iteration = 3  # type: ignore[attr-defined]
+    loader.iteration = 3
     with dataset_epoch_restored(loader):
         dataset.set_epoch(8)
     assert dataset.epoch == 3

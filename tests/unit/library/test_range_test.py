@@ -29,12 +29,13 @@ def test_public_names_are_imported_lazily() -> None:
 def test_only_apply_changes_the_optimizer() -> None:
     """Row 33: each group keeps its ratio."""
     model = small_model()
-    groups = [{"params": model[0].parameters()}, {"params": model[2].parameters(), "lr": 1e-4}]
+    groups: list[dict[str, Any]] = [{"params": model[0].parameters()}, {"params": model[2].parameters(), "lr": 1e-4}]
     optimizer = torch.optim.Adam(groups, lr=1e-3)
     result = swept(model, optimizer)
     assert [group["lr"] for group in optimizer.param_groups] == [1e-3, 1e-4]
     result.apply(optimizer)
     lr = result.suggestion.lr
+    assert lr is not None
     assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([lr, lr / 10])
     assert result.group_lrs == pytest.approx((lr, lr / 10))
     none = dataclasses.replace(result, suggestion=dataclasses.replace(result.suggestion, lr=None, interval=None))

@@ -61,9 +61,9 @@ def test_a_generator_keeps_its_state() -> None:
     loader = DataLoader(DATA, batch_size=4, shuffle=True, generator=torch.Generator().manual_seed(7))
     epochs = iter(loader)
     next(epochs)
-    before = loader.generator.get_state()  # type: ignore[union-attr]
+    before = loader.generator.get_state()
     read(loader, 9)
-    assert torch.equal(loader.generator.get_state(), before)  # type: ignore[union-attr]
+    assert torch.equal(loader.generator.get_state(), before)
     assert sum(batch[0].numel() for batch in epochs) == 8
 
 

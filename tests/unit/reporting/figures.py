@@ -7,12 +7,11 @@ import math
 import struct
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.text import Text
 
 from lrrunner.records import (
@@ -83,7 +82,7 @@ def curve_axes(figure: Figure) -> Axes:
     return next(axes for axes in figure.axes if axes.get_ylabel() == "loss")
 
 
-def with_gid(figure: Figure, gid: str) -> list[Artist]:
+def with_gid(figure: Figure, gid: str) -> list[Any]:
     """Artists with this id, in all panels."""
     return figure.findobj(lambda artist: artist.get_gid() == gid)
 
@@ -93,7 +92,7 @@ def texts(figure: Figure) -> list[str]:
     return [text.get_text() for text in figure.findobj(Text) if text.get_text()]
 
 
-def line(figure: Figure, label: str) -> Line2D:
+def line(figure: Figure, label: str) -> Any:
     """A curve by its name in the legend."""
     return next(line for line in curve_axes(figure).lines if line.get_label() == label)
 

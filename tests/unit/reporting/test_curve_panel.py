@@ -91,7 +91,7 @@ def test_repeats_are_a_band_around_their_mean() -> None:
     figure = sweep_figure(steps)
     (band,) = curve_axes(figure).collections
     assert band.get_label() == "range over 3 repeats"
-    vertices = band.get_paths()[0].vertices
+    vertices = np.asarray(band.get_paths()[0].vertices)
     at_first_step = vertices[np.isclose(vertices[:, 0], 1e-6), 1]
     assert (at_first_step.min(), at_first_step.max()) == (3.0, 5.0)
     mean = line(figure, "mean raw loss").get_ydata()

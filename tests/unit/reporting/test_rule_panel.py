@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 from tests.unit.reporting.figures import (
     FINISHED,
@@ -22,7 +23,7 @@ def test_every_candidate_has_a_name_a_dot_and_a_number() -> None:
     figure = sweep_figure(records(u_curve))
     strip = figure.axes[1]
     assert [label.get_text() for label in strip.get_yticklabels()] == list(SUGGESTION.candidates)
-    dots = {(dot.get_xdata()[0], dot.get_ydata()[0]) for dot in strip.lines if dot.get_marker() == "o"}
+    dots = {(dot.get_xdata()[0], dot.get_ydata()[0]) for dot in list[Any](strip.lines) if dot.get_marker() == "o"}
     assert dots == {(1.2e-3, 0), (1.1e-3, 1), (1.3e-3, 2), (1.2e-3, 3)}
     lrs = [text.get_text() for text in strip.texts]
     assert lrs[:5] == ["1.2e-03", "1.1e-03", "1.3e-03", "1.2e-03", "none"]

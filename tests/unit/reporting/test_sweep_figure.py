@@ -8,6 +8,7 @@ import math
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -91,7 +92,8 @@ def test_no_texts_overlap_or_leave_the_figure(lr: float) -> None:
 
 def test_letters_are_at_least_nine_points() -> None:
     """The MLflow UI shows the figure at its own size or smaller."""
-    assert min(text.get_fontsize() for text in sweep_figure(records(u_curve)).findobj(Text)) >= 9
+    found: list[Any] = sweep_figure(records(u_curve)).findobj(Text)
+    assert min(text.get_fontsize() for text in found) >= 9
 
 
 def test_without_a_suggestion_the_verdict_is_written_out() -> None:
@@ -151,7 +153,12 @@ def test_degenerate_sweeps_are_drawn_without_a_warning(
 
 def test_the_png_is_900_pixels_wide_and_white(tmp_path: Path) -> None:
     """Whatever style and saving settings the user's script has set."""
-    dark = {"savefig.bbox": "tight", "savefig.dpi": 33, "axes.facecolor": "black", "savefig.facecolor": "black"}
+    dark: dict[Any, Any] = {
+        "savefig.bbox": "tight",
+        "savefig.dpi": 33,
+        "axes.facecolor": "black",
+        "savefig.facecolor": "black",
+    }
     with matplotlib.rc_context({**dark, "text.color": "white", "figure.dpi": 50, "font.size": 30}):
         figure = sweep_figure(records(u_curve))
         save_png(figure, tmp_path / "lr_sweep.png")

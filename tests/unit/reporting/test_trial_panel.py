@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -28,7 +29,7 @@ from tests.unit.reporting.figures import (
 def test_confirmation_runs_have_a_panel_with_one_curve_per_length(tmp_path: Path) -> None:
     """A run of 300 steps is lower than one of 100 for another reason than its learning rate."""
     figure = confirmed_figure(*FINISHED, INTERRUPTED)
-    lines = {line.get_label(): line for line in trial_axes(figure).lines}
+    lines: dict[Any, Any] = {line.get_label(): line for line in trial_axes(figure).lines}
     assert list(lines["100 steps"].get_xdata()) == [3.8e-4, 1.2e-3, 3.8e-3]
     assert list(lines["100 steps"].get_ydata()) == [0.9, 0.4, 0.3]
     assert list(lines["300 steps"].get_xdata()) == [3.8e-3]

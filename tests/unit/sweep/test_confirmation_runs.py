@@ -64,7 +64,11 @@ def confirm(
     stop_requested: Callable[[], bool] = lambda: False,
     **options: Any,
 ) -> Trials:
-    settings = {"plan": one_after_another(*planned), "evaluate": on_all_data(part), "batches": planned_batches()}
+    settings: dict[str, Any] = {
+        "plan": one_after_another(*planned),
+        "evaluate": on_all_data(part),
+        "batches": planned_batches(),
+    }
     return run_trials(
         TrialSettings(schedule=schedule, beta=0.9),
         trainable=part,
@@ -226,9 +230,9 @@ def test_everything_is_restored_bit_for_bit(fail_at: int | None) -> None:
     """Weights, running statistics, optimizer state, modes and random numbers, whatever raises."""
     part = trainable(model=Touchy(fail_at))
     part.model.train()
-    squared_error(part.model.layers, next(planned_batches()(0))).backward()
+    squared_error(part.model.get_submodule("layers"), next(planned_batches()(0))).backward()
     part.optimizer.step()
-    part.model.layers[2].eval()
+    part.model.get_submodule("layers.2").eval()
     before = copy.deepcopy((part.model.state_dict(), part.optimizer.state_dict()))
     modes, rng = [module.training for module in part.model.modules()], torch.get_rng_state()
     try:

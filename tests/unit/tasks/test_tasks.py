@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -158,6 +159,6 @@ def test_objectives_read_their_batches() -> None:
 def test_a_model_that_returns_no_tensor_is_told_which_key_helps() -> None:
     """Models that return a dictionary or a tuple need another objective."""
     model = torch.nn.Linear(2, 2)
-    returns_dict = lambda inputs: {"logits": model(inputs)}  # noqa: E731
+    returns_dict: Any = lambda inputs: {"logits": model(inputs)}  # noqa: E731
     with pytest.raises(TypeError, match=r"got dict; use objective=model_loss .* \(model, batch\) -> loss"):
         Supervised(torch.nn.CrossEntropyLoss())(returns_dict, (torch.zeros(1, 2), torch.zeros(1, dtype=torch.long)))

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from lrrunner.records import Step, StopReason, Trial, TrialOutcome
-from lrrunner.training import checkpoints, train_step
+from lrrunner.training import train_step
 from lrrunner.training.checkpoints import Checkpoints, read_newest
 from lrrunner.training.collectives import SerialCollective
 from lrrunner.training.engine import SweepResult, run_sweep
@@ -207,7 +207,7 @@ def test_a_full_disk_costs_the_checkpoint_and_not_the_run(
     def full(*args: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoints.torch, "save", full)
+    monkeypatch.setattr(torch, "save", full)
     assert without_times(swept(tmp_path)) == without_times(swept(None))
     assert "the checkpoint could not be written" in caplog.text
 
@@ -218,7 +218,7 @@ def test_an_optimizer_whose_state_cannot_be_saved_is_reported_once(
     """What cannot be read safely is not written; the run goes on."""
 
     class Strange(torch.optim.SGD):
-        def step(self, closure: Any = None) -> None:
+        def step(self, closure: Any = None) -> None:  # type: ignore[override]
             super().step(closure)
             for group in self.param_groups:
                 group["note"] = Path("strange")
@@ -238,7 +238,7 @@ def test_state_dictionaries_restore_everything(optimizer: Any, tmp_path: Path) -
     torch.save((snapshot.state_dict(), snapshot.buffers_state()), tmp_path / "x")
     expected = copy.deepcopy((part.model.state_dict(), part.optimizer.state_dict()))
     run_steps(part, 2)
-    part.model.count.fill_(0.0)
+    part.model.get_buffer("count").fill_(0.0)
     state, buffers = torch.load(tmp_path / "x", weights_only=True)
     other = Snapshot(part.model, part.optimizer)
     other.load_state_dict(state, buffers)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -35,7 +36,7 @@ class SpySGD(torch.optim.SGD):
         super().__init__(params, **options)
         self.used: list[list[float]] = []
 
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
         self.used.append([float(group["lr"]) for group in self.param_groups])
         super().step(closure)
 
@@ -45,6 +46,7 @@ def test_recorded_lr_is_the_one_the_step_used_and_the_schedule_is_exact() -> Non
     part = trainable(optimizer=lambda p: SpySGD(p, lr=0.3))
     result = sweep(part, start_lr=1e-4, end_lr=1e-2, num_steps=5)
     assert [step.lr for step in result.steps] == exponential_lr(start_lr=1e-4, end_lr=1e-2, num_steps=5).tolist()
+    assert isinstance(part.optimizer, SpySGD)
     assert part.optimizer.used == [[step.lr] for step in result.steps]
     assert result.stops[0].reason == StopReason.END_OF_SCHEDULE
     assert result.stops[0].step == 4
@@ -59,6 +61,7 @@ def test_lr_moves_once_per_optimizer_step_under_accumulation() -> None:
         optimizer=lambda p: SpySGD(p, lr=1.0),
     )
     result = sweep(part, planned_batches(accumulation_steps=3), num_steps=4)
+    assert isinstance(part.optimizer, SpySGD)
     assert len(part.optimizer.used) == 4
     assert [step.loss for step in result.steps] == [3.0] * 4
 
@@ -97,7 +100,7 @@ def test_tensor_learning_rates_are_filled_in_place_and_restored() -> None:
 
 
 @pytest.mark.parametrize("options", [{"foreach": False}, {"fused": True}])
-def test_tensor_learning_rates_give_the_curve_of_plain_ones(options: dict[str, bool]) -> None:
+def test_tensor_learning_rates_give_the_curve_of_plain_ones(options: dict[str, Any]) -> None:
     """Capturable, fused and compiled optimizers keep their LR in a tensor."""
     plain = sweep(trainable(optimizer=lambda p: torch.optim.Adam(p, lr=1e-3, **options)), num_steps=20)
     filled = sweep(trainable(optimizer=lambda p: torch.optim.Adam(p, lr=torch.tensor(1e-3), **options)), num_steps=20)
@@ -110,7 +113,8 @@ def test_an_optimizer_that_averages_weights_is_swept_in_training_mode_and_left_i
     part.train()
     squared_error(part.model, next(planned_batches()(0))).backward()
     part.optimizer.step()
-    part.optimizer.eval()
+    optimizer: Any = part.optimizer
+    optimizer.eval()
     before = [p.detach().clone() for p in part.model.parameters()]
     result = sweep(part, num_steps=30, start_lr=1e-3)
     assert len(result.steps) > 10
@@ -213,6 +217,7 @@ def test_a_scheduler_that_has_already_acted_does_not_shift_the_schedule(factor: 
     torch.optim.lr_scheduler.LambdaLR(part.optimizer, lambda step: factor)
     assert part.optimizer.param_groups[0]["lr"] == 0.5 * factor
     result = sweep(part, num_steps=3, start_lr=1e-3, end_lr=1e-1)
+    assert isinstance(part.optimizer, SpySGD)
     assert part.optimizer.used == [[step.lr] for step in result.steps]
     assert part.optimizer.param_groups[0]["lr"] == 0.5 * factor
 
@@ -261,6 +266,11 @@ def test_scaled_gradients_are_unscaled_before_clipping_and_recording() -> None:
     assert [s.loss for s in scaled.steps] == pytest.approx([s.loss for s in expected.steps], rel=1e-5)
 
 
+def keep_parameters(part: Trainable, kept: list[list[torch.Tensor]], step: Step) -> None:
+    """Append a copy of the parameters as they are after a step."""
+    kept.append([parameter.detach().clone() for parameter in part.model.parameters()])
+
+
 def test_a_micro_batch_without_items_counts_nothing() -> None:
     """A batch whose targets are all ignored has a mean of 0 / 0; the step is that of the other one alone."""
 
@@ -285,9 +295,9 @@ def test_a_micro_batch_without_items_counts_nothing() -> None:
         result = run_sweep(
             part,
             sweep_plan(lrs=[0.5]),
-            lambda repeat: iter([(inputs, targets), (inputs, torch.full_like(targets, -100))]),
+            lambda repeat, first_step=0: iter([(inputs, targets), (inputs, torch.full_like(targets, -100))]),
             context=rank_context(),
-            on_step=lambda step, part=part: ends.append([p.detach().clone() for p in part.model.parameters()]),
+            on_step=functools.partial(keep_parameters, part, ends),
         )
         assert result.stops[0].reason == StopReason.END_OF_SCHEDULE
         assert result.steps[0].num_items == 8
@@ -442,9 +452,10 @@ def overflowing(times: int) -> tuple[Trainable, list[float]]:
         def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
             return gradient * (math.inf if next(calls) < times else 1.0)
 
+    overflow: Callable[[torch.Tensor], torch.Tensor] = Overflow.apply
     part = trainable(
         dtype=torch.float32,
-        objective=lambda model, batch: Overflow.apply(squared_error(model, batch)),
+        objective=lambda model, batch: overflow(squared_error(model, batch)),
         optimizer=lambda p: torch.optim.SGD(p, lr=1.0),
         scaler=scaler,
     )
@@ -566,7 +577,7 @@ def test_a_number_that_no_batch_can_hold_is_no_item_count(count: float, message:
 class SelfSchedulingSGD(torch.optim.SGD):
     """Sets its own LR in each step."""
 
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
         self.param_groups[0]["lr"] = 0.125
         super().step()
 

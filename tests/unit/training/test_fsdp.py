@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -30,7 +32,7 @@ def test_blocks_are_the_elements_of_the_outermost_lists() -> None:
 def test_a_model_names_its_blocks_unless_the_launcher_does() -> None:
     """As Hugging Face models do."""
     model = Tower()
-    model._no_split_modules = ["Embedding"]
+    vars(model)["_no_split_modules"] = ["Embedding"]
     assert blocks(model) == [model.embedding]
     assert blocks(model, ["Sequential"]) == [model.layers[0]]
     with pytest.raises(ValueError, match="no module is a DecoderLayer"):
@@ -40,7 +42,7 @@ def test_a_model_names_its_blocks_unless_the_launcher_does() -> None:
 @pytest.mark.parametrize("tied", ["between blocks", "with the root"])
 def test_a_parameter_of_two_blocks_is_refused_before_the_first_step(tied: str) -> None:
     """fully_shard finds out in the first forward pass only, on some rank."""
-    model = nn.ModuleDict({"first": nn.Linear(4, 4), "layers": nn.ModuleList([nn.Linear(4, 4), nn.Linear(4, 4)])})
+    model: Any = nn.ModuleDict({"first": nn.Linear(4, 4), "layers": nn.ModuleList([nn.Linear(4, 4), nn.Linear(4, 4)])})
     model["layers"][1].weight = (model["layers"][0] if tied == "between blocks" else model["first"]).weight
     with pytest.raises(ValueError, match="weight is shared between blocks"):
         shard(model, device=torch.device("cpu"))
@@ -57,7 +59,7 @@ def test_the_checksum_sees_one_bit_of_any_weight_or_buffer() -> None:
     models = [nn.Sequential(small_model(), nn.BatchNorm1d(1)).bfloat16() for _ in range(2)]
     first, second = (weights_checksum(model) for model in models)
     assert first == second
-    models[1][1].running_mean.add_(1.0)
+    models[1].get_buffer("1.running_mean").add_(1.0)
     with torch.no_grad():
-        models[0][0][2].bias.add_(1e-2)
+        models[0].get_parameter("0.2.bias").add_(1e-2)
     assert len({first, *map(weights_checksum, models)}) == 3

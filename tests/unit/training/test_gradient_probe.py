@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -26,7 +26,7 @@ from tests.multiprocess.sweeps import (
 
 SUGGESTION = Suggestion(lr=1.0, method="auto", verdict=Verdict.OK, reason="", interval=(1.0, 1.0))
 
-ALMOST_STILL: dict[str, float] = {"start_lr": 1e-12, "end_lr": 1e-11}
+ALMOST_STILL: dict[str, Any] = {"start_lr": 1e-12, "end_lr": 1e-11}
 """LRs too small to change the gradient of any parameter."""
 
 
@@ -65,7 +65,7 @@ def test_accumulation_gives_the_noise_scale_of_single_samples(accumulation: int)
     assert found.low < truth < found.high
     assert truth / 2 < found.low
     assert found.high < truth * 2
-    mean = sum(step.gradient_variance for step in result.steps) / len(result.steps)
+    mean = sum(step.gradient_variance or math.nan for step in result.steps) / len(result.steps)
     assert mean == pytest.approx(variance, rel=0.25)
 
 
@@ -97,9 +97,9 @@ def test_unequal_items_and_a_scaled_loss_are_undone(scale: float | None) -> None
     """Losses are weighted by their items, and scaled for fp16; clipping comes later. By hand, for one step."""
     model, (inputs, targets) = small_model(), regression_data()
     squares, flat = [], []
-    for part in (slice(0, 1), slice(1, 6)):
+    for items in (slice(0, 1), slice(1, 6)):
         model.zero_grad()
-        squared_error(model, (inputs[part], targets[part])).backward()
+        squared_error(model, (inputs[items], targets[items])).backward()
         flat.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
         squares.append(float(flat[-1].square().sum()))
     whole = (flat[0] + 5 * flat[1]) / 6
@@ -132,7 +132,10 @@ def test_a_gradient_in_several_pieces_is_unknown_not_wrong() -> None:
     """Norms of pieces do not add up to the norm of their sum."""
     part = trainable(model=Checkpointed().double(), accumulation_steps=2, global_batch_size=16)
     result = probed_sweep(part, num_steps=3)
-    assert all(math.isnan(step.gradient_variance) and step.grad_norm > 0 for step in result.steps)
+    assert all(
+        step.gradient_variance is not None and math.isnan(step.gradient_variance) and step.grad_norm > 0
+        for step in result.steps
+    )
 
 
 def test_a_compiled_model_keeps_its_hooks_and_unused_parameters_count_nothing() -> None:
@@ -140,8 +143,11 @@ def test_a_compiled_model_keeps_its_hooks_and_unused_parameters_count_nothing() 
     model = small_model()
     model.register_parameter("unused", nn.Parameter(torch.ones(3, dtype=torch.float64)))
     plain = trainable(model=model, accumulation_steps=2, global_batch_size=16)
-    compiled = trainable(model=torch.compile(model, backend="aot_eager"), accumulation_steps=2, global_batch_size=16)
+    compiled = trainable(
+        model=cast(nn.Module, torch.compile(model, backend="aot_eager")), accumulation_steps=2, global_batch_size=16
+    )
     ours, theirs = (probed_sweep(part, num_steps=3) for part in (compiled, plain))
     expected = [step.gradient_variance for step in theirs.steps]
     assert [step.gradient_variance for step in ours.steps] == pytest.approx(expected, rel=1e-6)
+    assert expected[0] is not None
     assert expected[0] > 0

@@ -22,7 +22,7 @@ class AveragingSGD(torch.optim.SGD):
         self._switch(training=False)
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
         assert all(group["train_mode"] for group in self.param_groups), "stepped in evaluation mode"
         super().step(closure)
         for group in self.param_groups:
@@ -51,7 +51,7 @@ class SelfScalingSGD(torch.optim.SGD):
         for group in self.param_groups:
             group |= {"d": 1e-6, "d0": 1e-6, "d_coef": 1.0}
 
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
         held = [group["lr"] for group in self.param_groups]
         for group in self.param_groups:
             group["d"] = min(1e-2, group["d"] * 2)
@@ -68,5 +68,5 @@ class Lookahead(torch.optim.Optimizer):
         self.optimizer = optimizer
         self.param_groups, self.defaults, self.state = optimizer.param_groups, optimizer.defaults, optimizer.state
 
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
         self.optimizer.step(closure)

@@ -31,7 +31,7 @@ def settings() -> dict[str, Any]:
         "autocast": (torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")),
         "benchmark": torch.backends.cudnn.benchmark,
         "cudnn": torch.backends.cudnn.enabled,
-        "draws": (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()),
+        "draws": (random.getstate(), str(np.random.get_state()), torch.get_rng_state().tolist()),
         "errors": np.geterr(),
         "filters": list(warnings.filters),
         "path": list(sys.path),
