@@ -1,8 +1,8 @@
 """Python's collector of reference cycles, kept away from what imports create.
 
-Torch, MLflow and matplotlib create about a million objects that live as long as the process. The collector walks over
-all of them again and again while they are imported, in each later collection, and three times at exit: together a third
-of the CPU time of a short job.
+Importing torch and MLflow creates half a million objects that live as long as the process. The collector walks over
+all of them while they are imported, in each later full collection, and at exit: together a third of the CPU time of a
+short job.
 """
 
 from __future__ import annotations
