@@ -41,6 +41,25 @@ def data_fault(steps: Sequence[Step], stops: Sequence[Stop], *, earlier_stops: S
     return None
 
 
+def suspected_fault(steps: Sequence[Step], stops: Sequence[Stop]) -> Stop | None:
+    """The stop of a value that is not finite while the loss has not moved yet, on all ranks; None without one.
+
+    Either the data or the model is at fault, or a learning rate that explodes within one step. A pass at lower learning
+    rates tells: :func:`data_fault` looks for the same step there.
+    """
+    return next(
+        (
+            stop
+            for stop in stops
+            if stop.reason == StopReason.NON_FINITE
+            and stop.step >= NUM_EXPLAINED_STEPS
+            and not stop.is_partial
+            and _is_flat_before(stop, steps)
+        ),
+        None,
+    )
+
+
 def fault_suggestion(stop: Stop, steps: Sequence[Step], *, method: str, location: str = "") -> Suggestion:
     """No suggestion, with what is known about the fault.
 

@@ -78,6 +78,13 @@ def extension(
     return Extension(low, high, " and ".join(reasons)) if reasons else None
 
 
+def range_below(stop: Stop, start_lr: float, end_lr: float) -> Extension:
+    """A range that begins lower, to see whether the LR is why a value was not finite at a step."""
+    what = "the gradient" if stop.in_gradient else "the loss"
+    reason = f"{what} is not finite at step {stop.step}, though the loss has not moved"
+    return Extension(max(LOWEST_LR, start_lr / DOWN), end_lr, reason)
+
+
 def curve_pass(suggestions: Sequence[Suggestion], *, interrupted: bool) -> int:
     """The pass that gives the curve: one with an LR, not interrupted, up to a divergence; the last of several as good.
 

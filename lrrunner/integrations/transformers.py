@@ -115,7 +115,7 @@ def _loss_function(trainer: Trainer) -> Callable[[nn.Module, Any], Any]:
         model.train()  # all submodules, as each training_step does
         inputs = trainer._prepare_inputs(batch)
         num_items = _num_tokens(inputs, shifts=shifts) if counts_items else None
-        if num_items is not None and ignores_count is None:
+        if num_items is not None and ignores_count is None and num_items:
             ignores_count = _ignores_count(trainer, model, inputs, num_items)
         with trainer.compute_loss_context_manager():
             if num_items is None:

@@ -9,9 +9,9 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from lrrunner.config.schema import Monitor, SweepConfig, SweepMode
-from lrrunner.core.data_fault import data_fault, fault_suggestion
+from lrrunner.core.data_fault import data_fault, fault_suggestion, suspected_fault
 from lrrunner.core.lr_schedules import SWEEP_SCHEDULES
-from lrrunner.core.range_extension import MAX_PASSES, Extension, curve_pass, extension
+from lrrunner.core.range_extension import MAX_PASSES, Extension, curve_pass, extension, range_below
 from lrrunner.core.stop_rules import stop_rule
 from lrrunner.core.suggestion_rules import suggest
 from lrrunner.records import Step, Stop, StopReason, Suggestion, SweepPass
@@ -92,6 +92,8 @@ def run_passes(
                 found = fault_suggestion(fault, result.steps, method=method, location=where), None
             else:
                 found = _suggestion_and_extension(result, sweep, method, low, high, highest_lr)
+                if sweep.auto_range and not passes and (suspect := suspected_fault(result.steps, result.stops)):
+                    found = found[0], range_below(suspect, low, high)
         steps, stops = steps + result.steps, stops + result.stops
         suggestion, wider = collective.broadcast(found)
         passes.append(SweepPass(start_lr=low, end_lr=high, suggestion=suggestion))

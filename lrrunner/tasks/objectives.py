@@ -19,12 +19,13 @@ class Supervised:
     def __init__(self, criterion: Callable[[Any, Any], torch.Tensor]) -> None:
         self._criterion = criterion
 
-    def __call__(self, model: nn.Module, batch: tuple[Any, Any]) -> torch.Tensor:
-        """The mean loss of a batch (inputs, target)."""
+    def __call__(self, model: nn.Module, batch: tuple[Any, Any]) -> torch.Tensor | tuple[torch.Tensor, int]:
+        """The mean loss of a batch (inputs, target); (loss, 0) where the criterion ignores all of the target."""
         inputs, target = batch
         output = model(inputs)
         try:
-            return self._criterion(output, target)
+            loss = self._criterion(output, target)
+            return (loss, 0) if self._ignores_all(target) else loss
         except (TypeError, AttributeError) as error:
             if isinstance(output, torch.Tensor):
                 raise
@@ -33,6 +34,13 @@ class Supervised:
                 "objective=model_loss for a model that returns its own loss, or name an objective of your own, a "
                 "function (model, batch) -> loss"
             ) from error
+
+    def _ignores_all(self, target: Any) -> bool:
+        """Whether every label is the one that the criterion ignores; not read on a GPU, where the host would wait."""
+        ignored = getattr(self._criterion, "ignore_index", None)
+        if ignored is None or not isinstance(target, torch.Tensor) or target.device.type != "cpu":
+            return False
+        return not target.is_floating_point() and bool((target == ignored).all())
 
 
 class ModelLoss:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
+import numbers
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 
 
-def count_error(count: float, batch: Any) -> str:
+def count_error(count: Any, batch: Any) -> str:
     """Why a batch cannot hold so many items; empty if it can.
 
     Training steps of many projects return ``(loss, accuracy)``, which must not be taken for ``(loss, num_items)``.
@@ -22,12 +24,19 @@ def count_error(count: float, batch: Any) -> str:
     >>> count_error(9, torch.zeros(4, 2)), count_error(8, torch.zeros(4, 2))
     ('9, above the 8 elements of the batch', '')
     """
-    if count != int(count):
-        return f"a fraction, {count:.4g}"
-    if count < 0:
-        return f"{count:.4g}, below 0"
+    if not isinstance(count, numbers.Real):
+        return f"a {type(count).__name__}"
+    number = float(count)
+    if not math.isfinite(number):
+        return f"{number}"
+    if number != int(number):
+        return f"a fraction, {number:.4g}"
+    if number < 0:
+        return f"{number:.4g}, below 0"
     largest = num_elements(batch)
-    return f"{count:.4g}, above the {largest} elements of the batch" if largest is not None and count > largest else ""
+    if largest is None or number <= largest:
+        return ""
+    return f"{number:.4g}, above the {largest} elements of the batch"
 
 
 def num_elements(batch: Any) -> int | None:

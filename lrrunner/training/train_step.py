@@ -7,10 +7,11 @@ step k is read while step k + 1 runs, so that the host never waits for the devic
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -132,7 +133,7 @@ class TrainStep:
         if t.scaler is not None:
             t.scaler.unscale_(t.optimizer)
         grad_norm = self._averaged_norm(local_norm, table, factor)
-        if self._on_cpu and t.scaler is None and not torch.isfinite(grad_norm):
+        if self._on_cpu and t.scaler is None and not torch.isfinite(table[:, Column.GRADIENT]).all():
             return self._not_applied(index, table, grad_norm)
         if t.max_grad_norm is not None:
             torch.nn.utils.clip_grads_with_norm_(self._parameters, t.max_grad_norm, grad_norm)
@@ -162,7 +163,7 @@ class TrainStep:
         """
         t = self.trainable
         t.optimizer.zero_grad(set_to_none=True)
-        with t.no_sync():
+        with t.no_sync(), suppress(Exception):  # the objective may have changed a batch in place; then nobody is named
             for batch in self._micro_batches:
                 with t.autocast():
                     loss, _ = self._loss_and_count(t.objective(t.model, batch), batch)
@@ -182,12 +183,14 @@ class TrainStep:
         for i in range(t.accumulation_steps):
             batch = t.to_device(next(batches))
             if self._on_cpu:
-                self._micro_batches.append(batch)
+                self._micro_batches.append(copy.copy(batch))
             is_last = i == t.accumulation_steps - 1
             with nullcontext() if is_last else t.no_sync():
                 with t.autocast():
                     loss, count = self._loss_and_count(t.objective(t.model, batch), batch)
                 multiplier = self._weight(count) / t.accumulation_steps
+                if self._on_cpu and not count and (self._collective.world_size == 1 or not is_last):
+                    continue  # no rank waits for this gradient, which may be NaN: 0 / 0 of a masked mean
                 scaled = _scaled(loss, multiplier)
                 (scaled if t.scaler is None else t.scaler.scale(scaled)).backward()
                 if self._probe is not None:
@@ -207,6 +210,8 @@ class TrainStep:
             count = count.item()
         if isinstance(result, tuple) and (wrong := count_error(count, batch)):
             raise ValueError(WRONG_COUNT.format(wrong))
+        if not count and not loss.requires_grad:  # a constant
+            return _zero_loss(self._parameters), 0
         return (loss if count else torch.where(torch.zeros_like(loss, dtype=torch.bool), loss, 0.0)), count
 
     def _value(self, tensor: torch.Tensor) -> torch.Tensor | float:

@@ -9,11 +9,15 @@ import random
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
+
+UNREADABLE = object()
+
+logger = logging.getLogger(__name__)
 
 Setting = tuple[Callable[[], Any], Callable[[Any], Any]]
 """(read a setting, set it)."""
@@ -78,6 +82,11 @@ SETTINGS: tuple[Setting, ...] = (
     ),
     (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
     (torch.get_num_threads, torch.set_num_threads),
+    (sys.getrecursionlimit, sys.setrecursionlimit),
+    (lambda: torch.backends.mkldnn.enabled, lambda value: torch.backends.mkldnn.set_flags(value)),
+    (torch.backends.cuda.flash_sdp_enabled, torch.backends.cuda.enable_flash_sdp),
+    (torch.backends.cuda.mem_efficient_sdp_enabled, torch.backends.cuda.enable_mem_efficient_sdp),
+    (torch.backends.cuda.math_sdp_enabled, torch.backends.cuda.enable_math_sdp),
     (torch.is_autocast_cache_enabled, torch.set_autocast_cache_enabled),
     _autocast("cpu"),
     _autocast("cuda"),
@@ -104,14 +113,25 @@ def process_state_preserved() -> Iterator[None]:
     What cannot be read back is not restored: imported modules and what these have patched, and the number of threads
     between operations, which torch fixes at its first use. Signal and log handlers are restored by their owners.
     """
-    values = [read() for read, _ in SETTINGS]
+    values = [_value(read) for read, _ in SETTINGS]
     try:
         yield
     finally:
         for (read, restore), value in zip(SETTINGS, values, strict=True):
-            with suppress(OSError):  # a working directory that the job has removed
-                if not _is_same(read(), value):
-                    restore(value)
+            if value is UNREADABLE or _is_same(_value(read), value):
+                continue
+            try:
+                restore(value)
+            except Exception as error:  # noqa: BLE001 - one setting must not keep the others from being restored
+                logger.warning("a setting that the job changed could not be restored: %s", error)
+
+
+def _value(read: Callable[[], Any]) -> Any:
+    """The value of a setting; ``UNREADABLE`` where the job has left it so that reading raises."""
+    try:
+        return read()
+    except Exception:  # noqa: BLE001 - a removed working directory, mixed precision flags of torch, ...
+        return UNREADABLE
 
 
 def _is_same(current: Any, value: Any) -> bool:

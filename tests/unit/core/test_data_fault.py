@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lrrunner.core.data_fault import data_fault, fault_suggestion
+from lrrunner.core.data_fault import data_fault, fault_suggestion, suspected_fault
 from lrrunner.records import Step, Stop, StopReason, Verdict
 
 NOISE = 0.01 * np.random.default_rng(0).normal(size=40)
@@ -72,3 +72,11 @@ def test_no_items_is_a_fault() -> None:
     bad = stop(5, reason=StopReason.NO_ITEMS, ranks=(), is_partial=False)
     assert data_fault(records(FLAT), [bad]) is bad
     assert "no rank had any items" in fault_suggestion(bad, records(FLAT), method="auto").reason
+
+
+def test_a_flat_curve_on_all_ranks_is_suspected_only() -> None:
+    """An LR may explode within one step: a pass further down tells."""
+    bad = stop(20, ranks=(0,), is_partial=False)
+    assert suspected_fault(records(FLAT, nan_at=20), [bad]) is bad
+    assert suspected_fault(records(FALLING, nan_at=20), [bad]) is None
+    assert suspected_fault(records(FLAT, nan_at=20), [stop(20)]) is None

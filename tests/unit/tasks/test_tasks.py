@@ -153,7 +153,9 @@ def test_objectives_read_their_batches() -> None:
     batch = {"x": torch.tensor([1.0, 2.0]), "y": torch.tensor([3.0, 2.0])}
     assert ModelLoss()(OwnLoss(), batch).item() == 2.0
     supervised = Supervised(nn.MSELoss())
-    assert supervised(nn.Identity(), (batch["x"], batch["y"])).item() == 2.0
+    loss = supervised(nn.Identity(), (batch["x"], batch["y"]))
+    assert isinstance(loss, torch.Tensor)
+    assert loss.item() == 2.0
 
 
 def test_a_model_that_returns_no_tensor_is_told_which_key_helps() -> None:
@@ -162,3 +164,13 @@ def test_a_model_that_returns_no_tensor_is_told_which_key_helps() -> None:
     returns_dict: Any = lambda inputs: {"logits": model(inputs)}  # noqa: E731
     with pytest.raises(TypeError, match=r"got dict; use objective=model_loss .* \(model, batch\) -> loss"):
         Supervised(torch.nn.CrossEntropyLoss())(returns_dict, (torch.zeros(1, 2), torch.zeros(1, dtype=torch.long)))
+
+
+def test_a_target_that_is_ignored_as_a_whole_has_no_items() -> None:
+    """The mean over nothing is NaN and would end the sweep."""
+    objective = Supervised(torch.nn.CrossEntropyLoss())
+    inputs, ignored = torch.zeros(2, 2), torch.full((2,), -100)
+    result = objective(torch.nn.Linear(2, 2), (inputs, ignored))
+    assert isinstance(result, tuple)
+    assert result[1] == 0
+    assert isinstance(objective(torch.nn.Linear(2, 2), (inputs, torch.tensor([-100, 1]))), torch.Tensor)

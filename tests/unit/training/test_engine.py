@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -587,3 +588,52 @@ def test_an_optimizer_that_sets_its_own_lr_is_refused() -> None:
     part = trainable(optimizer=lambda p: SelfSchedulingSGD(p, lr=0.5))
     with pytest.raises(ValueError, match=r"got SelfSchedulingSGD, which replaced 1e-06 by 0\.125 in its step 0"):
         run_sweep(part, sweep_plan(num_steps=3), planned_batches(), context=rank_context())
+
+
+def masked_mean(model: nn.Module, batch: Any) -> Any:
+    """A mean over a mask that is empty in every third batch: 0 / 0, whose gradient is NaN."""
+    errors = (model(batch[0]) - batch[1]).square().flatten()
+    mask = torch.zeros_like(errors) if float(batch[0].sum()) > 0 else torch.ones_like(errors)
+    return (errors * mask).sum() / mask.sum(), mask.sum()
+
+
+def test_a_masked_mean_over_nothing_contributes_nothing() -> None:
+    """torch.where keeps the NaN out of the loss, not out of the gradient of the division."""
+    part = trainable(objective=masked_mean, accumulation_steps=4)
+    result = run_sweep(part, sweep_plan(num_steps=20), planned_batches(accumulation_steps=4), context=rank_context())
+    assert result.stops[0].reason == StopReason.END_OF_SCHEDULE
+    assert all(math.isfinite(step.grad_norm) for step in result.steps if not step.skipped)
+    assert any(step.num_items < 48 for step in result.steps)
+
+
+def test_a_constant_without_items_is_nothing_to_learn_from() -> None:
+    """It has no graph to go back through."""
+    calls = itertools.count()
+    part = trainable(
+        objective=lambda model, batch: (
+            (torch.zeros(()), 0) if next(calls) % 3 == 1 else (squared_error(model, batch), len(batch[0]))
+        )
+    )
+    result = run_sweep(part, sweep_plan(num_steps=9), planned_batches(), context=rank_context())
+    assert [step.step for step in result.steps if not step.skipped] == list(range(9))
+    assert sum(step.skipped for step in result.steps) == 4
+
+
+def test_an_objective_that_empties_its_batch_is_not_run_again_on_it() -> None:
+    """The origin of a bad gradient is looked for on the step's own batches."""
+
+    def objective(model: nn.Module, batch: Any) -> torch.Tensor:
+        loss = squared_error(model, (batch["x"], batch.pop("y")))
+        return loss + torch.sqrt(loss - loss) if next(calls) == 5 else loss
+
+    calls = itertools.count()
+    batches = planned_batches()
+    part = trainable(objective=objective)
+    result = run_sweep(
+        part,
+        sweep_plan(num_steps=20),
+        lambda repeat, first_step=0: ({"x": x, "y": y} for x, y in batches(repeat)),
+        context=rank_context(),
+    )
+    assert (result.stops[0].reason, result.stops[0].step) == (StopReason.NON_FINITE, 5)
+    assert result.stops[0].in_gradient

@@ -78,3 +78,16 @@ def test_every_setting_is_as_before_also_after_an_exception(tmp_path: Path) -> N
         raise RuntimeError("boom")
     assert {name for name in before if before[name] == changed[name]} == set(), "the test must spoil all of them"
     assert settings() == before
+
+
+def test_a_setting_that_cannot_be_read_any_more_does_not_keep_the_others_from_being_restored(tmp_path: Path) -> None:
+    """A job that has removed its working directory; torch's flags raise where two ways of setting them are mixed."""
+    before = Path.cwd()
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    with process_state_preserved():
+        os.chdir(gone)
+        gone.rmdir()
+        os.environ["SPOILED"] = "1"
+    assert Path.cwd() == before
+    assert "SPOILED" not in os.environ
