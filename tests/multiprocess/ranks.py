@@ -15,7 +15,7 @@ from typing import Any
 
 from tests.fork_server import fork_context
 
-DEADLINE_S = 60.0
+DEADLINE_S = 180.0
 
 
 def on_ranks(
