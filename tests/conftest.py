@@ -53,7 +53,7 @@ def _place_in_queue(item: pytest.Item) -> int:
 
 @pytest.fixture(autouse=True)
 def awake_loggers() -> None:
-    """A test that lets Hydra set up its logging in this process silences those of the next ones."""
+    """Undo what Hydra's logging setup in one test does to the loggers of the next ones."""
     wake_loggers()
     package_logger.propagate = True
     logging.root.setLevel(logging.WARNING)
@@ -61,7 +61,7 @@ def awake_loggers() -> None:
 
 @pytest.fixture(autouse=True)
 def no_leaks() -> Iterator[None]:
-    """What one test leaves behind, the next one stumbles over."""
+    """Fail a test that leaves something that could change the next one."""
     environment = dict(os.environ)
     threads = set(threading.enumerate())
     files = {path.name for path in ROOT.iterdir()}

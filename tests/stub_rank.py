@@ -102,7 +102,7 @@ class Imitation:
     failing_ranks: tuple[int, ...] = ()
     at: int = 4
     how: str = "raise"
-    message: str = "RuntimeError: the culprit's own words"
+    message: str = "RuntimeError: the model's own error"
 
     def step(self, rank: int, number: int) -> None:
         """Do step ``number``, from 1, on a rank."""

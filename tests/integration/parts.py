@@ -60,12 +60,12 @@ class Failing(SlowMlp):
                 os.kill(os.getpid(), signal.SIGSTOP)
             if self.how == "exit":
                 raise SystemExit(3)
-            raise RuntimeError("the culprit's own words, api_key=canary-in-an-exception")
+            raise RuntimeError("the model's own error, api_key=canary-in-an-exception")
         return super().forward(x)
 
 
 class Moody(Failing):
-    """Fails in its fourth forward in the way its mood says; most moods are fine."""
+    """Fails in its fourth forward as its mood asks for; most moods do not fail."""
 
     def __init__(self, mood: str) -> None:
         known = {"all_raise": "raise", "raise": "raise", "kill": "kill", "stop": "stop"}
@@ -126,7 +126,7 @@ class FailsInEval(Net):
 
 
 class Mortal(nn.Module):
-    """Has everything that a step changes: weights, buffers, and a use for random numbers. Dies as DIE says.
+    """Has everything that a step changes: weights, buffers, and a use for random numbers. The variable DIE kills it.
 
     ``DIE=step:<n>:<rank>`` kills a rank in its n-th forward, ``DIE=save:<n>:<when>`` rank 0 in its n-th save: when half
     of the file is written (half), all of it (written), or after its renaming (renamed).

@@ -170,10 +170,10 @@ def test_an_error_on_one_rank_names_that_rank(tmp_path: Path) -> None:
         tmp_path, "model=custom", "model._target_=parts.Failing", "+model.at=4", "+model.rank=1", num_processes=2
     )
     assert done.code == 1
-    assert done.err.count("lrrunner: the sweep failed on rank 1: RuntimeError: the culprit's own words") == 1
+    assert done.err.count("lrrunner: the sweep failed on rank 1: RuntimeError: the model's own error") == 1
     status = done.read("status.json")
     assert status["state"] == "failed"
-    assert status["cause"].startswith("rank 1: RuntimeError: the culprit's own words")
+    assert status["cause"].startswith("rank 1: RuntimeError: the model's own error")
     assert status["last_step"] == 2
     assert run_status(tmp_path) == "FAILED"
     assert "Traceback" in (done.run / "ranks" / "1.log").read_text()

@@ -159,11 +159,11 @@ def test_an_error_is_named_once_with_its_traceback_on_disk(tmp_path: Path) -> No
     """And what the rank said is kept, secrets masked."""
     done = launch(tmp_path, *FAILING, "+model.rank=1", env={"CANARY_TOKEN": "canary-in-the-environment"})
     assert done.code == 1
-    assert done.err.count("RuntimeError: the culprit's own words") == 1
+    assert done.err.count("RuntimeError: the model's own error") == 1
     assert "lrrunner: the sweep failed on rank 1: RuntimeError" in done.err
     assert "Traceback" not in done.err
     assert "Traceback" in (done.run / "ranks" / "1.log").read_text()
-    assert done.read("status.json")["cause"].startswith("rank 1: RuntimeError: the culprit's own words")
+    assert done.read("status.json")["cause"].startswith("rank 1: RuntimeError: the model's own error")
     assert run_status(tmp_path) == "FAILED"
     for path in tmp_path.rglob("*"):
         assert not path.is_file() or b"canary-in-" not in path.read_bytes() or path.name.startswith("parts")
