@@ -13,6 +13,7 @@ WAITING_FRAMES = ("in _engine_run_backward", "distributed_c10d.py")
 """Frames of a rank that waits for the others: in DDP's backward, in a collective of ours."""
 
 _ROOT_CAUSE = re.compile(r"Root Cause.*?rank\s*:\s*(\d+).*?exitcode\s*:\s*(-?\d+)", re.DOTALL)
+_FAILURE = re.compile(r"rank\s*:\s*(\d+) \(local_rank.*?exitcode\s*:\s*(-?\d+)", re.DOTALL)
 _FRAME = re.compile(r'File "([^"]+)", line (\d+) in (\S+)')
 
 
@@ -27,9 +28,17 @@ def primary_cause(causes: Sequence[str]) -> str | None:
 
 
 def root_cause(launcher_output: str) -> tuple[int, int] | None:
-    """Rank and exit code of the first failure that torch's launcher has seen."""
+    """Rank and exit code of the first failure that torch's launcher has seen.
+
+    It looks a few times a second. A rank that was killed and another one that ended because of that may then be seen
+    together, in the order of their ranks. Nothing that another rank does kills a rank, so that it came first.
+    """
     found = _ROOT_CAUSE.search(launcher_output)
-    return None if found is None else (int(found[1]), int(found[2]))
+    if found is None:
+        return None
+    first = int(found[1]), int(found[2])
+    killed = [int(rank) for rank, exit_code in _FAILURE.findall(launcher_output) if int(exit_code) == -signal.SIGKILL]
+    return (killed[0], -signal.SIGKILL) if killed and first[1] >= 0 else first
 
 
 def describe_exit(rank: int, exit_code: int) -> str:

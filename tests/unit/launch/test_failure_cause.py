@@ -42,6 +42,15 @@ def test_the_launchers_root_cause_is_read() -> None:
     assert root_cause("Traceback (most recent call last):") is None
 
 
+def test_a_killed_rank_came_before_one_that_ended_for_want_of_it() -> None:
+    """Both may be seen in one look of the launcher, which then lists the lower rank first."""
+    together = LAUNCHER_OUTPUT.replace("rank      : 0 (local_rank: 0)", "rank      : 2 (local_rank: 2)")
+    together = together.replace("exitcode  : 1 (", "exitcode  : -9 (").replace(
+        "exitcode  : -9 (pid: 102)", "exitcode  : 1 ("
+    )
+    assert root_cause(together) == (2, -9)
+
+
 def test_the_position_of_a_rank_is_that_of_its_main_thread() -> None:
     """It comes last, after the threads that watch."""
     assert innermost_frame(STACK) == ", at /home/ann/mine.py:12 in forward"
