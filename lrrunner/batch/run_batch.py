@@ -138,7 +138,7 @@ class _Summary:
         except Exception as error:  # noqa: BLE001 - a server that fails now must not cost the batch
             logger.warning("the summary run failed (%s: %s)", type(error).__name__, self.redactor.text(str(error)))
             end_run(connection, self.run_id, state)
-        return f"   mlflow: {run_location(connection, self.run_id, run_name=self.directory.name)}"
+        return f"   mlflow: {run_location(connection, self.run_id)}"
 
 
 def _run_jobs(scheduler: BatchScheduler, jobs: Sequence[BatchJob], interrupts: InterruptCounter) -> Exception | None:

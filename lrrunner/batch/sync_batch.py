@@ -57,7 +57,7 @@ def upload_batch(directory: Path, *, uri: str | None = None) -> list[str]:
     figures = write_summary(directory, entries)
     state = _final_state(directory, entries)
     raise_failure(finish_summary_run(connection, directory, entries, figures=figures, state=state))
-    return [*lines, f"{directory}: {run_location(connection, parent, run_name=directory.resolve().name)}"]
+    return [*lines, f"{directory}: {run_location(connection, parent)}"]
 
 
 def _known_or_new(connection: Connection, directory: Path) -> str:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from lrrunner.config.schema import Config, Monitor, SweepConfig, batch_summary
-from lrrunner.records import Confirmation, RangeTestResult, Stop, StopReason, Suggestion, TrialOutcome
+import textwrap
 
-FIGURE_LINK = "![LR sweep](lr_sweep.png)"
+from lrrunner.config.schema import Config, Monitor, SweepConfig, batch_summary
+from lrrunner.records import Confirmation, RangeTestResult, Stop, StopReason, Suggestion, TrialOutcome, Verdict
+from lrrunner.results.artifacts import FIGURE_FILE
+
+FIGURE_LINK = f"![LR sweep]({FIGURE_FILE})"
+LINE_WIDTH, LABEL_WIDTH = 80, 14
+"""Of the closing lines, in characters."""
 
 STOP_TEXTS = {
     StopReason.END_OF_SCHEDULE: "every step of the LR schedule was applied",
@@ -17,19 +22,26 @@ STOP_TEXTS = {
 
 
 def closing_lines(test: RangeTestResult, job: Config, *, directory: str, mlflow: str | None) -> list[str]:
-    """The last lines on standard output.
+    """The last lines on standard output: the answer first, at most 80 columns but for paths and commands.
 
     Args:
         test: The result.
         job: The configuration.
         directory: The run directory.
-        mlflow: Where the MLflow run is; None if there is none.
+        mlflow: Where the MLflow run is, or the command that opens it; None if there is none.
     """
-    where = directory if mlflow is None else f"{directory}   mlflow: {mlflow}"
-    lines = [str(test.suggestion), f"run: {where}   ({batch_summary(job, world_size=test.world_size)})"]
-    if test.suggestion.lr is not None:
-        lines.insert(0, f"to train with it: optimizer.lr={test.suggestion.lr:.3g}")
-    return _details(test, job) + lines
+    suggestion = test.suggestion
+    lines = _wrapped("", str(suggestion))
+    if suggestion.lr is not None:
+        lines.append(_labelled("train with", f"optimizer.lr={suggestion.lr:.3g}"))
+        if suggestion.verdict != Verdict.OK:
+            lines += _wrapped("why", suggestion.reason)
+    for label, text in _details(test, job).items():
+        lines += _wrapped(label, text)
+    lines.append(_labelled("picture", f"{directory}/{FIGURE_FILE}"))
+    if mlflow is not None:
+        lines.append(_labelled("mlflow", mlflow))
+    return [*lines, *_wrapped("batch", batch_summary(job, world_size=test.world_size))]
 
 
 def note(test: RangeTestResult, job: Config, *, command: str, directory: str) -> str:
@@ -41,7 +53,7 @@ def note(test: RangeTestResult, job: Config, *, command: str, directory: str) ->
         command: The command that repeats the run.
         directory: The run directory.
     """
-    details = "".join(f"{_sentence(text)}\n" for text in _details(test, job))
+    details = "".join(f"{_sentence(text)}\n" for text in _details(test, job).values())
     return f"""{_headline(test.suggestion)}
 
 {_sentence(test.suggestion.reason)}
@@ -63,7 +75,7 @@ Run directory: `{directory}`. To repeat it:
 
 def link_figure(note: str, *, run_id: str) -> str:
     """A note with its figure where MLflow serves it."""
-    return note.replace(FIGURE_LINK, f"![LR sweep](get-artifact?path=lr_sweep.png&run_uuid={run_id})")
+    return note.replace(FIGURE_LINK, f"![LR sweep](get-artifact?path={FIGURE_FILE}&run_uuid={run_id})")
 
 
 def describe_monitor(sweep: SweepConfig) -> str:
@@ -121,10 +133,31 @@ def describe_stop(stop: Stop) -> str:
     return STOP_TEXTS[stop.reason] + (f" on rank {', '.join(map(str, stop.ranks))}" if on_ranks else "")
 
 
-def _details(test: RangeTestResult, job: Config) -> list[str]:
-    """What there is to say beside the suggestion."""
-    texts = describe_passes(test), describe_monitor(job.sweep), describe_trials(test), describe_noise_scale(test)
-    return [text for text in texts if text]
+def _details(test: RangeTestResult, job: Config) -> dict[str, str]:
+    """Label -> what there is to say beside the suggestion."""
+    texts = {
+        "passes": describe_passes(test),
+        "curve": describe_monitor(job.sweep),
+        "trials": describe_trials(test),
+        "batch size": describe_noise_scale(test),
+    }
+    return {label: text for label, text in texts.items() if text}
+
+
+def _labelled(label: str, text: str) -> str:
+    """One closing line; a path or a command in it is not broken."""
+    return f"{label + ':':<{LABEL_WIDTH}}{text}"
+
+
+def _wrapped(label: str, text: str) -> list[str]:
+    """A sentence as closing lines; without a label it brings its own."""
+    return textwrap.wrap(
+        _labelled(label, text) if label else text,
+        width=LINE_WIDTH,
+        subsequent_indent=" " * LABEL_WIDTH,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 def _describe_outcomes(test: RangeTestResult, confirmation: Confirmation) -> str:

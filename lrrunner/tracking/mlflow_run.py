@@ -73,7 +73,6 @@ def join_run(
     return MlflowRun(
         connection,
         run_id,
-        run_name=str(run.info.run_name),
         sweep=sweep,
         uploaded_prefixes={name[: name.rfind("/") + 1] for name in run.data.metrics},
     )
@@ -86,11 +85,9 @@ class MlflowRun:
         run_id: The run.
     """
 
-    def __init__(
-        self, connection: Connection, run_id: str, *, run_name: str, sweep: SweepConfig, uploaded_prefixes: set[str]
-    ) -> None:
+    def __init__(self, connection: Connection, run_id: str, *, sweep: SweepConfig, uploaded_prefixes: set[str]) -> None:
         self.run_id = run_id
-        self._connection, self._run_name, self._sweep = connection, run_name, sweep
+        self._connection, self._sweep = connection, sweep
         self._uploader = MetricUploader(
             functools.partial(_log_metrics, connection, run_id),
             redactor=connection.redactor,
@@ -100,7 +97,7 @@ class MlflowRun:
     @property
     def location(self) -> str:
         """Where to look at the run."""
-        return run_location(self._connection, self.run_id, run_name=self._run_name)
+        return run_location(self._connection, self.run_id)
 
     def log_step(self, step: Step) -> None:
         """Queue a step of the sweep."""

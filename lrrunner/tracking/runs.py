@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import shlex
 from collections.abc import Mapping
+from pathlib import Path
 
 from lrrunner.results.run_state import RunState
 from lrrunner.tracking.abandoned_runs import owner_tags
@@ -100,13 +103,20 @@ def find_run(connection: Connection, tags: Mapping[str, str]) -> str | None:
     return str(runs[0].info.run_id) if runs else None
 
 
-def run_location(connection: Connection, run_id: str, *, run_name: str) -> str:
-    """Where to look at a run: its URL if a server has it, else its name and store."""
+def run_location(connection: Connection, run_id: str) -> str:
+    """Where to look at a run: its URL if a server has it, else the command that opens its store."""
     uri = connection.redactor.text(connection.uri)
     if uri.startswith("http"):
-        return f"{uri}/#/experiments/{connection.experiment_id}/runs/{run_id}"
-    name = connection.redactor.text(run_name)
-    return f"run {name} ({run_id}) in experiment {connection.experiment} of {uri}"
+        return f"{uri.rstrip('/')}/#/experiments/{connection.experiment_id}/runs/{run_id}"
+    return f"mlflow ui --backend-store-uri {shlex.quote(_relative(uri))}"
+
+
+def _relative(uri: str) -> str:
+    """A store in the working directory by its relative path, which is short."""
+    scheme, separator, path = uri.partition(":///")
+    with contextlib.suppress(ValueError):
+        return f"{scheme}{separator}{Path(path).relative_to(Path.cwd())}"
+    return uri
 
 
 def _quoted(value: str) -> str:

@@ -43,7 +43,7 @@ def sync_run(files: RunFiles, *, uri: str | None = None, tags: Mapping[str, str]
         write_status(files.path, mlflow_run_id=run_id)
         files = read_run(files.path)
     raise_failure(upload_run(connection, files, run_id=run_id))
-    return f"{files.path}: {run_location(connection, run_id, run_name=files.path.name)}"
+    return f"{files.path}: {run_location(connection, run_id)}"
 
 
 def connect_for(files: RunFiles, *, uri: str | None) -> Connection:

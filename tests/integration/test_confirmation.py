@@ -67,14 +67,15 @@ def test_the_suggestion_says_what_was_measured(confirmed: Finished) -> None:
 
 
 def test_the_closing_lines_tell_of_the_trials(confirmed: Finished) -> None:
-    """The contract's last two lines stay the last two."""
+    """Below the answer, within 80 columns."""
     lines = confirmed.out.strip().splitlines()
     sentence = (
-        r"\d+ confirmation runs of .* steps \(cosine schedule, .*\) compared on the validation loss, "
+        r"trials: +\d+ confirmation runs of .* steps \(cosine schedule, .*\) compared on the validation loss, "
         r"extrapolated from \d+ to 2000 steps; the sweep al"
     )
-    assert re.match(sentence, lines[-4])
-    assert lines[-2].startswith("suggested lr: ")
+    assert lines[1].startswith("suggested lr: ")
+    assert re.match(sentence, " ".join(line.strip() for line in lines[3:]))
+    assert max(map(len, lines)) <= 80
     assert "Traceback" not in confirmed.err
 
 

@@ -63,10 +63,13 @@ def test_the_closing_lines_are_the_contracts(finished: Finished) -> None:
     batch = "2 ranks, global batch 64 = 2 ranks x 32 x 1 accumulation step"
     number = r"\d\.\de[+-]\d\d"
     assert lines[0] == batch
-    assert re.fullmatch(rf"suggested lr: {number}   \[{number}, {number}\]   verdict: ok", lines[-2])
-    assert lines[-1].startswith("run: run   mlflow: run run-*** (")
-    assert lines[-1].endswith(f"({batch})")
-    assert len(lines) == 4
+    assert re.fullmatch(rf"suggested lr: {number}   \[{number}, {number}\]   verdict: ok", lines[1])
+    assert re.fullmatch(r"train with:   optimizer\.lr=[\d.e-]+", lines[2])
+    assert lines[3:] == [
+        "picture:      run/lr_sweep.png",
+        "mlflow:       mlflow ui --backend-store-uri sqlite:///mlflow.db",
+        f"batch:        {batch}",
+    ]
 
 
 def test_standard_error_is_quiet_when_not_a_terminal(finished: Finished) -> None:

@@ -61,9 +61,11 @@ def trial(number: int, *, num_steps: int = 100, outcome: TrialOutcome = TrialOut
 def test_the_closing_lines_give_the_lr_its_interval_and_where_the_run_is() -> None:
     """They are what a terminal shows when the run is over."""
     assert closing_lines(result(), JOB, directory="runs/a", mlflow="http://host/x") == [
-        "to train with it: optimizer.lr=0.0012",
         "suggested lr: 1.2e-03   [6.0e-04, 2.4e-03]   verdict: ok",
-        f"run: runs/a   mlflow: http://host/x   ({BATCH})",
+        "train with:   optimizer.lr=0.0012",
+        "picture:      runs/a/lr_sweep.png",
+        "mlflow:       http://host/x",
+        f"batch:        {BATCH}",
     ]
 
 
@@ -71,8 +73,21 @@ def test_without_a_suggestion_the_closing_lines_say_what_to_change() -> None:
     """An LR to train with would be an invention."""
     assert closing_lines(result(NO_SUGGESTION), JOB, directory="runs/a", mlflow=None) == [
         "suggested lr: none   verdict: flat   (flat; raise sweep.end_lr)",
-        f"run: runs/a   ({BATCH})",
+        "picture:      runs/a/lr_sweep.png",
+        f"batch:        {BATCH}",
     ]
+
+
+def test_a_verdict_that_is_not_ok_is_explained_within_80_columns() -> None:
+    """The reason follows the LR; long sentences continue below themselves, commands and paths stay whole."""
+    reason = "the curve never turned up, so the best LR may be higher; " * 3
+    doubtful = dataclasses.replace(result().suggestion, verdict=Verdict.NO_DIVERGENCE, reason=reason)
+    lines = closing_lines(result(doubtful), JOB, directory="runs/a", mlflow=None)
+    assert lines[2].startswith("why:          the curve never turned up")
+    assert lines[3].startswith(" " * 14 + "never turned up")
+    assert max(map(len, lines)) <= 80
+    unreadable = dataclasses.replace(NO_SUGGESTION, reason=reason)
+    assert max(map(len, closing_lines(result(unreadable), JOB, directory="runs/a", mlflow=None))) <= 80
 
 
 def test_the_note_holds_the_answer_its_reasons_and_the_command() -> None:
