@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from lrrunner.launch.mailbox import ANOTHER_RANK_IS_GONE, ANOTHER_RANK_IS_SILENT
 
 MAX_LENGTH = 300
@@ -26,8 +28,12 @@ HINTS = (
 """Parts of torch's messages, and what helps in a configuration of lrrunner."""
 
 
-def failure_text(error: BaseException) -> str:
+def failure_text(error: BaseException, *, masked: Callable[[str], str] = str) -> str:
     """Type and message of an exception; whether it only follows from the failure of another rank.
+
+    Args:
+        error: The exception.
+        masked: Masks secrets; called before a long message is cut, since half a secret would not be recognised.
 
     >>> failure_text(ValueError("two\\n  lines"))
     'ValueError: two lines'
@@ -36,7 +42,7 @@ def failure_text(error: BaseException) -> str:
     >>> failure_text(RuntimeError("expected scalar type Long but found Float")).partition("; ")[2]
     'the loss needs class indices: convert the target in data.train'
     """
-    text = " ".join(str(error).split())[:MAX_LENGTH]
+    text = masked(" ".join(str(error).split()))[:MAX_LENGTH]
     if isinstance(error, RuntimeError) and any(part in text for part in LOST_CONNECTION_MESSAGES):
         return f"{ANOTHER_RANK_IS_GONE}, its connection was lost ({text})"
     if isinstance(error, RuntimeError) and any(part in text for part in TIMEOUT_MESSAGES):

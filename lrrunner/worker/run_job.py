@@ -158,7 +158,7 @@ def run_job(
                     on_config_error(redactor.text(str(error)))
                 code = exit_codes.CONFIG_ERROR
             except BaseException as error:  # noqa: BLE001 - a user's code may raise anything
-                cause = redactor.text(f"rank {world.collective.rank}: {failure_text(error)}")
+                cause = redactor.text(f"rank {world.collective.rank}: {failure_text(error, masked=redactor.text)}")
                 try:
                     cause = _report_failure(error, cause, session)
                 finally:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lrrunner.system.redaction import RedactingFormatter, Redactor, is_secret_key
+from lrrunner.system.redaction import MAX_LINE_LENGTH, RedactingFormatter, Redactor, is_secret_key
 from tests.unit.core.curves import PROPERTY
 
 secret_values = st.text(
@@ -348,3 +348,57 @@ def test_a_password_that_a_sweeper_has_escaped_is_masked() -> None:
     assert redactor.text(r"not there: CAN\:ARY123, CAN:ARY123") == "not there: ***, ***"
     redactor = Redactor.for_run({}, {}, [r"tracking.uri=http\://ann\:CAN\:ARY123@host"])
     assert redactor.text("not there: CAN:ARY123") == "not there: ***"
+
+
+MANY = 1_000_000
+
+
+@pytest.mark.parametrize(
+    "unit",
+    [
+        *("A1b+/", "a", "=", ":", "'", " ", "token=", "token=[", "token={", "token='", "token=x ", "'token", "x ="),
+        *("://", "a://b:c", "a://b@", "a:b@", "://'", "http://u:p@h ", "Bearer ", "Bearer abcdefgh ", "api_key "),
+    ],
+)
+def test_a_long_text_is_masked_in_linear_time(unit: str) -> None:
+    """One exception with a tensor or an image in it, as base64, made a run of 42 s take 322 s.
+
+    Where the time grows with the square of the length, each of these takes hours, and the test's own limit ends it.
+    """
+    text = unit * (MANY // len(unit))
+    masked = Redactor(["hunter2"]).text(f"hunter2 token=swordfish\n{text}\nhunter2 token=swordfish")
+    assert masked.startswith("*** token=***\n")
+    assert masked.endswith("\n*** token=***")
+
+
+def test_a_very_long_line_of_a_log_loses_its_middle() -> None:
+    """Nobody reads ten megabytes of one line, and every rank writes them."""
+    record = logging.LogRecord("x", logging.INFO, __file__, 1, f"one\nhunter2{'a' * MANY}z\ntwo", (), None)
+    one, long, two = RedactingFormatter("%(message)s", Redactor(["hunter2"])).format(record).split("\n")
+    assert (one, two) == ("one", "two")
+    assert long.startswith("***aaa")
+    assert long.endswith("aaaz")
+    assert f"[{MANY + 4 - MAX_LINE_LENGTH} characters left out]" in long
+    assert len(long) < MAX_LINE_LENGTH + 50
+
+
+def test_a_secret_across_the_cut_of_a_long_line_is_masked() -> None:
+    """The line is masked before it is cut."""
+    start = "a" * (MAX_LINE_LENGTH // 2 - 4)
+    record = logging.LogRecord("x", logging.INFO, __file__, 1, f"{start} hunter2hunter2 {'b' * MANY}", (), None)
+    text = RedactingFormatter("%(message)s", Redactor(["hunter2hunter2"])).format(record)
+    assert text.startswith(f"{start} *** [")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("hub.token='hunter 2", "hub.token=***"),
+        ("hub.secrets=[hunter2, swordfish\nrest", "hub.secrets=***\nrest"),
+        ("'hub.token=' is not an override", "'hub.token=' is not an override"),
+        ("a=1.2://ann:hunter2@host", "a=1.2://***@host"),
+    ],
+)
+def test_a_value_that_is_not_closed_is_masked_to_the_end_of_its_line(text: str, expected: str) -> None:
+    """A message that was cut, or quoted without its end, holds the secret all the same."""
+    assert Redactor().text(text) == expected

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from lrrunner.launch.mailbox import ANOTHER_RANK_IS_GONE, ANOTHER_RANK_IS_SILENT
+from lrrunner.system.redaction import Redactor
 from lrrunner.worker.failure_text import MAX_LENGTH, failure_text
 
 
@@ -26,3 +27,10 @@ def test_the_own_error_of_a_rank_is_its_type_and_message_in_one_short_line() -> 
     assert failure_text(KeyError("x")) == "KeyError: 'x'"
     assert failure_text(OSError("Broken\npipe")) == "OSError: Broken pipe"
     assert len(failure_text(ValueError("x " * 1000))) <= MAX_LENGTH + len("ValueError: ")
+
+
+def test_a_secret_across_the_end_of_a_long_message_is_masked() -> None:
+    """Cut first, half of it would stay: no redactor recognises half a secret."""
+    message = "x" * (MAX_LENGTH - 10) + " hunter2hunter2hunter2"
+    text = failure_text(ValueError(message), masked=Redactor(["hunter2hunter2hunter2"]).text)
+    assert text == f"ValueError: {'x' * (MAX_LENGTH - 10)} ***"
