@@ -12,7 +12,7 @@ from operator import attrgetter
 from pathlib import Path
 
 from lrrunner.config.command_line import CommandLine
-from lrrunner.config.composition import compose_job, unescaped_override
+from lrrunner.config.composition import compose_points, unescaped_override
 from lrrunner.config.schema import Config
 from lrrunner.errors import ConfigError
 from lrrunner.launch.job import Job
@@ -66,14 +66,13 @@ def checked_points(
     configs: list[Config] = []
     concerned: dict[str, list[str]] = {}
     point_labels = labels(_unescaped(points))
-    for label, point in zip(point_labels, points, strict=True):
-        try:
-            config = compose_job(command_line.with_overrides(point), world_size=None)
-        except ConfigError as error:
-            messages = list(error.errors)
+    outcomes = compose_points(command_line, points, world_size=None)
+    for label, outcome in zip(point_labels, outcomes, strict=True):
+        if isinstance(outcome, ConfigError):
+            messages = list(outcome.errors)
         else:
-            configs.append(config)
-            messages = machine_errors(config.launch, gpus)
+            configs.append(outcome)
+            messages = machine_errors(outcome.launch, gpus)
         for message in messages:
             concerned.setdefault(message, []).append(label)
     concerned |= dict.fromkeys(_batch_key_errors(configs), point_labels)

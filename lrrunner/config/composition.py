@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import yaml
-from hydra import compose, version
+from hydra import version
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra._internal.hydra import Hydra
@@ -21,13 +20,11 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from lrrunner.config.command_line import CommandLine
-from lrrunner.config.override_errors import Attempt, compose_without_bad_overrides
+from lrrunner.config.composer import Composer
+from lrrunner.config.override_errors import compose_without_bad_overrides
 from lrrunner.config.schema import Config, register_schema
 from lrrunner.config.validation import validated
 from lrrunner.errors import ConfigError
-
-COMPOSE_ERRORS = (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError)
-"""What Hydra raises; a bare ValueError for ``loss=null``."""
 
 
 def compose_job(command_line: CommandLine, *, world_size: int | None = 1) -> Config:
@@ -40,46 +37,63 @@ def compose_job(command_line: CommandLine, *, world_size: int | None = 1) -> Con
     Raises:
         ConfigError: every override that cannot be applied, and every value that the rest leaves wrong.
     """
+    (outcome,) = compose_points(command_line, [command_line.overrides], world_size=world_size)
+    if isinstance(outcome, ConfigError):
+        raise outcome
+    return outcome
+
+
+def compose_points(
+    command_line: CommandLine, points: Iterable[Sequence[str]], *, world_size: int | None
+) -> list[Config | ConfigError]:
+    """Stage A for each point of a grid.
+
+    Args:
+        command_line: Configuration directory and name.
+        points: Overrides of each point, without sweeps in them.
+        world_size: As in :func:`compose_job`.
+
+    Returns:
+        For each point its configuration, or all of its errors.
+
+    Raises:
+        ConfigError: there is no such configuration directory.
+    """
     config_dir = command_line.config_dir
     if config_dir is not None and not Path(config_dir).is_dir():
         raise ConfigError([f"--config-dir must be a directory, got {config_dir}; create it or correct the path"])
+    with _composer(command_line) as composer:
+        return [_checked(composer, command_line.with_overrides(point), world_size) for point in points]
+
+
+def _checked(composer: Composer, command_line: CommandLine, world_size: int | None) -> Config | ConfigError:
+    """The configuration of one command line, or all of its errors."""
     errors: list[str] = []
+    outcome = composer(command_line.overrides)
+    composed = None if isinstance(outcome, Exception) else outcome
+    if composed is None:
+        composed, errors = compose_without_bad_overrides(composer, command_line)
     config: Config | None = None
-    with _composer(command_line) as attempt:
-        outcome = attempt(command_line.overrides)
-        composed = None if isinstance(outcome, Exception) else outcome
-        if composed is None:
-            composed, errors = compose_without_bad_overrides(attempt, command_line)
     if composed is not None:
         try:
             config = validated(_resolved(composed, command_line.config_name), world_size=world_size)
         except ConfigError as error:
             errors += error.errors
     if errors:
-        raise ConfigError(errors)
+        return ConfigError(errors)
     assert config is not None
     return config
 
 
 @contextmanager
-def _composer(command_line: CommandLine) -> Iterator[Attempt]:
-    """Yields what composes the primary configuration with some overrides, and returns Hydra's exception if it fails.
-
-    Hydra's own state is global; it is there within the context only.
-    """
-
-    def attempt(overrides: Sequence[str]) -> DictConfig | Exception:
-        try:
-            return compose(command_line.config_name, overrides=list(overrides))
-        except COMPOSE_ERRORS as error:
-            return error
-
+def _composer(command_line: CommandLine) -> Iterator[Composer]:
+    """Yields what composes the primary configuration. Hydra's own state is global; it is there within the context."""
     register_schema()
     version.setbase("1.3")
     GlobalHydra.instance().clear()
     Hydra.create_main_hydra2("lrrunner", search_path(command_line))
     try:
-        yield attempt
+        yield Composer(command_line.config_name)
     finally:
         GlobalHydra.instance().clear()
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from lrrunner.config.command_line import parse_command_line
-from lrrunner.config.composition import compose_job, expand_grid
+from lrrunner.config.composition import compose_points, expand_grid
 from lrrunner.errors import ConfigError
 from lrrunner.system import exit_codes
 
@@ -52,8 +52,9 @@ def num_checked_jobs(kind: str, arguments: Sequence[str]) -> int:
         override for override in given.overrides if not override.startswith(("run.dir=", "run.resume="))
     )
     points = [command_line.overrides] if kind == "sweep" else expand_grid(command_line)
-    for point in points:
-        compose_job(command_line.with_overrides(point), world_size=None)
+    outcomes = compose_points(command_line, points, world_size=None)
+    if errors := [error for outcome in outcomes if isinstance(outcome, ConfigError) for error in outcome.errors]:
+        raise ConfigError(errors)
     return len(points)
 
 
