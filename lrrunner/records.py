@@ -193,6 +193,21 @@ class SweepPass:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Training:
+    """The training that a suggestion is for.
+
+    Attributes:
+        num_steps: Its optimizer steps; None if not known.
+        schedule: Name of its LR schedule after the warm-up.
+        warmup_steps: Steps of its linear warm-up.
+    """
+
+    num_steps: int | None = None
+    schedule: str = "constant"
+    warmup_steps: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Confirmation:
     """How confirmation runs were compared.
 
@@ -266,6 +281,7 @@ class RangeTestResult:
         confirmation: How they were compared; None without confirmation.
         noise_scale: Critical batch size; None if it was not measured.
         group_ratios: Each parameter group's LR over the recorded one, in the optimizer's order.
+        training: The training that the suggestion is for.
     """
 
     steps: tuple[Step, ...]
@@ -279,6 +295,7 @@ class RangeTestResult:
     confirmation: Confirmation | None = None
     noise_scale: NoiseScale | None = None
     group_ratios: tuple[float, ...] = (1.0,)
+    training: Training = Training()
 
     @property
     def group_lrs(self) -> tuple[float, ...] | None:

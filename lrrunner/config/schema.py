@@ -13,6 +13,8 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
+from lrrunner.records import Training
+
 BUDGET_SWEEPS = 5
 """Default budget of the confirmation runs, in sweeps."""
 
@@ -33,9 +35,10 @@ class SweepMode(Enum):
 
 
 class ScheduleName(Enum):
-    """LR schedule of a training."""
+    """LR schedule of a training, after its warm-up."""
 
     constant = "constant"
+    linear = "linear"
     cosine = "cosine"
 
 
@@ -106,8 +109,6 @@ class ConfirmConfig:
     """Short trainings around the sweep's suggestion. A null budget is five times the sweep's steps."""
 
     enabled: bool = False
-    schedule: ScheduleName = ScheduleName.constant
-    horizon: int | None = None
     budget_steps: int | None = None
 
 
@@ -128,9 +129,10 @@ class DdpConfig:
 
 @dataclass(kw_only=True)
 class TrainConfig:
-    """How a step is computed. Null inherits what ``accelerate launch`` was given.
+    """The training that the LR is for: how a step is computed, how many steps it takes, and its LR schedule.
 
-    ``fsdp`` shards parameters, gradients and optimizer state over the ranks (FSDP2) instead of copying them (DDP).
+    Null inherits what ``accelerate launch`` was given; for ``num_steps``, it is a length that is not known. ``fsdp``
+    shards parameters, gradients and optimizer state over the ranks (FSDP2) instead of copying them (DDP).
     """
 
     mixed_precision: Precision | None = None
@@ -141,6 +143,9 @@ class TrainConfig:
     eval_mode: bool = True
     fsdp: bool | None = None
     ddp: DdpConfig = field(default_factory=DdpConfig)
+    num_steps: int | None = None
+    schedule: ScheduleName = ScheduleName.constant
+    warmup_steps: int = 0
 
 
 @dataclass(kw_only=True)
@@ -211,6 +216,12 @@ def register_schema() -> None:
     store = ConfigStore.instance()
     store.store(name="base_config", node=Config)
     store.store(group="data", name="base_data", node=DataConfig)
+
+
+def training(config: Config) -> Training:
+    """The training that the LR is for."""
+    train = config.train
+    return Training(num_steps=train.num_steps, schedule=train.schedule.value, warmup_steps=train.warmup_steps)
 
 
 def budget_steps(config: Config) -> int:

@@ -36,6 +36,9 @@ MAX_TIMEOUT_S = 1e6
 MIN_BUDGET_STEPS = 10
 """Fewer steps allow no confirmation run that could be compared."""
 
+MAX_TRAINING_STEPS = 10**9
+"""Longer than any training, and within the integers of every store."""
+
 MIN_EVALUATIONS = 20
 """The range rule takes its reference from the first ten points; as many more remain to stop on."""
 
@@ -46,6 +49,9 @@ FSDP_HIDES_NOISE = (
 )
 
 TRACKING_SCHEMES = ("sqlite", "http", "https", "postgresql", "mysql", "mssql", "databricks")
+
+RENAMED_KEYS = {"confirm.horizon": "train.num_steps", "confirm.schedule": "train.schedule"}
+"""Key of an earlier version -> the key that replaced it."""
 
 FREE_SECTIONS = (
     "model",
@@ -80,6 +86,7 @@ def validated(values: Mapping[str, Any], *, world_size: int | None) -> Config:
         *_confirm_errors(config.confirm),
         *suggestion_errors(config.suggestion),
         *step_errors(config.train),
+        *training_errors(config.train),
         *_world_errors(config, world_size or max(1, config.launch.num_processes or 1)),
         *_dataloader_errors(config.data.dataloader),
         *_tracking_errors(config.tracking),
@@ -92,6 +99,8 @@ def validated(values: Mapping[str, Any], *, world_size: int | None) -> Config:
 
 def unknown_key_message(key: str, known: list[str]) -> str:
     """The error for a key that does not exist, with the key that may have been meant or how to add one."""
+    if key in RENAMED_KEYS:
+        return f"{key} is now {RENAMED_KEYS[key]}, which describes your training; set {RENAMED_KEYS[key]}"
     close = difflib.get_close_matches(key, [name for name in known if name != key.rpartition(".")[0]], n=1, cutoff=0.75)
     if close:
         hint = f"did you mean {close[0]}?"
@@ -213,6 +222,20 @@ def step_errors(train: TrainConfig) -> Iterator[str]:
         yield f"train.accumulation_steps must be at least 1, got {train.accumulation_steps}; try 1"
 
 
+def training_errors(train: TrainConfig) -> Iterator[str]:
+    """Errors of the training's length and schedule."""
+    length, warmup = train.num_steps, train.warmup_steps
+    if length is not None and not 1 <= length <= MAX_TRAINING_STEPS:
+        yield (
+            f"train.num_steps must lie between 1 and {MAX_TRAINING_STEPS}, got {length}; null is a training of unknown "
+            "length"
+        )
+    elif length is not None and warmup >= length:
+        yield f"train.warmup_steps must be below train.num_steps={length}, got {warmup}; warm up for fewer steps"
+    if not 0 <= warmup <= MAX_TRAINING_STEPS:
+        yield f"train.warmup_steps must lie between 0 and {MAX_TRAINING_STEPS}, got {warmup}; 0 is no warm-up"
+
+
 def _launch_errors(launch: LaunchConfig) -> Iterator[str]:
     if launch.num_processes is not None and launch.num_processes < 1:
         yield f"launch.num_processes must be at least 1, got {launch.num_processes}; give the number of ranks"
@@ -223,8 +246,6 @@ def _launch_errors(launch: LaunchConfig) -> Iterator[str]:
 
 
 def _confirm_errors(confirm: ConfirmConfig) -> Iterator[str]:
-    if confirm.horizon is not None and confirm.horizon < 1:
-        yield f"confirm.horizon must be at least 1, got {confirm.horizon}; null is a training of unknown length"
     if confirm.budget_steps is not None and confirm.budget_steps < MIN_BUDGET_STEPS:
         yield (
             f"confirm.budget_steps must be at least {MIN_BUDGET_STEPS}, got {confirm.budget_steps}; "

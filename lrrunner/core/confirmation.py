@@ -290,7 +290,7 @@ def _caveats(group: _TrialGroup, horizon: int | None) -> list[str]:
     if not group.is_closed:
         caveats.append(f"nothing {'lower' if group.lowest == 0 else 'higher'} was tried (confirm.budget_steps)")
     if horizon is None:
-        caveats.append("longer trainings mostly want less (confirm.horizon)")
+        caveats.append("longer trainings mostly want less (train.num_steps)")
     elif horizon > num_steps:
         caveats.append(
             f"extrapolated from {num_steps} to {horizon} steps by ({num_steps}/{horizon})**{HORIZON_EXPONENT}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import numpy.typing as npt
 
@@ -54,35 +56,59 @@ def linear_lr(*, start_lr: float, end_lr: float, num_steps: int) -> FloatArray:
     return _with_exact_ends(start_lr * (1 - fraction) + end_lr * fraction, start_lr, end_lr)
 
 
-def constant_schedule(peak_lr: float, *, num_steps: int) -> FloatArray:
-    """Learning rates of a training at one rate, shape (num_steps,)."""
-    return np.full(num_steps, peak_lr)
+DECAYS: dict[str, Callable[[FloatArray], FloatArray]] = {
+    "constant": np.ones_like,
+    "linear": lambda x: 1 - x,
+    "cosine": lambda x: 0.5 * (1 + np.cos(np.pi * x)),
+}
+"""Name of a training's schedule -> its LR over the peak, by the share x in [0, 1) of the steps after the warm-up."""
+
+SHORTEST_WARMUP = 10
+"""A trial that is shorter than the training warms up over at least a tenth of its steps, where the training does over
+as many: what a warm-up prevents takes a number of steps, of which a short trial's proportional share may be none."""
 
 
-def cosine_schedule(peak_lr: float, *, num_steps: int) -> FloatArray:
-    """Linear warm-up over the first tenth of the steps, then half a cosine down towards zero.
+def training_lrs(peak_lr: float, *, schedule: str, num_steps: int, warmup_steps: int = 0) -> FloatArray:
+    """Learning rates of a training: linear warm-up, then constant or down towards zero.
 
     Args:
         peak_lr: Highest LR.
-        num_steps: Steps T; the warm-up takes W = max(1, T // 10) of them.
+        schedule: Name in ``DECAYS``.
+        num_steps: Steps T.
+        warmup_steps: Steps W of the warm-up, below T.
 
     Returns:
-        Learning rates, shape (T,): lr_i = peak * (i + 1) / W for i < W, then
-        peak * (1 + cos(pi (i - W) / (T - W))) / 2.
+        Learning rates, shape (T,): lr_i = peak * (i + 1) / W for i < W, then peak * decay((i - W) / (T - W)).
 
     References:
-        Loshchilov and Hutter 2016, arXiv:1608.03983, without restarts.
+        Loshchilov and Hutter 2016, arXiv:1608.03983, for the cosine, without restarts.
 
-    >>> cosine_schedule(1.0, num_steps=5).round(3).tolist()
-    [1.0, 1.0, 0.854, 0.5, 0.146]
+    >>> training_lrs(1.0, schedule="cosine", num_steps=6, warmup_steps=2).round(3).tolist()
+    [0.5, 1.0, 1.0, 0.854, 0.5, 0.146]
     """
-    steps = np.arange(num_steps)
-    warm_up = max(1, num_steps // 10)
-    decay = 0.5 * (1 + np.cos(np.pi * (steps - warm_up) / max(1, num_steps - warm_up)))
-    return np.asarray(peak_lr * np.where(steps < warm_up, (steps + 1) / warm_up, decay))
+    if not 0 <= warmup_steps < num_steps:
+        raise ValueError(f"warmup_steps must lie in [0, {num_steps}), got {warmup_steps}; warm up for fewer steps")
+    warmup = np.arange(1, warmup_steps + 1) / max(1, warmup_steps)
+    num_decaying = num_steps - warmup_steps
+    return peak_lr * np.concatenate([warmup, DECAYS[schedule](np.arange(num_decaying) / num_decaying)])
 
 
-TRAINING_SCHEDULES = {"constant": constant_schedule, "cosine": cosine_schedule}
+def trial_warmup_steps(num_steps: int, *, training_steps: int | None, warmup_steps: int) -> int:
+    """Warm-up of a trial of so many steps: the training's share of them, but at least a tenth, and never more steps.
+
+    Args:
+        num_steps: Steps of the trial.
+        training_steps: Steps of the training; None if not known.
+        warmup_steps: Steps of the training's warm-up.
+
+    >>> [trial_warmup_steps(n, training_steps=1000, warmup_steps=300) for n in (10, 100, 1000)]
+    [3, 30, 300]
+    >>> trial_warmup_steps(50, training_steps=100_000, warmup_steps=2000)
+    5
+    """
+    share = 0 if training_steps is None else round(num_steps * warmup_steps / training_steps)
+    return min(warmup_steps, max(share, num_steps // SHORTEST_WARMUP), num_steps - 1)
+
 
 SWEEP_SCHEDULES = {"exponential": exponential_lr, "linear": linear_lr}
 

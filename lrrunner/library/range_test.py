@@ -188,8 +188,7 @@ def _run_passes(objects: ScriptObjects, job: Config, loss: CountedLoss, collecti
         batches = RestartedLoader(objects.train_loader, collective=collective, seed=job.sweep.seed)
         return run_passes(
             _pass_runner(job, trainable, batches, collective),
-            job.sweep,
-            method=job.suggestion.method,
+            job,
             collective=collective,
             highest_lr=highest_useful_lr(trainable.optimizer),
             on_extension=_warn_of_extension if collective.rank == 0 else lambda extension: None,

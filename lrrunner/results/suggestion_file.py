@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from lrrunner.records import NoiseScale, RangeTestResult, Step, Stop, StopReason, Suggestion
+from lrrunner.records import NoiseScale, RangeTestResult, Step, Stop, StopReason, Suggestion, Training
 from lrrunner.system.plain_values import from_plain, to_plain
 
 
@@ -25,6 +25,7 @@ def suggestion_content(test: RangeTestResult) -> dict[str, Any]:
         "stop_ranks": stop.ranks,
         "world_size": test.world_size,
         "global_batch_size": test.global_batch_size,
+        "training": to_plain(test.training),
         "passes": [_pass_content(test, number) for number in range(len(test.passes))],
         "confirmation": _confirmation_content(test),
     }
@@ -55,6 +56,7 @@ def range_test_from(content: Mapping[str, Any], steps: tuple[Step, ...]) -> Rang
         global_batch_size=content["global_batch_size"],
         curve_pass=curve_pass,
         noise_scale=from_plain(NoiseScale, content["noise_scale"]) if "noise_scale" in content else None,
+        training=from_plain(Training, content.get("training", {})),
     )
 
 

@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from lrrunner.config.schema import Monitor, SweepConfig, SweepMode
+from lrrunner.config.schema import Config, Monitor, SweepConfig, SweepMode
 from lrrunner.core.data_fault import data_fault, fault_suggestion, suspected_fault
 from lrrunner.core.lr_schedules import SWEEP_SCHEDULES
 from lrrunner.core.range_extension import MAX_PASSES, Extension, curve_pass, extension, range_below
@@ -56,9 +56,8 @@ class Passes(NamedTuple):
 
 def run_passes(
     run_pass: RunPass,
-    sweep: SweepConfig,
+    job: Config,
     *,
-    method: str,
     collective: Collective,
     highest_lr: float = math.inf,
     on_extension: Callable[[Extension], None] = lambda extension: None,
@@ -71,8 +70,7 @@ def run_passes(
 
     Args:
         run_pass: Runs one pass from the initial state.
-        sweep: LR range, and whether it may be extended.
-        method: Name of the suggestion rule.
+        job: LR range, whether it may be extended, the suggestion rule, and the training that the LR is for.
         collective: The world this rank belongs to.
         highest_lr: LR that no extended range exceeds.
         on_extension: Called before each further pass.
@@ -81,6 +79,7 @@ def run_passes(
     steps: tuple[Step, ...] = ()
     stops: tuple[Stop, ...] = ()
     passes: list[SweepPass] = []
+    sweep, method = job.sweep, job.suggestion.method
     low, high = sweep.start_lr, sweep.end_lr
     while True:
         result = run_pass(len(passes), low, high)
@@ -91,7 +90,7 @@ def run_passes(
                 where = locate(fault, result.steps)
                 found = fault_suggestion(fault, result.steps, method=method, location=where), None
             else:
-                found = _suggestion_and_extension(result, sweep, method, low, high, highest_lr)
+                found = _suggestion_and_extension(result, job, low, high, highest_lr)
                 if sweep.auto_range and not passes and (suspect := suspected_fault(result.steps, result.stops)):
                     found = found[0], range_below(suspect, low, high)
         steps, stops = steps + result.steps, stops + result.stops
@@ -125,10 +124,11 @@ def sweep_plan(sweep: SweepConfig, number: int, *, start_lr: float, end_lr: floa
 
 
 def _suggestion_and_extension(
-    result: SweepResult, sweep: SweepConfig, method: str, low: float, high: float, highest_lr: float
+    result: SweepResult, job: Config, low: float, high: float, highest_lr: float
 ) -> tuple[Suggestion, Extension | None]:
     """What one pass supports, and the range of the next one."""
-    suggestion = suggest(result.steps, result.stops, method=method, beta=sweep.smoothing)
+    sweep = job.sweep
+    suggestion = suggest(result.steps, result.stops, method=job.suggestion.method, beta=sweep.smoothing)
     if not sweep.auto_range:
         return suggestion, None
     linear = sweep.mode == SweepMode.linear

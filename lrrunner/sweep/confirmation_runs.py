@@ -11,9 +11,9 @@ from typing import NamedTuple, Protocol
 
 from lrrunner.core.batch_plan import TRIAL_DATA_ORDER
 from lrrunner.core.confirmation import PlannedTrial
-from lrrunner.core.lr_schedules import TRAINING_SCHEDULES
+from lrrunner.core.lr_schedules import FloatArray, training_lrs, trial_warmup_steps
 from lrrunner.core.stop_rules import trial_stop_rule
-from lrrunner.records import Step, Stop, StopReason, Trial, TrialOutcome
+from lrrunner.records import Step, Stop, StopReason, Training, Trial, TrialOutcome
 from lrrunner.training.engine import RankContext, run_sweep
 from lrrunner.training.evaluation import Evaluation, EvaluationError
 from lrrunner.training.sweep_run import SweepPlan
@@ -28,13 +28,13 @@ class TrialSettings:
     """What all trials have in common.
 
     Attributes:
-        schedule: One of ``TRAINING_SCHEDULES``.
+        training: The training whose LR schedule each trial completes in its own number of steps.
         beta: Memory of the causal EMA that serves the stop rule.
         seed: Fixes data order and random numbers.
         sync_every_step: As for the sweep.
     """
 
-    schedule: str
+    training: Training
     beta: float
     seed: int = 0
     sync_every_step: bool = False
@@ -197,7 +197,7 @@ class _TrialRunner:
         """The trial's complete training schedule, as a plan that the engine runs."""
         settings = self.settings
         return SweepPlan(
-            lrs=TRAINING_SCHEDULES[settings.schedule](planned.lr, num_steps=planned.num_steps).tolist(),
+            lrs=trial_lrs(settings.training, planned).tolist(),
             beta=settings.beta,
             new_stop_rule=lambda: trial_stop_rule(num_steps=planned.num_steps),
             first_repeat=TRIAL_DATA_ORDER,
@@ -205,6 +205,17 @@ class _TrialRunner:
             sync_every_step=settings.sync_every_step,
             name=_name(number),
         )
+
+
+def trial_lrs(training: Training, planned: PlannedTrial) -> FloatArray:
+    """Learning rates of a trial: the training's schedule, completed in the trial's own number of steps."""
+    num_steps, warmup_steps = planned.num_steps, training.warmup_steps
+    return training_lrs(
+        planned.lr,
+        schedule=training.schedule,
+        num_steps=num_steps,
+        warmup_steps=trial_warmup_steps(num_steps, training_steps=training.num_steps, warmup_steps=warmup_steps),
+    )
 
 
 def _name(number: int) -> str:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
-from lrrunner.config.schema import Config, Monitor, budget_steps
+from lrrunner.config.schema import Config, Monitor, budget_steps, training
 from lrrunner.core.confirmation import PlannedTrial, next_trial
 from lrrunner.core.curve import curve_from_steps
 from lrrunner.core.range_extension import Extension
@@ -98,8 +98,7 @@ def measure(
             logger.warning("the sweep runs without confirmation: %s", error)
     passes = run_passes(
         run_pass,
-        job.sweep,
-        method=job.suggestion.method,
+        job,
         collective=context.collective,
         highest_lr=highest_useful_lr(trainable.optimizer),
         on_extension=listener.on_extension if listener is not None else lambda extension: None,
@@ -182,7 +181,7 @@ def _on_step(job: Config, listener: Listener | None, heartbeat: Callable[[int], 
 
 def _trial_settings(job: Config) -> TrialSettings:
     return TrialSettings(
-        schedule=job.confirm.schedule.value,
+        training=training(job),
         beta=job.sweep.smoothing,
         seed=job.sweep.seed,
         sync_every_step=job.sweep.sync_every_step,
@@ -198,7 +197,7 @@ def _trial_plan(job: Config, passes: Passes) -> Plan:
             passes.suggestion,
             trials,
             budget_steps=budget_steps(job),
-            horizon=job.confirm.horizon,
+            horizon=job.train.num_steps,
             initial_loss=initial_loss,
             noise=curve.noise if curve is not None else 0.0,
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from lrrunner.config.schema import Config, budget_steps
+from lrrunner.config.schema import Config, budget_steps, training
 from lrrunner.core.confirmation import confirmed, not_confirmed
 from lrrunner.core.noise_scale import noise_scale
 from lrrunner.records import Confirmation, NoiseScale, RangeTestResult, Step, Suggestion, TrialOutcome
@@ -49,6 +49,7 @@ def range_test_result(
         confirmation=confirmation,
         group_ratios=group_ratios,
         noise_scale=_noise_scale(job, passes),
+        training=training(job),
     )
 
 
@@ -67,14 +68,14 @@ def _confirmed(job: Config, sweep: Suggestion, trials: Trials) -> tuple[Suggesti
     if not trials.trials and not trials.failure_reason:
         return sweep, None
     monitored = "training loss" if job.data.val is None else "validation loss"
-    horizon = job.confirm.horizon
+    horizon = job.train.num_steps
     ended = [trial for trial in trials.trials if trial.outcome != TrialOutcome.INTERRUPTED]
     if trials.failure_reason:
         found = not_confirmed(sweep, trials.failure_reason)
     else:
         found = confirmed(sweep, ended, horizon=horizon, monitored=monitored, initial_loss=trials.initial_loss)
     confirmation = Confirmation(
-        schedule=job.confirm.schedule.value,
+        schedule=job.train.schedule.value,
         monitored=monitored,
         horizon=horizon,
         budget_steps=budget_steps(job),

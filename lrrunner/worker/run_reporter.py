@@ -79,7 +79,7 @@ class RunReporter:
     def __init__(self, context: RunContext, directory: RunDirectory, tracked_run: TrackedRun) -> None:
         self.directory = directory
         self._context, self._mlflow = context, tracked_run
-        self._recorder = Recorder(directory, schedule=context.job.confirm.schedule.value)
+        self._recorder = Recorder(directory, schedule=context.job.train.schedule.value)
         self._terminal = TerminalReport(context.job, world_size=context.world_size, redactor=context.redactor)
         self._group_ratios: tuple[float, ...] = (1.0,)
         self._lr_remark = ""

@@ -25,7 +25,6 @@ import numpy as np
 
 from lrrunner.core import suggestion_rules
 from lrrunner.core.curve import Curve, curve_from_steps
-from lrrunner.core.lr_schedules import TRAINING_SCHEDULES
 from lrrunner.core.suggestion_rules import RULES, landmarks
 from lrrunner.records import Verdict
 
@@ -38,6 +37,7 @@ from regret_measure import (  # noqa: E402 - the benchmark's own modules lie bes
     END_LR,
     NUM_STEPS,
     OTHER_SEEDS,
+    SCHEDULES,
     START_LR,
     SWEEP_LENGTHS,
     SWEEP_SEEDS,
@@ -104,7 +104,7 @@ def measured(data_root: Path | None, kept: dict[str, Kept], only: str | None) ->
     return kept
 
 
-def regret(job: Kept, lr: float | None, schedules: Iterable[str] = TRAINING_SCHEDULES) -> float:
+def regret(job: Kept, lr: float | None, schedules: Iterable[str] = SCHEDULES) -> float:
     """Share of the achievable improvement that a learning rate loses."""
     return 1.0 if lr is None else float(np.mean([np.interp(math.log(lr), *_bowl(job, name)) for name in schedules]))
 
@@ -149,7 +149,7 @@ def report(jobs: dict[str, Known]) -> None:
     print("|---|---|---|---|---|")
     for (name, known), values in zip(jobs.items(), table["auto"], strict=True):
         job = known.kept
-        best = [job["lrs"][int(_bowl(job, schedule)[1].argmin())] for schedule in TRAINING_SCHEDULES]
+        best = [job["lrs"][int(_bowl(job, schedule)[1].argmin())] for schedule in SCHEDULES]
         lrs = ", ".join("none" if s["auto"] is None else f"{s['auto']:.1e}" for s in found[name])
         row = f"{name} | {job['num_steps']} | {best[0]:.1e}, {best[1]:.1e} | {lrs}"
         print(f"| {row} | {', '.join(f'{v:.3f}' for v in values)} |")
@@ -164,7 +164,7 @@ def report_floors(jobs: dict[str, Known]) -> None:
     both, fresh = [], []
     for known in jobs.values():
         both.append(min(regret(known.kept, lr) for lr in np.geomspace(*_ends(known.kept), 200)))
-        for schedule in TRAINING_SCHEDULES:
+        for schedule in SCHEDULES:
             for seed in (0, 1):
                 here, there = (_bowl(known.kept, schedule, [s])[1] for s in (seed, 1 - seed))
                 fresh.append(there[here.argmin()])
@@ -184,9 +184,9 @@ def report_intervals(jobs: dict[str, Known]) -> None:
     for known in jobs.values():
         for seed in SWEEP_SEEDS:
             test = range_test(known, NUM_STEPS, seed)
-            of_sweep.append(_interval_score(known.kept, test.suggestion.interval, TRAINING_SCHEDULES))
+            of_sweep.append(_interval_score(known.kept, test.suggestion.interval, SCHEDULES))
             if seed in OTHER_SEEDS:
-                for name in TRAINING_SCHEDULES:
+                for name in SCHEDULES:
                     interval = confirmed_suggestion(known, test, name, 5 * NUM_STEPS, seed).interval
                     of_confirmation.append(_interval_score(known.kept, interval, [name]))
     print()
@@ -214,7 +214,7 @@ def confirmed_regret(known: Known, num_steps: int, times: int) -> float:
     values = []
     for seed in OTHER_SEEDS:
         test = range_test(known, num_steps, seed)
-        for name in TRAINING_SCHEDULES:
+        for name in SCHEDULES:
             found = confirmed_suggestion(known, test, name, times * num_steps, seed) if times else test.suggestion
             values.append(regret(known.kept, found.lr, [name]))
     return float(np.mean(values))
@@ -299,7 +299,7 @@ def report_distances(jobs: dict[str, Known]) -> None:
     """Print what the oracle's best LR gains on its neighbours, and how far above the minimum a sweep blows up."""
     losses = []
     for known in jobs.values():
-        for schedule in TRAINING_SCHEDULES:
+        for schedule in SCHEDULES:
             share = _bowl(known.kept, schedule)[1]
             best = int(share.argmin())
             losses += [share[i] for i in (best - 1, best + 1) if 0 <= i < len(share)]

@@ -13,7 +13,7 @@ from regret_peers import PEER_LADDERS
 
 from lrrunner.core.confirmation import confirmed, next_trial
 from lrrunner.core.curve import curve_from_steps
-from lrrunner.core.lr_schedules import TRAINING_SCHEDULES, exponential_lr
+from lrrunner.core.lr_schedules import exponential_lr, training_lrs
 from lrrunner.core.range_extension import MAX_PASSES, curve_pass, extension
 from lrrunner.core.smoothing import Ema
 from lrrunner.core.stop_rules import stop_rule
@@ -28,6 +28,7 @@ NUM_STEPS = 100
 SWEEP_LENGTHS = (30, 50, NUM_STEPS, 200, 400)
 BUDGETS = [(num_steps, 5) for num_steps in SWEEP_LENGTHS] + [(NUM_STEPS, 20)]
 """Confirmation is measured for these lengths of a sweep, and these budgets in sweeps."""
+SCHEDULES = ("constant", "cosine")
 BETA = 0.9
 START_LR, END_LR = 1e-7, 10.0
 
@@ -146,7 +147,7 @@ def measure(data_root: Path | None, work: tuple[str, Kept]) -> tuple[str, Kept]:
     for seed in OTHER_SEEDS:
         for num_steps, times in BUDGETS:
             sweep = range_test(known, num_steps, seed)
-            for schedule in TRAINING_SCHEDULES:
+            for schedule in SCHEDULES:
                 confirmed_suggestion(known, sweep, schedule, times * num_steps, seed)
     return name, kept
 
@@ -162,7 +163,7 @@ def oracle(job: Any) -> Kept:
         "start": rounded(start),
         "losses": {
             schedule: [[trained(job, lr, schedule, seed, job.num_steps) for seed in ORACLE_SEEDS] for lr in grid]
-            for schedule in TRAINING_SCHEDULES
+            for schedule in SCHEDULES
         },
     }
 
@@ -175,7 +176,8 @@ def trained(job: Any, lr: float, schedule: str, seed: int, num_steps: int) -> fl
     model = job.model()
     optimizer = job.optimizer(model.parameters(), lr)
     batches = batches_of(job, seed)
-    for step_lr in TRAINING_SCHEDULES[schedule](lr, num_steps=num_steps).tolist():
+    warmup_steps = max(1, num_steps // 10) if schedule == "cosine" else 0
+    for step_lr in training_lrs(lr, schedule=schedule, num_steps=num_steps, warmup_steps=warmup_steps).tolist():
         for group in optimizer.param_groups:
             group["lr"] = step_lr
         inputs, targets = next(batches)

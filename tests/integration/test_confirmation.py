@@ -32,8 +32,9 @@ def confirmed(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     return launch(
         tmp_path_factory.mktemp("confirmed"),
         "confirm.enabled=true",
-        "confirm.schedule=cosine",
-        "confirm.horizon=2000",
+        "train.schedule=cosine",
+        "train.num_steps=2000",
+        "train.warmup_steps=200",
         "confirm.budget_steps=300",
         num_processes=2,
     )
@@ -58,6 +59,7 @@ def test_the_suggestion_says_what_was_measured(confirmed: Finished) -> None:
     """The sweep's own answer stands beside the confirmed one."""
     suggestion = confirmed.read("suggestion.json")
     confirmation = suggestion["confirmation"]
+    assert suggestion["training"] == {"num_steps": 2000, "schedule": "cosine", "warmup_steps": 200}
     assert confirmation["monitored"] == "validation loss"
     assert (confirmation["horizon"], confirmation["extrapolated_to_steps"]) == (2000, 2000)
     assert 0 < confirmation["measured_steps"] <= 300
@@ -98,7 +100,7 @@ def test_mlflow_shows_every_trial(confirmed: Finished) -> None:
     note = run.data.tags["mlflow.note.content"]
     assert "| confirmation run | steps | loss |" in note
     assert "compared on the validation loss" in note
-    assert run.data.params["confirm.schedule"] == "cosine"
+    assert run.data.params["train.schedule"] == "cosine"
 
 
 def test_the_picture_has_a_second_panel(confirmed: Finished) -> None:
@@ -110,8 +112,8 @@ def test_the_picture_has_a_second_panel(confirmed: Finished) -> None:
 def test_one_rank_confirms_the_same_lr(confirmed: Finished, tmp_path: Path) -> None:
     """What is suggested belongs to the global batch, not to the machines (1 %)."""
     alone = launch(
-        tmp_path, *NO_TRACKING, "confirm.enabled=true", "confirm.schedule=cosine", "confirm.horizon=2000",
-        "confirm.budget_steps=300",
+        tmp_path, *NO_TRACKING, "confirm.enabled=true", "train.schedule=cosine", "train.num_steps=2000",
+        "train.warmup_steps=200", "confirm.budget_steps=300",
     )  # fmt: skip
     assert alone.code == 0, alone.err
     assert alone.read("suggestion.json")["lr"] == pytest.approx(confirmed.read("suggestion.json")["lr"], rel=0.01)

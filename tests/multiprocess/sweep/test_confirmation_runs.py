@@ -15,7 +15,7 @@ from torch import nn
 from lrrunner.core.batch_plan import evaluation_batches
 from lrrunner.core.confirmation import PlannedTrial, confirmed, next_trial
 from lrrunner.core.suggestion_rules import suggest
-from lrrunner.records import Stop, StopReason, Suggestion, TrialOutcome
+from lrrunner.records import Stop, StopReason, Suggestion, Training, TrialOutcome
 from lrrunner.sweep.confirmation_runs import Trials, TrialSettings, run_trials
 from lrrunner.training.collectives import collective_for_world
 from lrrunner.training.engine import run_sweep
@@ -69,7 +69,7 @@ def whole_run(dtype: torch.dtype, schedule: str) -> tuple[Suggestion, Suggestion
     result = run_sweep(part, sweep_plan(), batches, context=rank_context())
     sweep = suggest(result.steps, result.stops)
     trials = run_trials(
-        TrialSettings(schedule=schedule, beta=0.9),
+        TrialSettings(training=Training(schedule=schedule), beta=0.9),
         plan=lambda trials, initial_loss: next_trial(
             sweep, trials, budget_steps=300, horizon=None, initial_loss=initial_loss
         ),
@@ -183,7 +183,7 @@ def trial_with_a_failure_on_rank_1(kind: str) -> Trials:
         return evaluate_now()
 
     return run_trials(
-        TrialSettings(schedule="constant", beta=0.9),
+        TrialSettings(training=Training(schedule="constant"), beta=0.9),
         plan=lambda trials, initial_loss: PlannedTrial(0.01, 5) if len(trials) < 3 else None,
         trainable=part,
         batches=planned_batches(),

@@ -15,6 +15,7 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule
 
 from lrrunner.core.confirmation import PlannedTrial
+from lrrunner.records import Training
 from lrrunner.sweep.confirmation_runs import TrialSettings, run_trials
 from lrrunner.training.checkpoints import Checkpoints, read_newest
 from lrrunner.training.collectives import collective_for_world
@@ -212,7 +213,7 @@ def trial_losses(fsdp: bool) -> list[float]:
     return [
         trial.loss
         for trial in run_trials(
-            TrialSettings(schedule="cosine", beta=0.9),
+            TrialSettings(training=Training(schedule="cosine"), beta=0.9),
             plan=lambda trials, initial_loss: PlannedTrial((0.01, 0.1)[len(trials)], 8) if len(trials) < 2 else None,
             trainable=trained,
             batches=planned_batches(),

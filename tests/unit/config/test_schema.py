@@ -28,7 +28,7 @@ def test_plain_values_keep_the_order_of_the_schema_and_names_of_choices() -> Non
 
 def test_a_configuration_survives_its_way_through_a_file() -> None:
     """The mailbox and config.yaml hold plain values."""
-    config = composed("experiment=char_gpt", "confirm.schedule=cosine", "+tracking.tags.team=vision")
+    config = composed("experiment=char_gpt", "train.schedule=cosine", "+tracking.tags.team=vision")
     assert from_plain(Config, to_plain(config)) == config
 
 

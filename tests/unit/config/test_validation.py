@@ -11,6 +11,9 @@ VAL_EVERY = (
     "sweep.val_every must lie between 1 and 5, so that sweep.num_steps=100 gives 20 evaluations to stop by, "
     "got {}; try 1"
 )
+NEW_LENGTH = "confirm.horizon is now train.num_steps, which describes your training; set train.num_steps"
+NEW_SCHEDULE = "confirm.schedule is now train.schedule, which describes your training; set train.schedule"
+TRAINING_LENGTH = "train.num_steps must lie between 1 and 1000000000, got {}; null is a training of unknown length"
 ERRORS = {
     "sweep.start_lr=20": "sweep.end_lr must exceed sweep.start_lr=20, got 10; raise sweep.end_lr",
     "sweep.start_lr=0": "sweep.start_lr must be above 0, got 0; try 1e-7",
@@ -22,9 +25,17 @@ ERRORS = {
     "sweep.smoothing=-0.1": "sweep.smoothing must lie in [0, 1), got -0.1; try 0.9",
     "sweep.repeats=0": "sweep.repeats must be at least 1, got 0; try 1",
     "sweep.diverge_factor=0": "sweep.diverge_factor must be above 0 for stop_rule=range, got 0; try 2",
-    "confirm.horizon=0": "confirm.horizon must be at least 1, got 0; null is a training of unknown length",
     "confirm.budget_steps=9": "confirm.budget_steps must be at least 10, got 9; null takes 5 x sweep.num_steps",
-    "confirm.schedule=linear": "confirm.schedule must be one of constant, cosine; got linear",
+    "confirm.horizon=500": NEW_LENGTH,
+    "+confirm.horizon=500": NEW_LENGTH,
+    "confirm.schedule=cosine": NEW_SCHEDULE,
+    "+confirm.schedule=cosine": NEW_SCHEDULE,
+    "train.schedule=step": "train.schedule must be one of constant, linear, cosine; got step",
+    "train.num_steps=0": TRAINING_LENGTH.format(0),
+    "train.num_steps=10000000000": TRAINING_LENGTH.format(10_000_000_000),
+    "train.num_steps=1e3": "train.num_steps must be a whole number, got 1e3; correct the value",
+    "train.warmup_steps=-1": "train.warmup_steps must lie between 0 and 1000000000, got -1; 0 is no warm-up",
+    "train.warmup_steps=null": "train.warmup_steps must have a value, got null; leave it out to keep the default",
     "sweep.monitor=test": "sweep.monitor must be one of train, val; got test",
     "sweep.val_every=0": VAL_EVERY.format(0),
     "sweep.val_every=6": VAL_EVERY.format(6),
@@ -136,6 +147,13 @@ def test_shards_hide_the_noise() -> None:
     assert error == (
         "sweep.noise_scale must be false under train.fsdp, where no rank sees its own gradient, got true; use DDP"
     )
+
+
+def test_a_warm_up_is_shorter_than_the_training() -> None:
+    """Without a length there is nothing to compare it with."""
+    (error,) = errors_of("train.num_steps=100", "train.warmup_steps=100")
+    assert error == "train.warmup_steps must be below train.num_steps=100, got 100; warm up for fewer steps"
+    assert composed("train.warmup_steps=100").train.warmup_steps == 100
 
 
 def test_a_static_graph_cannot_accumulate() -> None:

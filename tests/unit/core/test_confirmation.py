@@ -671,7 +671,7 @@ def test_reason_without_a_horizon_points_to_it() -> None:
     """The user who named none learns that it matters, and the option's name."""
     reason = confirm(trials_at({-1: 1.2, 0: 1.0, 1: 1.2})).reason
     assert "3 runs compared" in reason
-    assert reason.endswith("; longer trainings mostly want less (confirm.horizon)")
+    assert reason.endswith("; longer trainings mostly want less (train.num_steps)")
 
 
 @pytest.mark.parametrize("verdict", [Verdict.OK, Verdict.NO_DIVERGENCE])

@@ -8,7 +8,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lrrunner.core.lr_schedules import SWEEP_SCHEDULES, FloatArray, exponential_lr, linear_lr
+from lrrunner.config.schema import ScheduleName
+from lrrunner.core.lr_schedules import (
+    DECAYS,
+    SWEEP_SCHEDULES,
+    FloatArray,
+    exponential_lr,
+    linear_lr,
+    training_lrs,
+    trial_warmup_steps,
+)
 from tests.unit.core.curves import PROPERTY
 
 Schedule = Callable[..., FloatArray]
@@ -122,3 +131,59 @@ def test_modes_of_the_configuration_name_the_two_schedules() -> None:
     assert set(SWEEP_SCHEDULES) == {"exponential", "linear"}
     assert SWEEP_SCHEDULES["exponential"](start_lr=1.0, end_lr=4.0, num_steps=3).tolist() == [1.0, 2.0, 4.0]
     assert SWEEP_SCHEDULES["linear"](start_lr=1.0, end_lr=4.0, num_steps=3).tolist() == [1.0, 2.5, 4.0]
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        ("constant", [0.5, 1.0, 1.0, 1.0, 1.0, 1.0]),
+        ("linear", [0.5, 1.0, 1.0, 0.75, 0.5, 0.25]),
+        ("cosine", [0.5, 1.0, 1.0, 0.8535533905932737, 0.5, 0.14644660940672627]),
+    ],
+)
+def test_training_schedules_warm_up_to_the_peak_and_decay_towards_zero(schedule: str, expected: list[float]) -> None:
+    """The names of train.schedule; every step has an LR above 0, since one at 0 would train nothing."""
+    assert training_lrs(1.0, schedule=schedule, num_steps=6, warmup_steps=2).tolist() == pytest.approx(expected)
+    assert training_lrs(3.0, schedule=schedule, num_steps=1).tolist() == [3.0]
+
+
+def test_training_schedules_are_those_of_the_configuration() -> None:
+    """train.schedule is looked up here."""
+    assert list(DECAYS) == [name.value for name in ScheduleName]
+
+
+@pytest.mark.parametrize("warmup_steps", [-1, 6, 7])
+def test_a_warm_up_must_leave_a_step_of_the_schedule(warmup_steps: int) -> None:
+    """Such a training never reaches the schedule that it is named after."""
+    with pytest.raises(ValueError, match=rf"warmup_steps must lie in \[0, 6\), got {warmup_steps}"):
+        training_lrs(1.0, schedule="constant", num_steps=6, warmup_steps=warmup_steps)
+
+
+@pytest.mark.parametrize(
+    ("num_steps", "training_steps", "warmup_steps", "expected"),
+    [
+        (100, 1000, 0, 0),  # none stays none
+        (1000, 1000, 137, 137),  # the training itself
+        (100, 1000, 300, 30),  # the same share
+        (50, 100_000, 2000, 5),  # a share of one step would be no warm-up: at least a tenth
+        (50, 100_000, 3, 3),  # but never more steps than the training
+        (50, None, 400, 5),  # a share of an unknown length is not known
+        (1, 1000, 999, 0),  # a trial needs a step at its LR
+        (2, 1000, 999, 1),
+    ],
+)
+def test_the_warm_up_of_a_trial(num_steps: int, training_steps: int | None, warmup_steps: int, expected: int) -> None:
+    """What a warm-up prevents takes a number of steps; what it costs is a share of the trial."""
+    found = trial_warmup_steps(num_steps, training_steps=training_steps, warmup_steps=warmup_steps)
+    assert found == expected
+
+
+@PROPERTY
+@given(trial=st.integers(1, 500), training=st.none() | st.integers(1, 10**9), share=st.floats(0, 1))
+def test_a_trial_can_complete_every_schedule(trial: int, training: int | None, share: float) -> None:
+    """Whatever the training is, its trial has a step after the warm-up, and all LRs lie above 0 up to the peak."""
+    warmup_steps = min(int(share * (training or 1000)), (training or 1000) - 1)
+    own = trial_warmup_steps(trial, training_steps=training, warmup_steps=warmup_steps)
+    lrs = training_lrs(1.0, schedule="cosine", num_steps=trial, warmup_steps=own)
+    assert lrs.shape == (trial,)
+    assert 0 < lrs.min() <= lrs.max() == 1.0

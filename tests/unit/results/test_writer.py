@@ -17,6 +17,7 @@ from lrrunner.records import (
     StopReason,
     Suggestion,
     SweepPass,
+    Training,
     Trial,
     TrialOutcome,
     Verdict,
@@ -138,11 +139,13 @@ def test_the_suggestion_keeps_what_the_sweep_suggested_and_what_was_only_extrapo
             sweep=sweep,
             measured_steps=80,
         ),
+        training=Training(num_steps=5000, schedule="cosine", warmup_steps=20),
     )
     with RunDirectory(tmp_path, Redactor()) as directory:
         directory.write_suggestion(test)
     content = json.loads((tmp_path / "suggestion.json").read_text())
     assert (content["lr"], content["stop_reason"]) == (2e-3, "diverged")
+    assert content["training"] == {"num_steps": 5000, "schedule": "cosine", "warmup_steps": 20}
     assert content["confirmation"] == {
         "schedule": "cosine",
         "monitored": "validation loss",

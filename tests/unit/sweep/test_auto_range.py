@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from lrrunner.config.schema import SweepConfig, SweepMode
+from lrrunner.config.schema import Config, SweepConfig, SweepMode
 from lrrunner.core.lr_schedules import exponential_lr
 from lrrunner.core.range_extension import Extension
 from lrrunner.records import Step, Stop, StopReason, Verdict
@@ -43,10 +43,8 @@ def run_pass_with(loss: Callable[[float], float], *, interrupted_pass: int | Non
 
 def passes(run_pass: Callable[..., SweepResult], **sweep: object) -> tuple[Passes, list[Extension]]:
     extensions: list[Extension] = []
-    config = SweepConfig(**sweep)  # type: ignore[arg-type]
-    return run_passes(
-        run_pass, config, method="auto", collective=SerialCollective(), on_extension=extensions.append
-    ), extensions
+    job = Config(sweep=SweepConfig(**sweep))  # type: ignore[arg-type]
+    return run_passes(run_pass, job, collective=SerialCollective(), on_extension=extensions.append), extensions
 
 
 def ranges(result: Passes) -> list[tuple[float, float]]:

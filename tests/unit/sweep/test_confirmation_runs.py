@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from lrrunner.core.confirmation import PlannedTrial
-from lrrunner.records import Step, StopReason, Trial, TrialOutcome
+from lrrunner.records import Step, StopReason, Training, Trial, TrialOutcome
 from lrrunner.sweep.confirmation_runs import Plan, Trials, TrialSettings, run_trials
 from lrrunner.training import train_step
 from lrrunner.training.collectives import SerialCollective
@@ -57,10 +57,13 @@ def on_all_data(part: Trainable) -> Callable[[], Evaluation]:
     return lambda: evaluate(part, [(regression_data(), 192)], collective=SerialCollective())
 
 
+CONSTANT = Training()
+
+
 def confirm(
     part: Trainable,
     *planned: tuple[float, int],
-    schedule: str = "constant",
+    training: Training = CONSTANT,
     stop_requested: Callable[[], bool] = lambda: False,
     **options: Any,
 ) -> Trials:
@@ -70,7 +73,7 @@ def confirm(
         "batches": planned_batches(),
     }
     return run_trials(
-        TrialSettings(schedule=schedule, beta=0.9),
+        TrialSettings(training=training, beta=0.9),
         trainable=part,
         context=rank_context(stop_requested=stop_requested),
         **(settings | options),
@@ -105,10 +108,18 @@ def test_every_trial_sees_the_same_data_from_the_same_state() -> None:
 
 
 def test_the_schedule_is_a_complete_one_for_each_length() -> None:
-    """Warm-up over a tenth, then half a cosine: literal rates of a schedule of 5."""
+    """Half a cosine in the trial's own number of steps: literal rates of a schedule of 4."""
     log = Log()
-    confirm(trainable(), (1.0, 5), schedule="cosine", listener=log)
-    assert [round(step.lr, 3) for step in log.steps[0]] == [1.0, 1.0, 0.854, 0.5, 0.146]
+    confirm(trainable(), (1.0, 4), training=Training(schedule="cosine", num_steps=400), listener=log)
+    assert [round(step.lr, 3) for step in log.steps[0]] == [1.0, 0.854, 0.5, 0.146]
+
+
+def test_a_trial_warms_up_over_the_training_s_share_of_its_steps() -> None:
+    """A trial whose warm-up is as long as the training's would never reach its LR, one without it would diverge."""
+    log = Log()
+    training = Training(schedule="linear", num_steps=30, warmup_steps=10)
+    confirm(trainable(), (1.0, 6), training=training, listener=log)
+    assert [step.lr for step in log.steps[0]] == [0.5, 1.0, 1.0, 0.75, 0.5, 0.25]
 
 
 def test_a_trial_that_goes_non_finite_counts_as_infinite() -> None:
