@@ -72,6 +72,7 @@ class DataConfig:
 
     train: Any = MISSING
     val: Any = None
+    sampler: Any = None
     collate_fn: Any = None
     root: str | None = None
     global_batch_size: int = MISSING

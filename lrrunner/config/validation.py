@@ -61,6 +61,7 @@ FREE_SECTIONS = (
     "optimizer_groups",
     "data.train",
     "data.val",
+    "data.sampler",
     "data.collate_fn",
     "tracking.tags",
 )
@@ -145,6 +146,7 @@ def _component_errors(config: Config) -> Iterator[str]:
     }
     optional = {
         "data.val": config.data.val,
+        "data.sampler": config.data.sampler,
         "data.collate_fn": config.data.collate_fn,
         "loss": config.loss,
         "optimizer_groups": config.optimizer_groups,

@@ -1,13 +1,15 @@
 """Which rank trains on which samples: a pure function of (seed, repeat, step), independent of the number of ranks.
 
-The dataset is cut into global batches first, and these are split second, so any split over ranks and accumulation steps
-holds the same samples, and a position in the data is just a step number.
+The order of an epoch is cut into global batches first, and these are split second, so any split over ranks and
+accumulation steps holds the same samples, and a position in the data is just a step number.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -21,15 +23,24 @@ EVALUATION_DATA_ORDER = 1_000_001
 IndexArray = npt.NDArray[np.int64]
 
 
+class EpochOrder(Protocol):
+    """The sample indices of an epoch, in order: a pure function, the same on every rank."""
+
+    def __call__(self, *, dataset_size: int, seed: int, repeat: int, epoch: int) -> IndexArray:
+        """Indices of samples, each in [0, dataset_size), possibly repeated; shape (samples of the epoch,)."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class BatchPlan:
     """How a dataset is cut into global batches and these into micro-batches.
 
     Attributes:
-        dataset_size: Samples in the dataset, at least one global batch.
+        dataset_size: Samples in the dataset; at least one global batch, unless a sampler draws some of them repeatedly.
         global_batch_size: Samples per optimizer step over all ranks and accumulation steps.
         world_size: Number of ranks.
         accumulation_steps: Micro-batches per rank and optimizer step.
+        order: Chooses the samples of each epoch; a shuffle of all by default.
 
     Raises:
         ValueError: the global batch does not split evenly, or exceeds the dataset.
@@ -39,12 +50,13 @@ class BatchPlan:
     global_batch_size: int
     world_size: int = 1
     accumulation_steps: int = 1
+    order: EpochOrder = field(default_factory=lambda: epoch_order)
 
     def __post_init__(self) -> None:
         parts = self.world_size * self.accumulation_steps
         if self.global_batch_size % parts:
             raise ValueError(f"global_batch_size={self.global_batch_size} is not divisible by {parts}")
-        if self.dataset_size < self.global_batch_size:
+        if self.order is epoch_order and self.dataset_size < self.global_batch_size:
             raise ValueError(
                 f"the dataset must hold at least one global batch of {self.global_batch_size} samples, "
                 f"got {self.dataset_size}"
@@ -54,11 +66,6 @@ class BatchPlan:
     def micro_batch_size(self) -> int:
         """Samples per forward pass of one rank."""
         return self.global_batch_size // (self.world_size * self.accumulation_steps)
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Full global batches per shuffle; the tail that does not fill one is dropped."""
-        return self.dataset_size // self.global_batch_size
 
 
 def epoch_order(*, dataset_size: int, seed: int, repeat: int, epoch: int) -> IndexArray:
@@ -70,20 +77,55 @@ def epoch_order(*, dataset_size: int, seed: int, repeat: int, epoch: int) -> Ind
     return np.random.default_rng([seed, repeat, epoch]).permutation(dataset_size)
 
 
+def weighted_order(weights: npt.NDArray[np.float64], *, num_samples: int) -> EpochOrder:
+    """Draw each sample of an epoch independently, with a probability proportional to its weight.
+
+    Args:
+        weights: One per sample of the dataset, finite, none below 0 and some above; shape (dataset_size,).
+        num_samples: Samples of an epoch.
+    """
+    upper_bounds = np.cumsum(weights)
+    last = int(np.flatnonzero(weights)[-1])
+
+    def order(*, dataset_size: int, seed: int, repeat: int, epoch: int) -> IndexArray:
+        drawn = np.random.default_rng([seed, repeat, epoch]).random(num_samples) * upper_bounds[-1]
+        indices: IndexArray = np.searchsorted(upper_bounds, drawn, side="right").astype(np.int64)
+        return np.minimum(indices, last)  # a number that was rounded up lies above all bounds
+
+    return order
+
+
+def listed_order(indices: IndexArray) -> EpochOrder:
+    """A new shuffle of these indices each epoch; one that is listed twice is read twice."""
+
+    def order(*, dataset_size: int, seed: int, repeat: int, epoch: int) -> IndexArray:
+        return indices[epoch_order(dataset_size=len(indices), seed=seed, repeat=repeat, epoch=epoch)]
+
+    return order
+
+
 def global_batches(plan: BatchPlan, *, seed: int, repeat: int, first_step: int = 0) -> Iterator[IndexArray]:
-    """Endless global batches from ``first_step`` on; each epoch is a new shuffle.
+    """Endless global batches from ``first_step`` on; each epoch has a new order, and its tail is dropped.
 
     Yields:
         Sample indices, shape (accumulation_steps, world_size, micro_batch_size).
+
+    Raises:
+        ValueError: an epoch does not fill one global batch.
     """
     shape = (plan.accumulation_steps, plan.world_size, plan.micro_batch_size)
-    epoch, offset = divmod(first_step, plan.steps_per_epoch)
-    while True:
-        order = epoch_order(dataset_size=plan.dataset_size, seed=seed, repeat=repeat, epoch=epoch)
-        for i in range(offset, plan.steps_per_epoch):
-            batch = order[i * plan.global_batch_size : (i + 1) * plan.global_batch_size]
-            yield batch.reshape(shape)
-        epoch, offset = epoch + 1, 0
+    num_skipped = first_step
+    for epoch in itertools.count():
+        order = plan.order(dataset_size=plan.dataset_size, seed=seed, repeat=repeat, epoch=epoch)
+        num_batches = len(order) // plan.global_batch_size
+        if not num_batches:
+            raise ValueError(
+                f"data.sampler must give at least one global batch of {plan.global_batch_size} samples in each epoch, "
+                f"got {len(order)} in epoch {epoch}; draw more, or lower data.global_batch_size"
+            )
+        for i in range(min(num_skipped, num_batches), num_batches):
+            yield order[i * plan.global_batch_size : (i + 1) * plan.global_batch_size].reshape(shape)
+        num_skipped = max(0, num_skipped - num_batches)
 
 
 def micro_batches(plan: BatchPlan, *, seed: int, repeat: int, rank: int, first_step: int = 0) -> Iterator[list[int]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import random
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
@@ -16,6 +17,8 @@ from lrrunner.training.collectives import Collective
 
 MUTABLE_ATTRIBUTES = ("sampler", "batch_sampler", "generator", "synchronized_generator")
 """Attributes of a loader whose values change while it is read."""
+
+GENERATORS = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
 
 
 class RestartedLoader:
@@ -46,7 +49,7 @@ class RestartedLoader:
         loader = self._loader
         if isinstance(loader, DataLoader):
             loader = twin(loader)
-            _seed_generators(loader, self._seed, repeat)
+            seed_generators(loader, self._seed, repeat)
             if self._num_batches is None:
                 vars(loader)["rng_types"] = None  # else Accelerate would communicate where a rank restarts alone
         set_epoch = _epoch_setter(loader)
@@ -151,12 +154,18 @@ def _loaders_and_samplers(loader: Any) -> Iterator[Any]:
         queue += [vars(part)[name] for name in ("base_dataloader", "sampler", "batch_sampler") if name in vars(part)]
 
 
-def _seed_generators(loader: Any, *entropy: int) -> None:
-    """Seed every generator of a loader and its samplers from a tuple of non-negative integers."""
+def seed_generators(loader: Any, *entropy: int) -> None:
+    """Seed every generator of a loader, or a sampler, and its samplers from a tuple of non-negative integers."""
     attributes = itertools.chain.from_iterable(vars(part).values() for part in _loaders_and_samplers(loader))
-    generators = [value for value in attributes if isinstance(value, torch.Generator)]
-    for number, generator in enumerate(dict.fromkeys(generators)):
-        generator.manual_seed(int(np.random.SeedSequence((*entropy, number)).generate_state(1)[0]))
+    generators = {id(value): value for value in attributes if isinstance(value, GENERATORS)}
+    for number, generator in enumerate(generators.values()):
+        seed = int(np.random.SeedSequence((*entropy, number)).generate_state(1)[0])
+        if isinstance(generator, torch.Generator):
+            generator.manual_seed(seed)
+        elif isinstance(generator, np.random.Generator):
+            generator.bit_generator.state = type(generator.bit_generator)(seed).state
+        else:
+            generator.seed(seed)
 
 
 def _epoch_setter(loader: Any) -> Callable[[int], None]:

@@ -11,7 +11,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from lrrunner.config.schema import Config
-from lrrunner.core.batch_plan import BatchPlan, evaluation_batches, micro_batches
+from lrrunner.core.batch_plan import BatchPlan, EpochOrder, epoch_order, evaluation_batches, micro_batches
 from lrrunner.records import Step, Stop
 from lrrunner.training.collectives import Collective
 
@@ -26,12 +26,14 @@ class Datasets:
     Attributes:
         train: Map-style data set of the training samples.
         num_samples: Samples in ``train``.
+        order: Chooses the samples of each epoch; a shuffle of all by default.
         validation: Data set of evaluations; None evaluates a part of ``train``.
         collate_fn: Makes a batch from a list of samples; None is torch's default.
     """
 
     train: Dataset[Any]
     num_samples: int
+    order: EpochOrder = epoch_order
     validation: Dataset[Any] | None = None
     collate_fn: Callable[[list[Any]], Any] | None = None
 
@@ -54,6 +56,7 @@ class RankBatches:
             global_batch_size=job.data.global_batch_size,
             world_size=collective.world_size,
             accumulation_steps=job.train.accumulation_steps,
+            order=datasets.order,
         )
 
     @property

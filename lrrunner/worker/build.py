@@ -14,6 +14,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from lrrunner.config.schema import Config, Monitor
+from lrrunner.core.batch_plan import EpochOrder, epoch_order
 from lrrunner.sweep.data_loading import Datasets
 from lrrunner.training import fsdp
 from lrrunner.training.collectives import Collective
@@ -22,6 +23,7 @@ from lrrunner.training.snapshot import seed_rngs
 from lrrunner.training.trainable import Objective
 from lrrunner.worker.execution_settings import ExecutionSettings
 from lrrunner.worker.instantiation import check_target, instantiate
+from lrrunner.worker.sampler import sample_order
 
 logger = logging.getLogger(__name__)
 
@@ -72,13 +74,16 @@ def build(job: Config, settings: ExecutionSettings, *, device: torch.device, err
     else:
         _check_optimizer_target(job, errors)
     num_samples = _num_train_samples(train, job, errors) if train is not None else 0
+    order = _order(job, train, errors) if num_samples else epoch_order
     if len(errors) > num_errors_before or model is None or optimizer is None or objective is None or train is None:
         return None
     return Components(
         model=model,
         optimizer=optimizer,
         objective=objective,
-        datasets=Datasets(train=train, num_samples=num_samples, validation=validation, collate_fn=collate_fn),
+        datasets=Datasets(
+            train=train, num_samples=num_samples, order=order, validation=validation, collate_fn=collate_fn
+        ),
         weights_checksum=checksum,
     )
 
@@ -132,12 +137,27 @@ def _validation(job: Config, errors: list[str]) -> Dataset[Any] | None:
 
 def _num_train_samples(dataset: Any, job: Config, errors: list[str]) -> int:
     num_samples = _length("data.train", dataset, errors)
-    if 0 < num_samples < job.data.global_batch_size:
+    if job.data.sampler is None and 0 < num_samples < job.data.global_batch_size:
         errors.append(
             f"data.train must hold at least one global batch of {job.data.global_batch_size} samples, "
             f"got {num_samples}; lower data.global_batch_size"
         )
     return num_samples
+
+
+def _order(job: Config, train: Any, errors: list[str]) -> EpochOrder:
+    """The order of each epoch: a shuffle, or that of ``data.sampler``."""
+    num_errors_before = len(errors)
+    made = instantiate("data.sampler", job.data.sampler, errors, train)
+    if job.data.sampler is None or len(errors) > num_errors_before:
+        return epoch_order
+    try:
+        return sample_order(made, train, global_batch_size=job.data.global_batch_size, seed=job.sweep.seed)
+    except Exception as error:
+        logger.info("data.sampler cannot be used", exc_info=error)
+        own = isinstance(error, ValueError) and str(error).startswith("data.sampler")
+        errors.append(str(error) if own else f"data.sampler must give indices, got {type(error).__name__}: {error}")
+        return epoch_order
 
 
 def _length(name: str, dataset: Any, errors: list[str]) -> int:

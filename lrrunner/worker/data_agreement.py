@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from lrrunner.sweep.data_loading import Datasets
 from lrrunner.training.collectives import Collective
 from lrrunner.training.snapshot import seed_rngs
 
@@ -40,6 +41,32 @@ def data_errors(collective: Collective, dataset: Any, *, num_samples: int) -> li
         f"data.train must hold the same samples in the same order on every rank, got others on rank {', '.join(bad)}; "
         "sort its files, or draw its order from torch's, numpy's or Python's generator, which are seeded"
     ]
+
+
+def order_errors(collective: Collective, datasets: Datasets | None, *, seed: int) -> list[str]:
+    """Whether ``data.sampler`` gives other epochs on some rank. Every rank must call this.
+
+    Args:
+        collective: The world this rank belongs to.
+        datasets: This rank's; None after an error.
+        seed: Seed of the sweep.
+    """
+    prints = collective.gather(None if datasets is None else _order_fingerprint(datasets, seed))
+    bad = [str(rank) for rank, print_ in enumerate(prints) if print_ != prints[0]]
+    if not bad or None in prints:
+        return []
+    return [
+        f"data.sampler must give the same indices in the same order on every rank, got others on rank {', '.join(bad)}"
+        "; leave the shards to lrrunner, and draw from torch's, numpy's or Python's generator, which are seeded"
+    ]
+
+
+def _order_fingerprint(datasets: Datasets, seed: int) -> str:
+    digest = hashlib.sha256()
+    for epoch in range(2):
+        order = datasets.order(dataset_size=datasets.num_samples, seed=seed, repeat=0, epoch=epoch)
+        digest.update(order.tobytes())
+    return digest.hexdigest()
 
 
 def fingerprint(dataset: Any) -> str | None:

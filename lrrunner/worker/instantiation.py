@@ -55,6 +55,8 @@ def check_target(name: str, component: Mapping[str, Any], errors: list[str], *ar
         hint = f"correct the keys of {name}"
         if name in ("objective", "data.collate_fn") and "missing a required" in refusal:
             hint += f", or add {name}._partial_=true to name the function itself"
+        if name == "data.sampler":
+            hint += ", or name a function that is called with data.train, and returns a sampler, weights or indices"
         errors.append(f"{name} must take the arguments it is given: {path} {refusal}; {hint}")
     return not refusal
 

@@ -33,7 +33,7 @@ from lrrunner.training.engine import RankContext
 from lrrunner.training.learning_rate import LearningRate
 from lrrunner.training.optimizers import lr_remark
 from lrrunner.worker.build import Components, build, weight_errors
-from lrrunner.worker.data_agreement import data_errors
+from lrrunner.worker.data_agreement import data_errors, order_errors
 from lrrunner.worker.execution_settings import ExecutionSettings, execution_settings, with_settings
 from lrrunner.worker.failure_text import failure_text
 from lrrunner.worker.process_state import process_state_preserved
@@ -218,6 +218,8 @@ def _agreed_components(session: Session) -> tuple[ExecutionSettings, Components]
         datasets = None if components is None else components.datasets
         train, num_samples = (None, 0) if datasets is None else (datasets.train, datasets.num_samples)
         errors += data_errors(collective, train, num_samples=num_samples)
+        if job.data.sampler is not None:
+            errors += order_errors(collective, datasets, seed=job.sweep.seed)
     if collective.rank == 0:
         try:
             session.reporter = _prepare_reporter(session)

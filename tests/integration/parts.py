@@ -125,6 +125,18 @@ class FailsInEval(Net):
         return super().forward(x)
 
 
+def rare_digits(dataset: typing.Any) -> torch.utils.data.Sampler[int]:
+    """Draws zeros as often as all other digits together, from a dataset of (image, digit)."""
+    weights = [9.0 if int(label) == 0 else 1.0 for _, label in dataset]
+    return torch.utils.data.WeightedRandomSampler(weights, len(weights) // 2)
+
+
+def rank_share(dataset: typing.Any) -> list[int]:
+    """Other indices on each rank."""
+    rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    return list(range(rank, len(dataset), world_size))
+
+
 class Mortal(nn.Module):
     """Has everything that a step changes: weights, buffers, and a use for random numbers. The variable DIE kills it.
 

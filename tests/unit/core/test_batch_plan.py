@@ -12,8 +12,10 @@ from lrrunner.core.batch_plan import (
     epoch_order,
     evaluation_batches,
     global_batches,
+    listed_order,
     micro_batches,
     nearest_global_batch_sizes,
+    weighted_order,
 )
 from tests.unit.core.curves import PROPERTY
 
@@ -38,12 +40,15 @@ def test_micro_batch_is_the_global_batch_over_ranks_and_accumulation_steps() -> 
 
 def test_steps_per_epoch_drops_the_tail() -> None:
     """23 samples hold five batches of 4; a sixth of 3 would be another batch size within one sweep."""
-    assert BatchPlan(dataset_size=23, global_batch_size=4).steps_per_epoch == 5
+    first = batches(BatchPlan(dataset_size=23, global_batch_size=4), 6)
+    assert [len(batch) for batch in first] == [4] * 6
+    assert len({index for batch in first[:5] for index in batch}) == 20
+    assert first[5] == epoch_order(dataset_size=23, seed=0, repeat=0, epoch=1)[:4].tolist()
 
 
 def test_dataset_of_exactly_one_global_batch_is_enough() -> None:
     """The boundary: full-batch training is a legal sweep."""
-    assert BatchPlan(dataset_size=8, global_batch_size=8).steps_per_epoch == 1
+    assert [sorted(batch) for batch in batches(BatchPlan(dataset_size=8, global_batch_size=8), 2)] == [[*range(8)]] * 2
 
 
 def test_indivisible_global_batch_is_refused() -> None:
@@ -215,3 +220,49 @@ def test_an_evaluation_of_a_part_takes_the_same_samples_in_any_world() -> None:
     assert len(parts[0]) == 10
     assert parts[0] != list(range(10))
     assert all(part == parts[0] for part in parts)
+
+
+def test_weights_draw_samples_in_proportion_and_never_one_of_weight_zero() -> None:
+    """Class balance: three rare samples as often as the many others together."""
+    weights = np.array([0.0, 1.0, 1.0, 2.0, 0.0])
+    order = weighted_order(weights, num_samples=40_000)
+    counts = np.bincount(order(dataset_size=5, seed=0, repeat=0, epoch=0), minlength=5)
+    assert counts[[0, 4]].tolist() == [0, 0]
+    np.testing.assert_allclose(counts[1:4] / 40_000, [0.25, 0.25, 0.5], atol=0.01)
+
+
+def test_a_list_of_indices_is_shuffled_anew_each_epoch() -> None:
+    """Samples that are left out never come; one that is listed twice comes twice."""
+    order = listed_order(np.array([7, 3, 3, 5]))
+    epochs = [order(dataset_size=9, seed=0, repeat=0, epoch=epoch).tolist() for epoch in range(8)]
+    assert [sorted(epoch) for epoch in epochs] == [[3, 3, 5, 7]] * 8
+    assert len({tuple(epoch) for epoch in epochs}) > 1
+
+
+@PROPERTY
+@given(world_size=st.integers(1, 4), accumulation_steps=st.integers(1, 3), seed=st.integers(0, 99))
+def test_drawn_samples_are_cut_like_a_shuffle(world_size: int, accumulation_steps: int, seed: int) -> None:
+    """Law 8 for samplers: the global batch of a step holds the same draws, however it is split, wherever it starts."""
+    size = 12 * world_size * accumulation_steps
+    order = weighted_order(np.arange(1.0, 8.0), num_samples=2 * size + 5)  # more than the dataset holds
+    split = BatchPlan(
+        dataset_size=7,
+        global_batch_size=size,
+        world_size=world_size,
+        accumulation_steps=accumulation_steps,
+        order=order,
+    )
+    whole = BatchPlan(dataset_size=7, global_batch_size=size, order=order)
+    expected = batches(whole, 5, seed=seed)
+    assert batches(split, 5, seed=seed) == expected
+    assert batches(split, 2, seed=seed, first_step=3) == expected[3:]
+    assert expected[2] != expected[0], "the second epoch is drawn anew"
+
+
+def test_an_epoch_of_a_sampler_that_fills_no_batch_is_an_error() -> None:
+    """It would be asked for more for ever."""
+    plan = BatchPlan(dataset_size=9, global_batch_size=8, order=listed_order(np.arange(7)))
+    with pytest.raises(
+        ValueError, match=r"data\.sampler must give at least one global batch of 8 samples in each epoch"
+    ):
+        batches(plan, 1)

@@ -119,6 +119,38 @@ ERRORS |= {
 }
 
 
+ERRORS |= {
+    ("data.sampler={_target_: mine.draw}",): "data.sampler._target_ must be importable, got mine.draw (No module",
+    ("data.sampler={_target_: torch.utils.data.WeightedRandomSampler, weights: [1.0], num_samples: 9}",): (
+        "data.sampler must take the arguments it is given: torch.utils.data.WeightedRandomSampler multiple values for "
+        "argument 'weights'; correct the keys of data.sampler, or name a function that is called with data.train, and "
+    ),
+    ("data.sampler={_target_: torch.utils.data.SubsetRandomSampler}",): (
+        "data.sampler must give a torch Sampler of sample indices, one weight per sample (floats), or the indices of "
+        "an epoch (integers), got a sampler of tuple; give indices, one at a time"
+    ),
+    (f"data.sampler={{_target_: {HERE}.fifty}}",): (
+        "data.sampler must give at least one global batch of 64 samples in each epoch, got 50 in epoch 0; draw more"
+    ),
+}
+
+
+def fifty(dataset: Any) -> list[int]:
+    return list(range(50))
+
+
+def test_a_sampler_may_draw_more_than_a_small_data_set_holds() -> None:
+    """It then need not hold a global batch."""
+    datasets = built(
+        "data=custom",
+        f"data.train._target_={HERE}.samples",
+        "+data.train.size=9",
+        "data.global_batch_size=64",
+        "data.sampler={_target_: torch.utils.data.RandomSampler, replacement: true, num_samples: 100}",
+    ).datasets
+    assert len(datasets.order(dataset_size=9, seed=0, repeat=0, epoch=0)) == 100
+
+
 def test_the_validation_set_is_built_where_it_is_read_only() -> None:
     """It may be large, and a sweep alone does not read it."""
     for overrides, size in (

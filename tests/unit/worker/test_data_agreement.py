@@ -10,8 +10,10 @@ import pytest
 import torch
 from torch.utils.data import TensorDataset
 
+from lrrunner.core.batch_plan import listed_order
+from lrrunner.sweep.data_loading import Datasets
 from lrrunner.training.collectives import SerialCollective
-from lrrunner.worker.data_agreement import data_errors, fingerprint
+from lrrunner.worker.data_agreement import data_errors, fingerprint, order_errors
 
 
 class World(SerialCollective):
@@ -72,3 +74,22 @@ def test_what_has_no_stable_bytes_is_not_compared() -> None:
     """Neither is a data set that cannot be read: it says so where it is."""
     assert fingerprint([object(), object()]) is None
     assert fingerprint([]) is None
+
+
+def test_a_sampler_that_gives_other_indices_on_some_rank_names_it() -> None:
+    """Shards of different orders would hold some samples twice."""
+
+    def datasets(first: int) -> Datasets:
+        return Datasets(train=samples(), num_samples=8, order=listed_order(np.arange(first, 8)))
+
+    class Recording(World):
+        def gather(self, value: Any) -> list[Any]:
+            self.own = value
+            return super().gather(value)
+
+    other = Recording()
+    assert order_errors(other, datasets(1), seed=0) == []
+    (error,) = order_errors(World(other.own), datasets(0), seed=0)
+    assert error.startswith("data.sampler must give the same indices in the same order on every rank, got others on r")
+    assert order_errors(World(other.own), datasets(1), seed=0) == []
+    assert order_errors(World(None), datasets(1), seed=0) == []
