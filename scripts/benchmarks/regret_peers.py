@@ -109,9 +109,9 @@ def tf2_article(lrs: Any, losses: Any) -> float | None:
 
 
 def ignite(lrs: Any, losses: Any) -> float | None:
-    """Steepest by index, left of the minimum, on a seeded EMA (0.05); stopped at 5 x best."""
+    """Steepest by index, left of the minimum, on a seeded EMA in which a new loss weighs 0.05; stopped at 5 x best."""
     lrs, losses = _finite_part(lrs, losses)
-    smoothed = _ema_seeded(losses, 0.05)
+    smoothed = _ema_seeded(losses, 0.95)
     best = np.minimum.accumulate(smoothed)
     end = _until(lambda i: bool(smoothed[i] > 5 * best[i]), len(smoothed))
     falling = smoothed[: int(np.argmin(smoothed[:end])) + 1]

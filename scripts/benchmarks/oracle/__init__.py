@@ -1,0 +1,1 @@
+"""The jobs, measurements and scores of the regret benchmark; ``README.md`` describes them."""
