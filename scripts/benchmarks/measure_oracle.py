@@ -136,21 +136,23 @@ def main() -> None:
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES), help="in this order")
     parser.add_argument("--only", default=".*", help="measure only the jobs that match this pattern")
     parser.add_argument("--reverse", action="store_true", help="last jobs first, beside another process")
+    parser.add_argument("--measurements", type=Path, default=MEASUREMENTS, help="folder of the files it appends to")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    MEASUREMENTS.mkdir(exist_ok=True)
+    arguments.measurements.mkdir(exist_ok=True)
     chosen = [job for job in jobs() if re.fullmatch(arguments.only, job.name) and (arguments.data or not job.real)]
     for stage in arguments.stages:
         for job in reversed(chosen) if arguments.reverse else chosen:
-            with _held(job.name) as is_mine:
+            path = arguments.measurements / f"{job.name}.jsonl"
+            with _held(path) as is_mine:
                 if is_mine:
-                    _measure(stage, job, arguments.data)
+                    _measure(stage, job, arguments.data, path)
 
 
-def _measure(stage: str, job: Job, folder: Path | None) -> None:
+def _measure(stage: str, job: Job, folder: Path | None, path: Path) -> None:
     began, cpu = time.perf_counter(), time.process_time()
     laboratory = functools.cache(lambda: Laboratory(job, folder))
-    STAGES[stage](job, Store(_file(job.name)), laboratory)
+    STAGES[stage](job, Store(path), laboratory)
     if laboratory.cache_info().currsize:
         seconds = f"{time.process_time() - cpu:.0f} s CPU, {time.perf_counter() - began:.0f} s"
         print(f"{time.strftime('%H:%M:%S')} {stage} {job.name}: {seconds}", flush=True)
@@ -161,14 +163,10 @@ def _measure(stage: str, job: Job, folder: Path | None) -> None:
     gc.collect()
 
 
-def _file(name: str) -> Path:
-    return MEASUREMENTS / f"{name}.jsonl"
-
-
 @contextmanager
-def _held(name: str) -> Iterator[bool]:
-    """Whether this process holds the job; another one may."""
-    with _file(name).open("a") as file:
+def _held(path: Path) -> Iterator[bool]:
+    """Whether this process holds the file of a job; another one may."""
+    with path.open("a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
