@@ -50,7 +50,9 @@ def validation_monitor(
         Function that evaluates. Every rank must call it.
     """
     seed, batch_size = job.sweep.seed, job.data.global_batch_size
-    num_batches = min(job.sweep.val_batches, batches.num_evaluation_samples // batch_size)
+    num_batches, available = job.sweep.val_batches, batches.num_evaluation_samples
+    if available is not None:
+        num_batches = min(num_batches, available // batch_size)
     read = batches.evaluation(num_samples=num_batches * batch_size)
     with undisturbed(trainable):
         seed_rngs(seed, EVALUATION_DATA_ORDER, collective.rank)

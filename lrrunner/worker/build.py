@@ -16,6 +16,7 @@ from torch.utils.data import Dataset
 from lrrunner.config.schema import Config, Monitor
 from lrrunner.core.batch_plan import EpochOrder, epoch_order
 from lrrunner.sweep.data_loading import Datasets
+from lrrunner.sweep.streams import is_stream
 from lrrunner.training import fsdp
 from lrrunner.training.collectives import Collective
 from lrrunner.training.optimizers import optimizer_errors
@@ -24,6 +25,7 @@ from lrrunner.training.trainable import Objective
 from lrrunner.worker.execution_settings import ExecutionSettings
 from lrrunner.worker.instantiation import check_target, instantiate
 from lrrunner.worker.sampler import sample_order
+from lrrunner.worker.stream_checks import stream_errors
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +76,7 @@ def build(job: Config, settings: ExecutionSettings, *, device: torch.device, err
     else:
         _check_optimizer_target(job, errors)
     num_samples = _num_train_samples(train, job, errors) if train is not None else 0
-    order = _order(job, train, errors) if num_samples else epoch_order
+    order = _order(job, train, errors) if num_samples != 0 else epoch_order
     if len(errors) > num_errors_before or model is None or optimizer is None or objective is None or train is None:
         return None
     return Components(
@@ -126,6 +128,10 @@ def _validation(job: Config, errors: list[str]) -> Dataset[Any] | None:
         check_target("data.val", job.data.val, errors)
         return None
     dataset: Dataset[Any] | None = instantiate("data.val", job.data.val, errors)
+    if dataset is not None and is_stream(dataset):
+        least = job.data.global_batch_size if job.sweep.monitor == Monitor.val else 1
+        errors += stream_errors("data.val", dataset, num_samples=least, seed=job.sweep.seed)
+        return dataset
     num_samples = 0 if dataset is None else _length("data.val", dataset, errors)
     if job.sweep.monitor == Monitor.val and 0 < num_samples < job.data.global_batch_size:
         errors.append(
@@ -135,7 +141,16 @@ def _validation(job: Config, errors: list[str]) -> Dataset[Any] | None:
     return dataset
 
 
-def _num_train_samples(dataset: Any, job: Config, errors: list[str]) -> int:
+def _num_train_samples(dataset: Any, job: Config, errors: list[str]) -> int | None:
+    """Number of samples, 0 after an error; None for an iterable data set."""
+    if is_stream(dataset):
+        found = stream_errors("data.train", dataset, num_samples=job.data.global_batch_size, seed=job.sweep.seed)
+        errors += found
+        logger.info(
+            "data.train is iterable: every rank reads all of it and keeps its share, and a resumed run reads it again "
+            "up to its position; both are exact only if it gives the same samples each time"
+        )
+        return 0 if found else None
     num_samples = _length("data.train", dataset, errors)
     if job.data.sampler is None and 0 < num_samples < job.data.global_batch_size:
         errors.append(
@@ -147,6 +162,12 @@ def _num_train_samples(dataset: Any, job: Config, errors: list[str]) -> int:
 
 def _order(job: Config, train: Any, errors: list[str]) -> EpochOrder:
     """The order of each epoch: a shuffle, or that of ``data.sampler``."""
+    if job.data.sampler is not None and is_stream(train):
+        errors.append(
+            f"data.sampler must be null for an iterable data.train, whose samples have no indices, got "
+            f"{job.data.sampler['_target_']}; weight the samples in the data set itself"
+        )
+        return epoch_order
     num_errors_before = len(errors)
     made = instantiate("data.sampler", job.data.sampler, errors, train)
     if job.data.sampler is None or len(errors) > num_errors_before:
@@ -162,8 +183,11 @@ def _order(job: Config, train: Any, errors: list[str]) -> EpochOrder:
 
 def _length(name: str, dataset: Any, errors: list[str]) -> int:
     """Number of samples; 0 and a message for an empty dataset or one without a length."""
-    if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
-        errors.append(f"{name} must have a length and an index, got {type(dataset).__name__}; use a map-style dataset")
+    if not hasattr(dataset, "__len__"):
+        errors.append(
+            f"{name} must have a length and an index, got {type(dataset).__name__}; give it a __len__, or make it a "
+            "torch.utils.data.IterableDataset"
+        )
         return 0
     if len(dataset) == 0:
         errors.append(f"{name} must hold samples, got none; check its folder and arguments")

@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 
 from lrrunner.sweep.data_loading import Datasets
+from lrrunner.sweep.streams import StreamPass, is_stream
 from lrrunner.training.collectives import Collective
 from lrrunner.training.snapshot import seed_rngs
 
+UNKNOWN_LENGTH = -1
 
-def data_errors(collective: Collective, dataset: Any, *, num_samples: int) -> list[str]:
+
+def data_errors(collective: Collective, dataset: Any, *, num_samples: int | None) -> list[str]:
     """What is different about the training set on some rank. Every rank must call this.
 
     Args:
         collective: The world this rank belongs to.
         dataset: This rank's training set; None where it could not be built.
-        num_samples: Samples in it.
+        num_samples: Samples in it; None if it is iterable.
     """
-    own = (None, None) if dataset is None else (num_samples, fingerprint(dataset))
+    length = UNKNOWN_LENGTH if num_samples is None else num_samples
+    own = (None, None) if dataset is None else (length, fingerprint(dataset))
     by_rank = collective.gather(own)
     lengths = [length for length, _ in by_rank]
     if None in lengths:
@@ -37,9 +41,10 @@ def data_errors(collective: Collective, dataset: Any, *, num_samples: int) -> li
     bad = [str(rank) for rank, print_ in enumerate(prints) if print_ != prints[0]]
     if not bad or None in prints:
         return []
+    way_out = "sort its files" if num_samples is not None else "leave its own split by rank out, since lrrunner splits"
     return [
         f"data.train must hold the same samples in the same order on every rank, got others on rank {', '.join(bad)}; "
-        "sort its files, or draw its order from torch's, numpy's or Python's generator, which are seeded"
+        f"{way_out}, or draw its order from torch's, numpy's or Python's generator, which are seeded"
     ]
 
 
@@ -63,6 +68,7 @@ def order_errors(collective: Collective, datasets: Datasets | None, *, seed: int
 
 def _order_fingerprint(datasets: Datasets, seed: int) -> str:
     digest = hashlib.sha256()
+    assert datasets.num_samples is not None
     for epoch in range(2):
         order = datasets.order(dataset_size=datasets.num_samples, seed=seed, repeat=0, epoch=epoch)
         digest.update(order.tobytes())
@@ -72,19 +78,25 @@ def _order_fingerprint(datasets: Datasets, seed: int) -> str:
 def fingerprint(dataset: Any) -> str | None:
     """Digest of the first and the last sample; None where these cannot be read, or differ from one time to the next.
 
-    Random augmentation that draws from the seeded generators gives the same digest twice.
+    Random augmentation that draws from the seeded generators gives the same digest twice. Of an iterable data set, it
+    is the digest of the first sample, which may differ from one time to the next, but not from rank to rank.
     """
+    if is_stream(dataset):
+        return _digest_of(lambda: StreamPass(dataset, 0).read(1)[0])
     digests = set()
     for _ in range(2):
         seed_rngs(0)
-        digest = hashlib.sha256()
-        try:
-            for index in (0, len(dataset) - 1):
-                _update(digest, dataset[index])
-        except Exception:  # noqa: BLE001 - whatever a data set raises comes again where it is read, with its message
-            return None
-        digests.add(digest.hexdigest())
+        digests.add(_digest_of(lambda: [dataset[0], dataset[len(dataset) - 1]]))
     return digests.pop() if len(digests) == 1 else None
+
+
+def _digest_of(read: Callable[[], Any]) -> str | None:
+    digest = hashlib.sha256()
+    try:
+        _update(digest, read())
+    except Exception:  # noqa: BLE001 - whatever a data set raises comes again where it is read, with its message
+        return None
+    return digest.hexdigest()
 
 
 def _update(digest: Any, value: Any) -> None:

@@ -137,6 +137,21 @@ def rank_share(dataset: typing.Any) -> list[int]:
     return list(range(rank, len(dataset), world_size))
 
 
+class DigitStream(torch.utils.data.IterableDataset[typing.Any]):
+    """The digits in an order drawn anew for each pass; ``by_rank`` splits them, as streams of other libraries do."""
+
+    def __init__(self, split: str, by_rank: bool = False) -> None:
+        from lrrunner.tasks.data import digits
+
+        self.digits, self.by_rank = digits(split=split), by_rank
+
+    def __iter__(self) -> typing.Iterator[typing.Any]:
+        """Images and digits."""
+        order = torch.randperm(len(self.digits)).tolist()
+        first = int(os.environ.get("RANK", "0")) if self.by_rank else 0
+        yield from (self.digits[i] for i in order[first :: 2 if self.by_rank else 1])
+
+
 class Mortal(nn.Module):
     """Has everything that a step changes: weights, buffers, and a use for random numbers. The variable DIE kills it.
 

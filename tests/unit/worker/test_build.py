@@ -34,10 +34,30 @@ def samples(size: int) -> TensorDataset:
 
 
 class Stream(IterableDataset[Any]):
-    """An iterable dataset without a length."""
+    """An iterable dataset without a length, of one sample unless its kind says otherwise."""
+
+    def __init__(self, kind: str = "") -> None:
+        self.kind = kind
+        self.source = iter([torch.zeros(64)] * 64)
 
     def __iter__(self) -> Iterator[Any]:
-        yield torch.zeros(64), 0
+        if self.kind == "once":
+            yield from ((inputs, 0) for inputs in self.source)
+        elif self.kind == "broken":
+            raise FileNotFoundError("no shards in /data")
+        elif self.kind != "empty":
+            yield from [(torch.zeros(64), 0)] * (64 if self.kind == "long" else 1)
+
+
+def generator() -> Iterator[Any]:
+    return iter(Stream("long"))
+
+
+class NoLength:
+    """Neither map-style nor iterable."""
+
+    def __getitem__(self, index: int) -> Any:
+        return torch.zeros(64), 0
 
 
 def not_a_module() -> int:
@@ -82,7 +102,7 @@ ERRORS = {
         "data.train must hold at least one global batch of 64 samples, got 63; lower data.global_batch_size"
     ),
     ("data=custom", f"data.train._target_={HERE}.Stream", "data.global_batch_size=64"): (
-        "data.train must have a length and an index, got Stream;"
+        "data.train must give at least one global batch of 64 samples each time it is iterated, got 1; lower data.globa"
     ),
     ("optimizer=custom", "optimizer._target_=torch.optim.LBFGS"): "optimizer must step without a closure, got LBFGS,",
     ("optimizer=custom", "optimizer._target_=torch.nn.ParameterList"): "optimizer must be a torch.optim.Optimizer,",
@@ -110,8 +130,11 @@ ERRORS |= {
     (*OWN_DATA, f"data.val={{_target_: {HERE}.samples, size: 0}}"): (
         "data.val must hold samples, got none; check its folder and arguments"
     ),
-    (*OWN_DATA, f"data.val={{_target_: {HERE}.Stream}}"): (
-        "data.val must have a length and an index, got Stream; use a map-style dataset"
+    (*OWN_DATA, f"data.val={{_target_: {HERE}.Stream, kind: empty}}"): (
+        "data.val must give samples each time it is iterated, got none; check its files"
+    ),
+    ("sweep.monitor=val", *OWN_DATA[1:], f"data.val={{_target_: {HERE}.Stream}}"): (
+        "data.val must give at least one global batch of 64 samples each time it is iterated, got 1; lower data.global_"
     ),
     ("sweep.monitor=val", *OWN_DATA[1:], f"data.val={{_target_: {HERE}.samples, size: 63}}"): (
         "data.val must hold at least one global batch of 64 samples for sweep.monitor=val, got 63; hold out more"
@@ -133,6 +156,31 @@ ERRORS |= {
         "data.sampler must give at least one global batch of 64 samples in each epoch, got 50 in epoch 0; draw more"
     ),
 }
+
+
+STREAM = ("data=custom", "data.global_batch_size=64", f"data.train._target_={HERE}.Stream")
+
+ERRORS |= {
+    (*STREAM, "+data.train.kind=once"): "data.train must start again each time it is iterated, got no samples from St",
+    (*STREAM, "+data.train.kind=broken"): (
+        "data.train must give samples, got FileNotFoundError: no shards in /data; correct what Stream reads"
+    ),
+    (*STREAM, "+data.train.kind=long", f"data.sampler={{_target_: {HERE}.fifty}}"): (
+        "data.sampler must be null for an iterable data.train, whose samples have no indices, got tests.unit.worker."
+    ),
+    ("data=custom", "data.global_batch_size=64", f"data.train._target_={HERE}.generator"): (
+        "data.train must be a map-style or an iterable data set, got generator; return an object with a length and an "
+    ),
+    ("data=custom", "data.global_batch_size=64", f"data.train._target_={HERE}.NoLength"): (
+        "data.train must have a length and an index, got NoLength; give it a __len__, or make it a torch.utils.data.I"
+    ),
+}
+
+
+def test_an_iterable_data_set_has_no_length() -> None:
+    """It is read as far as a global batch, and begun again."""
+    datasets = built(*STREAM, "+data.train.kind=long", "confirm.enabled=true", "data.val=null").datasets
+    assert datasets.num_samples is None
 
 
 def fifty(dataset: Any) -> list[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -74,6 +75,26 @@ def test_what_has_no_stable_bytes_is_not_compared() -> None:
     """Neither is a data set that cannot be read: it says so where it is."""
     assert fingerprint([object(), object()]) is None
     assert fingerprint([]) is None
+
+
+class Stream:
+    """Random samples, in an order of its own each time."""
+
+    def __init__(self, rank: int = 0) -> None:
+        self.num_begun = rank
+
+    def __iter__(self) -> Iterator[Any]:
+        self.num_begun += 1
+        yield from [torch.rand(2) * self.num_begun] * 8
+
+
+def test_a_stream_that_splits_itself_by_rank_is_noticed() -> None:
+    """Each rank would keep a share of a share. Ranks that begin it equally often agree."""
+    own, other = fingerprint(Stream()), fingerprint(Stream(rank=1))
+    assert data_errors(World((-1, own)), Stream(), num_samples=None) == []
+    assert data_errors(World((None, None)), Stream(), num_samples=None) == []
+    (error,) = data_errors(World((-1, other)), Stream(), num_samples=None)
+    assert "got others on rank 1; leave its own split by rank out, since lrrunner splits, or draw its order" in error
 
 
 def test_a_sampler_that_gives_other_indices_on_some_rank_names_it() -> None:
