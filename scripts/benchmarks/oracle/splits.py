@@ -258,19 +258,6 @@ def mislabelled_digits(root: Path | None) -> Split:
 
 
 @functools.cache
-def table(root: Path | None, name: str) -> Split:
-    """An embedded table, standardised: ``breast_cancer`` and ``wine`` (classes), ``diabetes`` (a number)."""
-    bunch = getattr(datasets, f"load_{name}")()
-    inputs = _floats((bunch.data - bunch.data.mean(0)) / bunch.data.std(0))
-    numbers = bunch.target
-    targets = _floats((numbers - numbers.mean()) / numbers.std())[:, None] if name == "diabetes" else _longs(numbers)
-    order = torch.randperm(len(inputs), generator=torch.Generator().manual_seed(0))
-    cut = len(order) // 4
-    val, train = ((inputs[part], targets[part]) for part in (order[:cut], order[cut:]))
-    return Split(train, val)
-
-
-@functools.cache
 def photograph(root: Path | None) -> Split:
     """Where a pixel of a photograph lies, as 64 waves, and its colour."""
     picture = datasets.load_sample_image("flower.jpg").astype(np.float32) / 127.5 - 1

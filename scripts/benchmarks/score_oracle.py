@@ -1,0 +1,287 @@
+"""Scores suggestion rules on what measure_oracle.py has measured: python scripts/benchmarks/score_oracle.py.
+
+``oracle/README.md`` says what regret and its noise floor are. Nothing is trained here; a job that lacks a measurement
+is left out of the table that needs it, and each table says how many jobs it is over.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE))
+
+from oracle.alternatives import ALTERNATIVES  # noqa: E402 - the benchmark's own modules lie beside it
+from oracle.bowls import NUM_RESAMPLES, Bowl, TrialTable, bowl, interval_of_mean, noise_floor  # noqa: E402
+from oracle.catalog import Job, jobs  # noqa: E402
+from oracle.optimizers import USUAL_LR  # noqa: E402
+from oracle.replay import END_LR, START_LR, MissingError, range_test  # noqa: E402
+from oracle.store import Ladder, Store, lr_at  # noqa: E402
+from regret_peers import PEER_LADDERS, PEERS, ignite  # noqa: E402
+
+from lrrunner.core.lr_schedules import exponential_lr  # noqa: E402
+from lrrunner.core.suggestion_rules import RULES  # noqa: E402
+
+MEASUREMENTS = HERE / "oracle" / "measurements"
+SWEEP_SEEDS = (10, 11, 12)
+TRIAL_SEEDS = (4, 5)
+SWEEP_LENGTHS = (30, 50, 100, 200, 400, 1000)
+TRAININGS = (
+    (400, "constant"),
+    (400, "cosine"),
+    (400, "linear"),
+    (1000, "constant"),
+    (1000, "cosine"),
+    (5000, "constant"),
+    (5000, "cosine"),
+)
+NEARLY_BEST = 0.015
+NUM_DRAWS = 8
+"""Random choices of an alternative, for each seed of its trials."""
+
+Lrs = dict[str, list[float | None]]
+
+
+class Measured(NamedTuple):
+    """A job and what was measured of it."""
+
+    job: Job
+    store: Store
+
+
+def main() -> None:
+    """Print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--measurements", type=Path, default=MEASUREMENTS)
+    parser.add_argument("--jobs", action="store_true", help="list every job as well")
+    arguments = parser.parse_args()
+    measured = [Measured(job, Store(arguments.measurements / f"{job.name}.jsonl")) for job in jobs()]
+    measured = [each for each in measured if each.store.initial]
+    for title, group in groups(measured):
+        print(f"## {title}\n")
+        report_rules(group)
+        report_trainings(group)
+        report_lengths(group)
+        report_intervals(group)
+    report_kinds(measured)
+    if arguments.jobs:
+        report_jobs(measured)
+
+
+def groups(measured: Sequence[Measured]) -> Iterable[tuple[str, list[Measured]]]:
+    """Development jobs and test jobs."""
+    for title, is_test in (("Development jobs", False), ("Test jobs", True)):
+        yield title, [each for each in measured if each.job.is_test == is_test]
+
+
+def rule_lrs(store: Store, job: Job) -> Lrs:
+    """LR of every rule that reads a sweep of 100 steps, by sweep seed; peers with their own range, smoothing and stop.
+
+    Raises:
+        MissingError: A sweep was not measured.
+    """
+    found: Lrs = {}
+    for seed in SWEEP_SEEDS:
+        candidates = range_test(store, 100, seed).suggestion.candidates
+        for name in RULES:
+            found.setdefault(name, []).append(candidates[name])
+        for peer in PEERS:
+            ladder = Ladder(*PEER_LADDERS.get(peer.__name__, (START_LR, END_LR)), 100, seed)
+            found.setdefault(f"peer: {peer.__name__}", []).append(_peer_lr(peer, store, ladder))
+        own = Ladder(START_LR, END_LR, 100, seed)
+        found.setdefault("peer: ignite from 1e-7", []).append(_peer_lr(ignite, store, own))
+    return found | {"the optimizer's usual LR": [USUAL_LR[job.optimizer]], "0.01 always": [0.01]}
+
+
+def _peer_lr(peer: Any, store: Store, ladder: Ladder) -> float | None:
+    if ladder not in store.sweeps:
+        raise MissingError(ladder)
+    losses = store.sweeps[ladder].losses
+    lrs = exponential_lr(start_lr=ladder.start_lr, end_lr=ladder.end_lr, num_steps=ladder.num_steps)[: len(losses)]
+    lr: float | None = peer(lrs, losses)
+    return lr
+
+
+def alternative_lrs(store: Store, job: Job, schedule: str) -> Lrs:
+    """LR of each way to spend 600 steps on trials; empty where these were not measured."""
+    tables = [TrialTable(store, schedule, seed) for seed in TRIAL_SEEDS]
+    if any(set(table.lengths) < {25, 50, 100} for table in tables):
+        return {}
+    return {
+        f"600 steps of {alternative.__name__.replace('_', ' ')}": [
+            alternative(table, USUAL_LR[job.optimizer], np.random.default_rng(draw))
+            for table in tables
+            for draw in range(NUM_DRAWS)
+        ]
+        for alternative in ALTERNATIVES
+    }
+
+
+def resampled_regrets(found: Bowl, lrs: Lrs) -> dict[str, Any]:
+    """Rule -> mean regret over its LRs, shape (1 + resamples,): as measured, and with oracle seeds drawn anew."""
+    random = np.random.default_rng(0)
+    bowls = [found, *(found.resampled(random) for _ in range(NUM_RESAMPLES))]
+    names, counts = list(lrs), [len(group) for group in lrs.values()]
+    flat = [lr for group in lrs.values() for lr in group]
+    values = np.array([each.regret(flat) for each in bowls])
+    parts = np.split(values, np.cumsum(counts)[:-1], axis=1)
+    return {name: part.mean(axis=1) for name, part in zip(names, parts, strict=True)}
+
+
+def report_rules(group: Sequence[Measured]) -> None:
+    """Print every rule on trainings of 400 steps at a constant LR."""
+    table, floors, counts = _regrets(group, 400, "constant")
+    print(f"{counts} jobs, {len(SWEEP_SEEDS)} sweeps of 100 steps each, trainings of 400 steps at a constant LR; ")
+    print(f"noise floor {np.nanmean(floors):.4f}, at worst {np.nanmax(floors):.3f}\n")
+    print("| rule | jobs | mean regret | 95 % interval | median | worst job |\n|---|---|---|---|---|---|")
+    for rule, by_job in sorted(table.items(), key=lambda item: float(np.mean([v[0] for v in item[1].values()]))):
+        values = [value[0] for value in by_job.values()]
+        low, high = interval_of_mean(by_job)
+        row = f"{rule} | {len(values)} | {np.mean(values):.4f} | {low:.4f} to {high:.4f}"
+        print(f"| {row} | {np.median(values):.4f} | {max(values):.3f} |")
+    print()
+
+
+def _regrets(
+    group: Sequence[Measured], num_steps: int, schedule: str
+) -> tuple[dict[str, dict[str, Any]], list[float], int]:
+    """Rule -> job -> resampled regrets; the noise floor of each job; how many jobs."""
+    table: dict[str, dict[str, Any]] = {}
+    floors = []
+    for job, store in group:
+        found = bowl(store, num_steps, schedule)
+        if found is None:
+            continue
+        try:
+            lrs = rule_lrs(store, job) | alternative_lrs(store, job, schedule)
+        except MissingError:
+            continue
+        floors.append(noise_floor(found))
+        for rule, values in resampled_regrets(found, lrs).items():
+            table.setdefault(rule, {})[job.name] = values
+    return table, floors, len(floors)
+
+
+def report_trainings(group: Sequence[Measured]) -> None:
+    """Print the main rules by length and schedule of the training."""
+    chosen = ("auto", "peer: ignite", "peer: ignite from 1e-7", "peer: fastai_valley", "the optimizer's usual LR",
+              "600 steps of successive halving", "600 steps of random search", "600 steps of coarse grid")  # fmt: skip
+    print(f"| training | jobs | noise floor | {' | '.join(chosen)} |\n|---|---|---|{'---|' * len(chosen)}")
+    for num_steps, schedule in TRAININGS:
+        table, floors, count = _regrets(group, num_steps, schedule)
+        if count:
+            cells = []
+            for rule in chosen:
+                values = [value[0] for value in table.get(rule, {}).values()]
+                cells.append(f"{np.mean(values):.4f} / {max(values):.3f}" if len(values) == count else "")
+            print(f"| {num_steps}, {schedule} | {count} | {np.nanmean(floors):.4f} | {' | '.join(cells)} |")
+    print("\nmean / worst job\n")
+
+
+def report_lengths(group: Sequence[Measured]) -> None:
+    """Print `auto` by length of its sweep, on the jobs that have all lengths."""
+    rows: dict[int, list[list[float]]] = {}
+    for _, store in group:
+        found = bowl(store, 400, "constant")
+        if found is None:
+            continue
+        try:
+            by_length = {n: [range_test(store, n, seed).suggestion.lr for seed in SWEEP_SEEDS] for n in SWEEP_LENGTHS}
+        except MissingError:
+            continue
+        for num_steps, lrs in by_length.items():
+            logs = [math.log10(lr) for lr in lrs if lr is not None]
+            best = math.log10(lr_at(found.best_position))
+            row = [float(found.regret(lrs).mean()), np.median(logs) - best if logs else math.nan]
+            rows.setdefault(num_steps, []).append([*row, float(np.std(logs)) if logs else math.nan, 3 - len(logs)])
+    if not rows:
+        return
+    print(
+        "| steps of the sweep | jobs | mean regret of auto | worst | decades from the best, median "
+        "(quartiles) | standard deviation over sweep seeds, decades | none |"
+    )
+    print("|---|---|---|---|---|---|---|")
+    for num_steps, values in rows.items():
+        regrets, distances, spreads, none = np.array(values).T
+        low, middle, high = np.nanquantile(distances, [0.25, 0.5, 0.75])
+        row = f"{num_steps} | {len(regrets)} | {regrets.mean():.4f} | {regrets.max():.3f}"
+        row += f" | {middle:+.2f} ({low:+.2f}, {high:+.2f})"
+        print(f"| {row} | {np.nanmean(spreads):.2f} | {none.sum():.0f} |")
+    print()
+
+
+def report_intervals(group: Sequence[Measured]) -> None:
+    """Print how many intervals hold an LR of nearly the best regret, by thirds of their width."""
+    scores = []
+    for _, store in group:
+        found = bowl(store, 400, "constant")
+        for seed in SWEEP_SEEDS if found is not None else ():
+            try:
+                interval = range_test(store, 100, seed).suggestion.interval
+            except MissingError:
+                continue
+            if found is not None and interval is not None:
+                inside = found.regret(np.geomspace(*interval, 40).tolist()).min()
+                scores.append((math.log10(interval[1] / interval[0]), inside <= NEARLY_BEST))
+    if scores:
+        thirds = np.array_split(np.array(sorted(scores)), 3)
+        parts = [f"{t[:, 1].mean():.0%} of {len(t)} at {t[0, 0]:.2f} to {t[-1, 0]:.2f} decades" for t in thirds]
+        hits = sum(hit for _, hit in scores)
+        print(f"{hits} of {len(scores)} intervals of auto hold an LR within {NEARLY_BEST} of the best:")
+        print(f"{', '.join(parts)}\n")
+
+
+def report_kinds(measured: Sequence[Measured]) -> None:
+    """Print `auto` by optimizer and by kind of data."""
+    kinds: dict[str, list[tuple[float, float]]] = {}
+    for job, store in measured:
+        found = bowl(store, 400, "constant")
+        if found is None:
+            continue
+        try:
+            lrs = [range_test(store, 100, seed).suggestion.lr for seed in SWEEP_SEEDS]
+        except MissingError:
+            continue
+        logs = [math.log10(lr / lr_at(found.best_position)) for lr in lrs if lr is not None]
+        value = float(found.regret(lrs).mean()), float(np.median(logs)) if logs else math.nan
+        for kind in (
+            f"optimizer {job.optimizer}",
+            f"data {job.name.split('_')[0]}",
+            "fine-tuning" if job.pretraining else "from scratch",
+        ):
+            kinds.setdefault(kind, []).append(value)
+    print("| kind | jobs | mean regret of auto | worst | decades from the best, median |\n|---|---|---|---|---|")
+    for kind, values in sorted(kinds.items()):
+        regrets, distances = np.array(values).T
+        print(
+            f"| {kind} | {len(values)} | {regrets.mean():.4f} | {regrets.max():.3f} | {np.nanmedian(distances):+.2f} |"
+        )
+    print()
+
+
+def report_jobs(measured: Sequence[Measured]) -> None:
+    """Print every job."""
+    print("| job | set | best LR, 400 steps constant | auto | regret |\n|---|---|---|---|---|")
+    for job, store in measured:
+        found = bowl(store, 400, "constant")
+        if found is None:
+            continue
+        try:
+            lrs = [range_test(store, 100, seed).suggestion.lr for seed in SWEEP_SEEDS]
+        except MissingError:
+            continue
+        said = ", ".join("none" if lr is None else f"{lr:.1e}" for lr in lrs)
+        lost = ", ".join(f"{value:.3f}" for value in found.regret(lrs))
+        kind = "test" if job.is_test else "development"
+        print(f"| {job.name} | {kind} | {lr_at(found.best_position):.1e} | {said} | {lost} |")
+
+
+if __name__ == "__main__":
+    main()
