@@ -155,7 +155,7 @@ class Suggestion:
     Attributes:
         lr: Suggested base learning rate, or None when the curve supports none.
         method: Name of the rule that gave it.
-        verdict: How far the curve supports it.
+        verdict: How far the curve supports it; None where a signal ended the sweep, so that there is no whole curve.
         reason: Why this verdict, and what to change if ``lr`` is None.
         interval: (low, high) in LR units around ``lr``; None without a suggestion.
         candidates: Every rule's LR on the same curve; None where a rule found nothing.
@@ -163,12 +163,14 @@ class Suggestion:
 
     lr: float | None
     method: str
-    verdict: Verdict
+    verdict: Verdict | None
     reason: str
     interval: tuple[float, float] | None = None
     candidates: dict[str, float | None] = field(default_factory=dict)
 
     def __str__(self) -> str:
+        if self.verdict is None:
+            return f"suggested lr: none   ({self.reason})"
         if self.lr is None or self.interval is None:
             return f"suggested lr: none   verdict: {self.verdict}   ({self.reason})"
         low, high = self.interval

@@ -23,7 +23,7 @@ from lrrunner.launch.job import Job
 from lrrunner.launch.rank_output import RankOutputFiles
 from lrrunner.launch.worker_group import WorkerGroup
 from lrrunner.results.run_state import JobResult, RunState, state_in
-from lrrunner.results.status_file import close_abandoned, read_status
+from lrrunner.results.status_file import as_recorded, close_abandoned, read_status
 from lrrunner.system import exit_codes
 from lrrunner.system.interrupt_counter import InterruptCounter
 from lrrunner.system.terminal import write_line
@@ -198,7 +198,7 @@ class BatchScheduler:
         job = running.batch_job.job
         seconds = time.monotonic() - running.started
         running.output.flush()
-        result = replace(result, cause=_one_line(result.cause))
+        result = as_recorded(job.directory, replace(result, cause=_one_line(result.cause)))
         run_id = self.mlflow_runs.end(
             job.config.tracking, job.directory, result, run_id=running.run_id, redactor=job.redactor
         )

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lrrunner.batch import summary_table
+from lrrunner.batch import ledger, summary_table
 from lrrunner.batch.ledger import FILE_NAME, Entry
 from lrrunner.batch.state import read_state, update_state
 from lrrunner.config.schema import TrackingConfig
@@ -106,7 +106,7 @@ def finish_summary_run(
             "data": [list(row) for row in summary_table.rows(entries)],
         },
         figures=figures,
-        figure_step=len(entries),
+        figure_step=len(ledger.read(directory)),  # grows with every job that ends, also when it is run again
         files=[path for name in ("summary.csv", FILE_NAME) if (path := directory / name).exists()],
         tags={f"lrrunner.num_{ended}": str(count) for ended, count in counts.items()},
     )

@@ -83,6 +83,24 @@ def parse_command_line(arguments: Sequence[str]) -> CommandLine:
     )
 
 
+def resume_command(command: str, directory: str) -> str:
+    """The command that goes on with an interrupted run.
+
+    Args:
+        command: As :func:`launch_command` has made it.
+        directory: The run directory.
+
+    >>> resume_command("lrrunner model=cnn run.dir=a", "a")
+    'lrrunner model=cnn run.resume=a'
+    """
+    resume = f"run.resume={directory}"
+    try:
+        words = shlex.split(command)
+    except ValueError:  # a masked secret has taken a quote with it
+        return f"{command} {shlex.quote(resume)}"
+    return shlex.join([*(word for word in words if not word.startswith(("run.dir=", "run.resume="))), resume])
+
+
 def launch_command(arguments: Sequence[str], *, num_processes: int, on_cpu: bool) -> str:
     """The command that runs a sweep on ``num_processes`` ranks, as text.
 

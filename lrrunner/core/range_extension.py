@@ -96,7 +96,7 @@ def curve_pass(suggestions: Sequence[Suggestion], *, interrupted: bool) -> int:
         Its index.
     """
 
-    completeness = {Verdict.OK: 2, Verdict.NO_DIVERGENCE: 1}
+    completeness: dict[Verdict | None, int] = {Verdict.OK: 2, Verdict.NO_DIVERGENCE: 1}
 
     def rank(number: int) -> tuple[bool, bool, int, int]:
         suggestion = suggestions[number]

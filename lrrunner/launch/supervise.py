@@ -19,6 +19,7 @@ from lrrunner.launch.rank_output import RankOutputFiles
 from lrrunner.launch.worker_group import WorkerGroup
 from lrrunner.results.artifacts import RANKS_FOLDER, STATUS_FILE
 from lrrunner.results.run_state import JobResult, RunState
+from lrrunner.results.status_file import as_recorded
 from lrrunner.results.writer import new_run_path
 from lrrunner.system import exit_codes
 from lrrunner.system.devices import visible_gpus
@@ -73,7 +74,7 @@ def _run(job: Job, gpus: tuple[str, ...], interrupts: InterruptCounter) -> JobRe
         if not job.is_resumed:  # else rank 0 reopens the run; made while the ranks load torch
             run_id = mlflow_runs.create(job.config.tracking, job.directory, redactor=job.redactor)
         group.start_job(job.message(0, run_id=run_id), timeout_s=job.timeout_s)
-        result = _wait(group, interrupts)
+        result = as_recorded(job.directory, _wait(group, interrupts))
     finally:
         group.close()
         output.flush()

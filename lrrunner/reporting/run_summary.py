@@ -7,6 +7,7 @@ import textwrap
 from lrrunner.config.schema import Config, Monitor, SweepConfig, batch_summary
 from lrrunner.records import Confirmation, RangeTestResult, Stop, StopReason, Suggestion, TrialOutcome, Verdict
 from lrrunner.results.artifacts import FIGURE_FILE
+from lrrunner.results.run_state import RunState
 
 FIGURE_LINK = f"![LR sweep]({FIGURE_FILE})"
 LINE_WIDTH, LABEL_WIDTH = 80, 14
@@ -42,6 +43,31 @@ def closing_lines(test: RangeTestResult, job: Config, *, directory: str, mlflow:
     if mlflow is not None:
         lines.append(_labelled("mlflow", mlflow))
     return [*lines, *_wrapped("batch", batch_summary(job, world_size=test.world_size))]
+
+
+def interrupted_lines(
+    cause: str, *, resume: str | None, picture: str | None = None, mlflow: str | None = None
+) -> list[str]:
+    """The last lines on standard output of a run that a signal has ended: no verdict, but what goes on with it.
+
+    Args:
+        cause: What ended it, and where.
+        resume: The command that goes on with it; None where nothing is recorded.
+        picture: Its figure so far; None if there is none.
+        mlflow: As for :func:`closing_lines`.
+    """
+    lines = _wrapped("interrupted", cause.removeprefix("interrupted "))
+    for label, text in (("go on with", resume), ("picture", picture), ("mlflow", mlflow)):
+        if text is not None:
+            lines.append(_labelled(label, text))
+    return lines
+
+
+def unfinished_note(state: RunState, *, cause: str, resume: str | None, has_figure: bool = False) -> str:
+    """As :func:`note`, for a run that has not finished: no verdict, but what goes on with it."""
+    figure = f"\n{FIGURE_LINK}\n" if has_figure else ""
+    go_on = "" if resume is None else f"\nTo go on with it:\n\n```\n{resume}\n```\n"
+    return f"**{state.text}**: {cause}\n{figure}{go_on}"
 
 
 def note(test: RangeTestResult, job: Config, *, command: str, directory: str) -> str:

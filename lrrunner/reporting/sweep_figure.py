@@ -113,7 +113,8 @@ def _draw_heading(figure: Figure, suggestion: Suggestion, *, title: str, subtitl
     if suggestion.lr is None:
         y = write_line(figure, "no suggested lr", y_px=y + 10, size=LARGE, weight="bold", colour=STOPPED) + 2
     if suggestion.lr is None or suggestion.verdict != Verdict.OK:
-        reason = f"verdict {suggestion.verdict}: {suggestion.reason}"
+        verdict = "" if suggestion.verdict is None else f"verdict {suggestion.verdict}: "
+        reason = f"{verdict}{suggestion.reason}"
         for line in textwrap.wrap(reason, width=MAX_REASON_CHARACTERS):
             y = write_line(figure, line, y_px=y + 2)
     return y + 10 if suggestion.lr is None else y + LINE_PX + 10

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 from lrrunner.config.schema import Config, batch_summary
@@ -11,9 +12,9 @@ from lrrunner.core.confirmation import PlannedTrial
 from lrrunner.core.range_extension import Extension
 from lrrunner.records import RangeTestResult, Step
 from lrrunner.reporting.progress_bar import progress_bar, show
-from lrrunner.reporting.run_summary import closing_lines
+from lrrunner.reporting.run_summary import closing_lines, interrupted_lines
 from lrrunner.system.redaction import Redactor
-from lrrunner.system.terminal import shown_path
+from lrrunner.system.terminal import shown_path, write_line
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +37,7 @@ class TerminalReport:
         """Print what will be run."""
         summary = batch_summary(self._job, world_size=self._world_size)
         logger.info("%s, on %s", summary, device)
-        print(f"{summary}; {lr_remark}" if lr_remark else summary, flush=True)
+        self._write([f"{summary}; {lr_remark}" if lr_remark else summary])
 
     def begin_pass(self, number: int) -> None:
         """Begin the progress bar of a further pass."""
@@ -65,12 +66,27 @@ class TerminalReport:
             directory: The run directory.
             mlflow: Where the MLflow run is; None if there is none.
         """
-        for line in closing_lines(test, self._job, directory=shown_path(directory), mlflow=mlflow):
-            print(self._redactor.text(line), flush=True)
+        self._write(closing_lines(test, self._job, directory=shown_path(directory), mlflow=mlflow))
+
+    def show_interruption(self, cause: str, *, resume: str, picture: Path | None, mlflow: str | None) -> None:
+        """Print what interrupted the run, and what goes on with it. May be called from another thread.
+
+        Args:
+            cause: What ended it, and where.
+            resume: The command that goes on with it.
+            picture: Its figure so far; None if there is none.
+            mlflow: As for :meth:`finish`.
+        """
+        shown = None if picture is None else shown_path(picture)
+        self._write(interrupted_lines(cause, resume=resume, picture=shown, mlflow=mlflow))
 
     def close(self) -> None:
         """Remove the progress bar."""
         self._bar.close()
+
+    def _write(self, lines: Iterable[str]) -> None:
+        for line in lines:
+            write_line(self._redactor.text(line))
 
     def _replace_bar(self, label: str, *, num_steps: int) -> None:
         self._bar.close()

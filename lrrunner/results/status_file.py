@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from lrrunner.results.artifacts import STATUS_FILE
-from lrrunner.results.run_state import ENDED_WITHOUT_REPORT, RunState, state_in
+from lrrunner.results.run_state import ENDED, ENDED_WITHOUT_REPORT, JobResult, RunState, state_in
+from lrrunner.system import exit_codes
 from lrrunner.system.atomic_files import read_json, write_json
 
 
@@ -22,8 +23,27 @@ def write_status(directory: Path, **changes: Any) -> None:
         write_json(directory / STATUS_FILE, read_status(directory) | changes, durable=True)
 
 
-def close_abandoned(directory: Path) -> None:
-    """Record that a run whose process is gone is over, unless it has ended."""
-    if state_in(read_status(directory)) == RunState.RUNNING:
+def close_abandoned(directory: Path) -> RunState:
+    """Record that a run whose process is gone is over, unless it has ended.
+
+    Returns:
+        How it ended; killed where that is not known.
+    """
+    state = state_in(read_status(directory))
+    if state == RunState.RUNNING:
         with contextlib.suppress(OSError):
             write_status(directory, state=RunState.KILLED, cause=ENDED_WITHOUT_REPORT)
+    return state if state in ENDED else RunState.KILLED
+
+
+def as_recorded(directory: Path, result: JobResult) -> JobResult:
+    """How a job ended, when its run directory has the last word: a run that it records as finished is finished.
+
+    Args:
+        directory: The run directory.
+        result: What became of the ranks, which may have died afterwards, in the upload.
+    """
+    is_finished = state_in(read_status(directory)) == RunState.FINISHED
+    if not is_finished or result.state == RunState.FINISHED or result.exit_code == exit_codes.CONFIG_ERROR:
+        return result
+    return JobResult(state=RunState.FINISHED, exit_code=exit_codes.OK, is_reported=False)

@@ -17,6 +17,7 @@ from lrrunner.errors import ConfigError
 from lrrunner.records import RangeTestResult, Step, Trial
 from lrrunner.results.artifacts import (
     CONFIG_FILE,
+    FIGURE_FILE,
     NOTE_FILE,
     OVERRIDES_FILE,
     RANKS_FOLDER,
@@ -97,8 +98,13 @@ class RunDirectory:
             self.path.rmdir()
 
     def write_inputs(self, config: dict[str, Any], overrides: Sequence[str]) -> None:
-        """Write config.yaml (resolved) and overrides.yaml; a resumed run keeps its own."""
+        """Write config.yaml (resolved) and overrides.yaml; a resumed run keeps its own.
+
+        What a previous attempt left that says how it ended is removed, since it no longer holds.
+        """
         if self._resumed:
+            for name in (NOTE_FILE, SUGGESTION_FILE, FIGURE_FILE):
+                (self.path / name).unlink(missing_ok=True)
             return
         write_text(self.path / CONFIG_FILE, _yaml(self._redactor.tree(config)), durable=True)
         write_text(self.path / OVERRIDES_FILE, _yaml(self._redactor.tree(list(overrides))), durable=True)

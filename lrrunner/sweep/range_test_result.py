@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from lrrunner.config.schema import Config, budget_steps, training
 from lrrunner.core.confirmation import confirmed, not_confirmed
 from lrrunner.core.noise_scale import noise_scale
-from lrrunner.records import Confirmation, NoiseScale, RangeTestResult, Step, Suggestion, TrialOutcome
+from lrrunner.records import Confirmation, NoiseScale, RangeTestResult, Step, Stop, Suggestion, TrialOutcome
 from lrrunner.sweep.auto_range import Passes
 from lrrunner.sweep.confirmation_runs import Trials
 
@@ -34,6 +34,8 @@ def range_test_result(
         group_ratios: LR of each parameter group as a multiple of the recorded one.
         lr_remark: What to know about the optimizer's LR; empty for the usual one.
     """
+    if passes.interruption is not None:
+        passes = _without_verdict(passes, passes.interruption)
     suggestion, confirmation = _confirmed(job, passes.suggestion, trials)
     if lr_remark:
         suggestion = dataclasses.replace(suggestion, reason=f"{suggestion.reason}; {lr_remark}")
@@ -61,6 +63,15 @@ def describe_interruption(passes: Passes, trials: Trials) -> str | None:
         where = f"trial {trials.trials[-1].trial}" if trials.trials else "the first evaluation"
         return f"{trials.interruption} of {where}"
     return None
+
+
+def _without_verdict(passes: Passes, interruption: Stop) -> Passes:
+    """The passes of an interrupted sweep: what its curve has not shown yet, it neither supports nor excludes."""
+    reason = f"{interruption}; resume the run for a result"
+    *complete, last = passes.passes
+    none = dataclasses.replace(last.suggestion, lr=None, interval=None, verdict=None, reason=reason, candidates={})
+    interrupted = dataclasses.replace(last, suggestion=none)
+    return passes._replace(passes=(*complete, interrupted), curve_pass=len(complete))
 
 
 def _confirmed(job: Config, sweep: Suggestion, trials: Trials) -> tuple[Suggestion, Confirmation | None]:

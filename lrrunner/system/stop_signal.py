@@ -48,11 +48,12 @@ class StopSignal:
     ends the process when the loop does not stop in time, and when the parent that launched the rank is gone.
 
     Args:
-        on_stuck: Called from the thread just before it ends the process, to record the end.
+        on_stuck: Called from the thread just before it ends the process, to record the end; returns the exit code, None
+            for that of the signal.
         orphaned: Whether no process waits for this one any more, checked twice a second; counts as a request to stop.
     """
 
-    def __init__(self, *, on_stuck: Callable[[str], None], orphaned: Callable[[], bool]) -> None:
+    def __init__(self, *, on_stuck: Callable[[str], int | None], orphaned: Callable[[], bool]) -> None:
         self._on_stuck = on_stuck
         self._orphaned = orphaned
         self._signal: int | None = None
@@ -118,10 +119,11 @@ class StopSignal:
             if self._orphaned():
                 self._request(signal.SIGTERM)
             if not self._closed.is_set() and self._is_overdue():
+                code = None
                 try:
-                    self._on_stuck(f"stopped by {signal.Signals(self._signal or signal.SIGTERM).name}")
+                    code = self._on_stuck(f"stopped by {signal.Signals(self._signal or signal.SIGTERM).name}")
                 finally:  # a disk that is full must not keep a stuck rank alive
-                    os._exit(self.exit_code)
+                    os._exit(self.exit_code if code is None else code)
 
     def _count_interrupt(self, number: int) -> None:
         """Count a Ctrl-C; a launcher forwards the one that the terminal has sent already, which is not a second one."""

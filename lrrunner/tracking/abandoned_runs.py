@@ -23,7 +23,7 @@ def owner_tags() -> dict[str, str]:
 
 
 def end_abandoned_runs(client: MlflowClient, experiment_id: str) -> None:
-    """End runs of this machine whose process is gone as KILLED, in MLflow and in their run directories."""
+    """End runs of this machine whose process is gone: as their run directories say, and else as killed, there too."""
     running = RunState.RUNNING.mlflow_status
     runs = client.search_runs(
         [experiment_id],
@@ -33,5 +33,5 @@ def end_abandoned_runs(client: MlflowClient, experiment_id: str) -> None:
     for run in runs:
         identity = run.data.tags.get(PROCESS, "")
         if identity and not is_alive(identity):
-            client.set_terminated(run.info.run_id, RunState.KILLED.mlflow_status)
-            close_abandoned(Path(run.data.tags.get(RUN_DIR, "")))
+            state = close_abandoned(Path(run.data.tags.get(RUN_DIR, "")))
+            client.set_terminated(run.info.run_id, state.mlflow_status)

@@ -17,6 +17,7 @@ from lrrunner.results.run_state import RunState
 from lrrunner.system.plain_values import flattened
 from lrrunner.tracking.connection import Connection, UploadFailure, upload_failure
 from lrrunner.tracking.metric_names import (
+    MetricPoint,
     final_points,
     is_superseded,
     live_point,
@@ -45,8 +46,9 @@ class RunEnd:
         state: Finished, failed or killed.
         note: Markdown for its description.
         directory: Its run directory; the files in it become artifacts.
-        test: The range test; None if it came to none.
-        figure: The figure to pin to the run's page; None to pin none.
+        test: The range test of a finished run. The result of another one may change when it is resumed, and must not
+            stand under the names of final results, which MLflow cannot take back.
+        figure: The figure of a finished run, to pin to its page; None to pin none.
     """
 
     state: RunState
@@ -54,6 +56,9 @@ class RunEnd:
     directory: Path
     test: RangeTestResult | None = None
     figure: Path | None = None
+
+    def __post_init__(self) -> None:
+        assert self.state == RunState.FINISHED or (self.test is None and self.figure is None)
 
 
 def join_run(
@@ -88,6 +93,7 @@ class MlflowRun:
     def __init__(self, connection: Connection, run_id: str, *, sweep: SweepConfig, uploaded_prefixes: set[str]) -> None:
         self.run_id = run_id
         self._connection, self._sweep = connection, sweep
+        self._last_ms = 0
         self._uploader = MetricUploader(
             functools.partial(_log_metrics, connection, run_id),
             redactor=connection.redactor,
@@ -101,11 +107,11 @@ class MlflowRun:
 
     def log_step(self, step: Step) -> None:
         """Queue a step of the sweep."""
-        self._uploader.add(live_point(step, self._sweep))
+        self._add(live_point(step, self._sweep))
 
     def log_trial_step(self, number: int, step: Step) -> None:
         """Queue a step of a confirmation run."""
-        self._uploader.add(trial_step_point(number, step))
+        self._add(trial_step_point(number, step))
 
     def log_trial(self, trial: Trial, *, timestamp_ms: int) -> None:
         """Queue what a confirmation run has measured, at the time of its last step."""
@@ -136,6 +142,10 @@ class MlflowRun:
         ended = end_run(self._connection, self.run_id, end.state)
         return failure or ended
 
+    def _add(self, point: MetricPoint) -> None:
+        self._last_ms = max(self._last_ms, point.timestamp_ms)
+        self._uploader.add(point)
+
     def _upload_points(self, test: RangeTestResult | None) -> None:
         if test is not None:
             self._uploader.discard(lambda prefix: is_superseded(prefix, test))
@@ -144,10 +154,10 @@ class MlflowRun:
         self._uploader.flush()
 
     def _log_result(self, test: RangeTestResult) -> None:
-        """Log suggested LR and verdict, with the time of the last step, so that a second upload changes nothing."""
+        """Log suggested LR and verdict, with the time of the last record, so that a second upload changes nothing."""
         from mlflow.entities import Metric, RunTag
 
-        time_ms = test.steps[-1].timestamp_ms
+        time_ms = max(self._last_ms, test.steps[-1].timestamp_ms)
         self._connection.client.log_batch(
             self.run_id,
             metrics=[Metric(name, value, time_ms, 0) for name, value in result_metrics(test).items()],

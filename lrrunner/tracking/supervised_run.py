@@ -6,14 +6,17 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from lrrunner.config.schema import TrackingConfig
+from lrrunner.reporting.run_summary import unfinished_note
+from lrrunner.results.artifacts import NOTE_FILE
 from lrrunner.results.reader import read_run
 from lrrunner.results.run_state import JobResult, RunState, state_in
 from lrrunner.results.status_file import read_status, write_status
+from lrrunner.system.atomic_files import write_text
 from lrrunner.system.redaction import Redactor
 from lrrunner.tracking.connection import Connection, connect_or_warn, first_line, warn_unreachable
 from lrrunner.tracking.runs import create_run, delete_run, end_run, is_running
 from lrrunner.tracking.tag_names import RUN_DIR, VERSION
-from lrrunner.tracking.upload_run import upload_run
+from lrrunner.tracking.upload_run import NO_CAUSE, note_from_status, upload_run
 from lrrunner.version import __version__
 
 KEPT_IN = "run directory"
@@ -81,7 +84,7 @@ class SupervisedRuns:
         """
         run_id = run_id or read_status(directory).get("mlflow_run_id")
         cause = redactor.text(result.cause or "") or None
-        _correct_status(directory, state=result.state, cause=cause)
+        _record_end(directory, state=result.state, cause=cause)
         connection = self._connect(tracking, redactor) if run_id else None
         if connection is None or run_id is None:
             return run_id
@@ -90,7 +93,8 @@ class SupervisedRuns:
             if (running or not result.is_reported) and (files := read_run(directory)).config:
                 upload_run(connection, files, run_id=run_id)
             elif running:
-                end_run(connection, run_id, result.state, note=f"**{result.state.text}**: {cause}")
+                note = unfinished_note(result.state, cause=cause or NO_CAUSE, resume=None)
+                end_run(connection, run_id, result.state, note=note)
         except Exception as error:  # noqa: BLE001 - as in create
             self._give_up(tracking.uri, redactor.text(first_line(error)))
         return run_id
@@ -108,9 +112,11 @@ class SupervisedRuns:
         warn_unreachable(reason, kept_in=KEPT_IN)
 
 
-def _correct_status(directory: Path, *, state: RunState, cause: str | None) -> None:
-    """Record how a job has ended in its status.json, unless rank 0 has recorded the same."""
+def _record_end(directory: Path, *, state: RunState, cause: str | None) -> None:
+    """Record how a job has ended in its status.json and note.md, unless rank 0 has recorded the same."""
     status = read_status(directory)
     is_recorded = state_in(status) == state and (state != RunState.FAILED or status.get("cause") == cause)
     if status and not is_recorded:
         write_status(directory, state=str(state), cause=cause)
+        if state != RunState.FINISHED:
+            write_text(directory / NOTE_FILE, note_from_status(directory), durable=True)

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from lrrunner.config.command_line import resume_command
+from lrrunner.reporting.run_summary import unfinished_note
 from lrrunner.results.artifacts import FIGURE_FILE
 from lrrunner.results.reader import RunFiles
-from lrrunner.results.run_state import ENDED, RunState
+from lrrunner.results.run_state import ENDED, RunState, state_in
+from lrrunner.results.status_file import read_status
 from lrrunner.tracking.connection import Connection, UploadFailure
 from lrrunner.tracking.mlflow_run import FIGURE_KEY, RunEnd, has_image, join_run
+
+NO_CAUSE = "no cause known"
 
 
 def upload_run(connection: Connection, files: RunFiles, *, run_id: str) -> UploadFailure | None:
@@ -32,15 +39,26 @@ def upload_run(connection: Connection, files: RunFiles, *, run_id: str) -> Uploa
     return run.finish(_run_end(connection, files, run_id=run_id))
 
 
+def note_from_status(directory: Path) -> str:
+    """The description of a run that has not finished, from what its status.json says."""
+    status = read_status(directory)
+    state = state_in(status)
+    command = status.get("command")
+    return unfinished_note(
+        state if state in ENDED else RunState.KILLED,
+        cause=status.get("cause") or NO_CAUSE,
+        resume=resume_command(command, str(directory)) if command else None,
+        has_figure=(directory / FIGURE_FILE).exists(),
+    )
+
+
 def _run_end(connection: Connection, files: RunFiles, *, run_id: str) -> RunEnd:
     state = files.state
-    failure = f"**{state.text if state else 'Ended'}**: {files.status.get('cause') or 'no cause known'}"
+    if state != RunState.FINISHED:
+        ended = state if state in ENDED else RunState.KILLED
+        return RunEnd(state=ended, note=files.note or note_from_status(files.path), directory=files.path)
     figure = files.path / FIGURE_FILE
     pinned = not figure.exists() or has_image(connection, run_id, key=FIGURE_KEY, step=0)
     return RunEnd(
-        state=state if state in ENDED else RunState.KILLED,
-        note=files.note or failure,
-        directory=files.path,
-        test=files.test,
-        figure=None if pinned else figure,
+        state=state, note=files.note, directory=files.path, test=files.test, figure=None if pinned else figure
     )

@@ -17,6 +17,7 @@ from lrrunner.config.command_line import CommandLine, launch_command
 from lrrunner.config.schema import Config
 from lrrunner.errors import ConfigError
 from lrrunner.results.artifacts import CHECKPOINT_FOLDER
+from lrrunner.results.run_state import RunState
 from lrrunner.sweep.measure import Measured, measure
 from lrrunner.system import exit_codes
 from lrrunner.system.garbage_collection import exempt_from_collection
@@ -93,10 +94,14 @@ class Session:
         """How the ranks communicate."""
         return self.world.collective
 
-    def report_kill(self, cause: str) -> None:
-        """Record that this process is about to be killed; called from another thread."""
-        if self.reporter is not None:
-            self.reporter.record_kill(cause)
+    def report_kill(self, cause: str) -> int | None:
+        """Record that this process is about to be killed; called from another thread.
+
+        Returns:
+            The exit code of a run that had finished; else None.
+        """
+        finished = self.reporter is not None and self.reporter.record_kill(cause) == RunState.FINISHED
+        return exit_codes.OK if finished else None
 
 
 def run_in_new_world(config: Config, command_line: CommandLine) -> int:

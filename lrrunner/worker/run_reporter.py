@@ -7,11 +7,12 @@ import logging
 import socket
 from pathlib import Path
 
+from lrrunner.config.command_line import resume_command
 from lrrunner.core.confirmation import PlannedTrial
 from lrrunner.core.range_extension import Extension
 from lrrunner.errors import ConfigError
 from lrrunner.records import RangeTestResult, Step, Trial
-from lrrunner.reporting.run_summary import note
+from lrrunner.reporting.run_summary import note, unfinished_note
 from lrrunner.reporting.terminal_report import TerminalReport
 from lrrunner.results.artifacts import CHECKPOINT_FOLDER, FIGURE_FILE
 from lrrunner.results.recorder import Recorder
@@ -22,6 +23,7 @@ from lrrunner.sweep.auto_range import Passes
 from lrrunner.sweep.confirmation_runs import Trials
 from lrrunner.sweep.range_test_result import describe_interruption, range_test_result
 from lrrunner.system.process_identity import process_identity
+from lrrunner.system.terminal import shown_path
 from lrrunner.tracking.connection import Connection, connect_or_warn
 from lrrunner.tracking.mlflow_run import RunEnd
 from lrrunner.training import checkpoints
@@ -83,6 +85,7 @@ class RunReporter:
         self._terminal = TerminalReport(context.job, world_size=context.world_size, redactor=context.redactor)
         self._group_ratios: tuple[float, ...] = (1.0,)
         self._lr_remark = ""
+        self._ended: RunState | None = None
 
     def discard(self) -> None:
         """Remove what was written, for a run that does not start."""
@@ -152,34 +155,80 @@ class RunReporter:
         """Record and report the result, after the last collective of the run."""
         self._terminal.close()
         test = self._result(passes, trials)
-        interruption = describe_interruption(passes, trials)
-        state = RunState.FINISHED if interruption is None else RunState.KILLED
         logger.info("%s; %s", test.stop, test.suggestion)
-        path = self.directory.path
         self.directory.write_suggestion(test)
         figure = self._draw(test)
+        interruption = describe_interruption(passes, trials)
+        if interruption is None:
+            self._finish(test, figure)
+        else:
+            self._interrupt(interruption, figure)
+
+    def _finish(self, test: RangeTestResult, figure: Path | None) -> None:
+        """From here on the run is finished, whatever becomes of its process."""
+        path = self.directory.path
         text = note(test, self._context.job, command=self._context.command, directory=str(path))
         self.directory.write_note(text)
-        if state == RunState.FINISHED:
-            self.directory.drop_unrepeated_rows()
-            checkpoints.remove(path / CHECKPOINT_FOLDER)
-        self._update_status(state, cause=interruption)
+        self.directory.drop_unrepeated_rows()
+        self._update_status(RunState.FINISHED, cause=None)
+        self._ended = RunState.FINISHED
+        checkpoints.remove(path / CHECKPOINT_FOLDER)
         # before the upload, in which a server may keep the user waiting
         self._terminal.finish(test, directory=path, mlflow=self._mlflow.location)
-        self._mlflow.finish(RunEnd(state=state, note=text, directory=path, test=test, figure=figure))
+        self._mlflow.finish(
+            RunEnd(state=RunState.FINISHED, note=text, directory=path, test=test, figure=figure),
+        )
+
+    def _interrupt(self, cause: str, figure: Path | None) -> None:
+        """Record and report that a signal has ended the run."""
+        text = self._write_unfinished(RunState.KILLED, cause)
+        mlflow = self._mlflow.location
+        self._terminal.show_interruption(cause, resume=self._resume_command, picture=figure, mlflow=mlflow)
+        self._mlflow.finish(RunEnd(state=RunState.KILLED, note=text, directory=self.directory.path))
 
     def fail(self, cause: str) -> None:
-        """Record that the run failed; what it has recorded is kept."""
+        """Record that the run failed; what it has recorded is kept. One that had finished stays finished."""
         self._terminal.close()
+        if self._ended == RunState.FINISHED:
+            self._mlflow.end(self._ended)
+            return
+        text = f"**{RunState.FAILED.text}**: {cause}"
         with contextlib.suppress(OSError):  # the directory itself may be the cause
-            self._update_status(RunState.FAILED, cause=cause)
-        self._mlflow.finish(RunEnd(state=RunState.FAILED, note=f"**Failed** on {cause}", directory=self.directory.path))
+            text = self._write_unfinished(RunState.FAILED, cause)
+        self._mlflow.finish(RunEnd(state=RunState.FAILED, note=text, directory=self.directory.path))
 
-    def record_kill(self, cause: str) -> None:
-        """Record only that the process ends, within moments. Called from another thread."""
-        with contextlib.suppress(OSError):
-            self._update_status(RunState.KILLED, cause=cause)
-        self._mlflow.end(RunState.KILLED)
+    def record_kill(self, cause: str) -> RunState:
+        """Record only that the process ends, within moments. Called from another thread.
+
+        Returns:
+            How the run ended: what was recorded before stays.
+        """
+        if self._ended is None:
+            with contextlib.suppress(OSError):
+                self._write_unfinished(RunState.KILLED, cause)
+            self._terminal.show_interruption(cause, resume=self._resume_command, picture=None, mlflow=None)
+        state = self._ended or RunState.KILLED
+        self._mlflow.end(state)
+        return state
+
+    @property
+    def _resume_command(self) -> str:
+        return resume_command(self._context.command, shown_path(self.directory.path))
+
+    def _write_unfinished(self, state: RunState, cause: str) -> str:
+        """Record how the run ended without finishing.
+
+        Returns:
+            The content of note.md.
+        """
+        path = self.directory.path
+        has_figure = (path / FIGURE_FILE).exists()
+        resume = resume_command(self._context.command, str(path))
+        text = unfinished_note(state, cause=cause, resume=resume, has_figure=has_figure)
+        self.directory.write_note(text)
+        self._update_status(state, cause=cause)
+        self._ended = state
+        return text
 
     def _update_status(self, state: RunState, *, cause: str | None) -> None:
         self.directory.update_status(state=state, last_step=self._recorder.records.last_step, cause=cause)
@@ -195,9 +244,14 @@ class RunReporter:
             lr_remark=self._lr_remark,
         )
 
-    def _draw(self, test: RangeTestResult) -> Path:
+    def _draw(self, test: RangeTestResult) -> Path | None:
+        """The figure; None, with a warning, if it cannot be drawn, which must not cost the result."""
         from lrrunner.reporting.sweep_figure import job_figure, save_png
 
         path = self.directory.path / FIGURE_FILE
-        save_png(job_figure(test, self._context.job), path)
+        try:
+            save_png(job_figure(test, self._context.job), path)
+        except Exception as error:  # noqa: BLE001 - matplotlib raises what it likes
+            logger.warning("the picture could not be drawn (%s: %s)", type(error).__name__, error)
+            return None
         return path

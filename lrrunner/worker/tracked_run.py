@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from pathlib import Path
 
 from lrrunner.records import Step, Trial
@@ -14,6 +15,9 @@ from lrrunner.tracking.mlflow_run import MlflowRun, RunEnd, join_run
 from lrrunner.tracking.runs import create_run, end_run, find_run, reopen_run, run_exists
 from lrrunner.version import __version__
 from lrrunner.worker.run_context import RunContext
+
+END_WITHIN_S = 5.0
+"""How long a process that is about to be killed waits for the store to take the status."""
 
 logger = logging.getLogger(__name__)
 
@@ -78,9 +82,11 @@ class TrackedRun:
             logger.warning("MLflow lacks a part of the run (%s); the run directory has it all", failure.reason)
 
     def end(self, state: RunState) -> None:
-        """End the run and upload nothing. May be called from another thread."""
+        """End the run and upload nothing. May be called from another thread. A slow store is not waited for."""
         if self._run is not None:
-            self._run.end(state)
+            ending = threading.Thread(target=self._run.end, args=(state,), daemon=True)
+            ending.start()
+            ending.join(END_WITHIN_S)
 
     def _reopen(self, directory: RunDirectory) -> str | None:
         """Reopen the run of a previous attempt; None if there is none."""

@@ -18,6 +18,7 @@ from mlflow import MlflowClient
 
 from tests.integration.launching import (
     NO_TRACKING,
+    Finished,
     environment,
     finish,
     launch,
@@ -33,6 +34,27 @@ def ranks_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
     """The ranks that ``accelerate launch`` has started, by rank."""
     children = psutil.Process(process.pid).children()
     return sorted(children, key=lambda child: int(child.environ()["RANK"]))
+
+
+def assert_no_verdict(done: Finished) -> None:
+    """After a signal: no verdict on half a curve, but the command that goes on, the same in every file."""
+    lines = done.out.splitlines()
+    (interrupted,) = [line for line in lines if line.startswith("interrupted:  ")]
+    (go_on,) = [line for line in lines if line.startswith("go on with:   ")]
+    assert "lrrunner" in go_on
+    assert go_on.endswith(" run.resume=run")
+    assert "run.dir=" not in go_on
+    assert "verdict" not in done.out
+    assert "suggested lr" not in done.out
+    suggestion = done.read("suggestion.json")
+    assert suggestion["stop_reason"] == "interrupted"
+    assert (suggestion["verdict"], suggestion["lr"], suggestion["interval"]) == (None, None, None)
+    status = done.read("status.json")
+    assert status["state"] == "killed"
+    assert status["cause"] == "interrupted " + interrupted.removeprefix("interrupted:  ")
+    note = (done.run / "note.md").read_text()
+    assert note.startswith(f"**Killed**: {status['cause']}\n")
+    assert f"run.resume={done.run}\n" in note
 
 
 def run_status(folder: Path) -> str:
@@ -130,7 +152,7 @@ def test_sigterm_saves_and_ends_with_143(tmp_path: Path) -> None:
     done = finish(process, tmp_path)
     assert done.code == 143, done.err
     assert done.read("status.json")["state"] == "killed"
-    assert done.read("suggestion.json")["stop_reason"] == "interrupted"
+    assert_no_verdict(done)
     assert run_status(tmp_path) == "KILLED"
     with (done.run / "records.csv").open() as file:
         assert len(list(csv.DictReader(file))) == done.read("status.json")["last_step"] + 1
@@ -247,8 +269,7 @@ def test_one_interrupt_saves_also_with_loader_workers(tmp_path: Path) -> None:
     done = finish(process, tmp_path)
     assert done.code == 130, done.err
     assert done.read("status.json")["state"] == "killed"
-    assert done.read("suggestion.json")["stop_reason"] == "interrupted"
-    assert "suggested lr: " in done.out
+    assert_no_verdict(done)
     assert "Traceback" not in done.err
 
 

@@ -127,6 +127,37 @@ def test_a_stopped_run_reopens_its_mlflow_run_and_shows_no_point_twice(
     assert sorted(point.step for point in history) == list(range(14))
 
 
+@pytest.mark.parametrize("num_processes", [1, pytest.param(2, marks=pytest.mark.long)])
+def test_mlflow_shows_the_final_suggestion_and_no_interim_one(tmp_path: Path, num_processes: int) -> None:
+    """Killed among the confirmation runs, when the sweep alone has suggested another LR.
+
+    An interim value that MLflow has taken under the final name stays what it shows if it is the larger one.
+    """
+    job = [*JOB, f"launch.num_processes={num_processes}", "run.checkpoint_every_s=0"]
+    assert launch(tmp_path, *job, env={"DIE": "step:140:0"}).code == 1
+    assert (tmp_path / "run/trials.csv").exists()
+    status = json.loads((tmp_path / "run/status.json").read_text())
+    interim = json.loads((tmp_path / "run/suggestion.json").read_text())
+    client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path}/mlflow.db")
+    page = client.get_run(status["mlflow_run_id"])
+    assert page.info.status == "FAILED"
+    assert not {name for name in page.data.metrics if name.startswith(("suggested_", "critical_")) or name == "loss"}
+    assert not {"lrrunner.verdict", "lrrunner.stop_reason"} & page.data.tags.keys()
+    assert not client.list_artifacts(page.info.run_id, "images")
+    assert "run.resume=" in page.data.tags["mlflow.note.content"]
+    assert page.data.tags["mlflow.note.content"] == (tmp_path / "run/note.md").read_text()
+    run = launch(tmp_path, *job, "run.dir=null", "run.resume=run")
+    assert run.code == 0, run.err
+    final = run.read("suggestion.json")
+    assert final["lr"] != interim["lr"]
+    page = client.get_run(status["mlflow_run_id"])
+    assert page.data.metrics["suggested_lr"] == final["lr"]
+    assert [page.data.metrics["suggested_lr_low"], page.data.metrics["suggested_lr_high"]] == final["interval"]
+    assert page.data.tags["lrrunner.verdict"] == final["verdict"]
+    assert len(client.get_metric_history(page.info.run_id, "suggested_lr")) == 1
+    assert sorted(point.step for point in client.get_metric_history(page.info.run_id, "loss")) == list(range(14))
+
+
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("killed")
