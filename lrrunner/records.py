@@ -238,6 +238,23 @@ class Confirmation:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Progress:
+    """How far a part of a job is.
+
+    Attributes:
+        label: The part, a pass of the sweep for example.
+        step: Steps of it that are done.
+        num_steps: Steps it has.
+        detail: The newest values, as text.
+    """
+
+    label: str
+    step: int
+    num_steps: int
+    detail: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class NoiseScale:
     """Critical batch size, above which a larger batch stops paying, from the noise in the gradient.
 

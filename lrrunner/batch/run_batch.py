@@ -30,7 +30,7 @@ from lrrunner.system.interrupt_counter import InterruptCounter
 from lrrunner.system.job_log import JobLog
 from lrrunner.system.plain_values import to_plain
 from lrrunner.system.redaction import Redactor
-from lrrunner.system.terminal import shown_path, write_line
+from lrrunner.system.terminal import counted, shown_path, write_line
 from lrrunner.tracking import tag_names
 from lrrunner.tracking.connection import connect_or_warn
 from lrrunner.tracking.runs import end_run, run_location
@@ -72,7 +72,7 @@ def run_batch(command_line: CommandLine) -> int:
     ):
         salt = begin(directory, num_jobs=len(points))
         jobs = batch_jobs(points, configs, command_line, directory=directory, salt=salt)
-        write_line(f"{len(jobs)} jobs in {directory}")
+        write_line(f"{counted(len(jobs), 'job')} in {shown_path(directory)}")
         summary = _Summary(directory, tracking=configs[0].tracking, redactor=redactor)
         scheduler.warm_up(jobs)
         parent = summary.start(shlex.join(["lrrunner", "-m", *command_line.arguments]))

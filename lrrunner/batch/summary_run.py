@@ -13,6 +13,7 @@ from lrrunner.batch.state import read_state, update_state
 from lrrunner.config.schema import TrackingConfig
 from lrrunner.results.run_state import ENDED, RunState
 from lrrunner.system.redaction import Redactor
+from lrrunner.system.terminal import counted
 from lrrunner.tracking import tag_names
 from lrrunner.tracking.connection import Connection, UploadFailure, anchored_uri, connect_or_warn
 from lrrunner.tracking.runs import create_run, find_run, reopen_run, run_exists
@@ -122,4 +123,5 @@ def _note(
         f"![{path.stem}](get-artifact?path={path.name}&run_uuid={recorded['mlflow_run_id']})" for path in figures
     )
     table = summary_table.markdown_table(entries)
-    return f"**{len(entries)} jobs: {outcomes}**\n\n{table}\n\n{images}\n\n```\n{recorded.get('command', '')}\n```\n"
+    jobs = counted(len(entries), "job")
+    return f"**{jobs}: {outcomes}**\n\n{table}\n\n{images}\n\n```\n{recorded.get('command', '')}\n```\n"

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 DEFAULT_CONFIG_NAME = "config"
 OPTIONS_WITH_VALUE = ("--config-dir", "-cd", "--config-name", "-cn")
 MULTIRUN = ("--multirun", "-m")
+QUIET = ("--quiet", "-q")
 PLAIN_RUN = ("--run", "-r")
 UNSUPPORTED = ("--config-path", "-cp", "--package", "-p", "--experimental-rerun")
 
@@ -22,6 +23,7 @@ class CommandLine:
         config_dir: Value of ``--config-dir``.
         config_name: Value of ``--config-name``.
         multirun: Whether ``-m`` asks for a grid.
+        quiet: Whether ``-q`` asks for no progress.
         hydra_flags: Flags that Hydra answers itself (help, info, the configuration, completion).
         unsupported: Hydra's flags that lrrunner refuses.
     """
@@ -30,6 +32,7 @@ class CommandLine:
     config_dir: str | None = None
     config_name: str = DEFAULT_CONFIG_NAME
     multirun: bool = False
+    quiet: bool = False
     hydra_flags: tuple[str, ...] = ()
     unsupported: tuple[str, ...] = ()
 
@@ -57,7 +60,7 @@ def parse_command_line(arguments: Sequence[str]) -> CommandLine:
     """
     overrides: list[str] = []
     values: dict[str, str] = {}
-    multirun, flags, unsupported = False, [], []
+    multirun, quiet, flags, unsupported = False, False, [], []
     remaining = iter(arguments)
     for argument in remaining:
         name, sign, value = argument.partition("=")
@@ -67,6 +70,8 @@ def parse_command_line(arguments: Sequence[str]) -> CommandLine:
             values[name] = value if sign else next(remaining, "")
         elif argument in MULTIRUN:
             multirun = True
+        elif argument in QUIET:
+            quiet = True
         elif name in UNSUPPORTED:
             unsupported.append(name)
         elif argument.startswith("-"):
@@ -78,6 +83,7 @@ def parse_command_line(arguments: Sequence[str]) -> CommandLine:
         config_dir=values.get("--config-dir", values.get("-cd")),
         config_name=values.get("--config-name", values.get("-cn", DEFAULT_CONFIG_NAME)),
         multirun=multirun,
+        quiet=quiet,
         hydra_flags=tuple(flags),
         unsupported=tuple(unsupported),
     )

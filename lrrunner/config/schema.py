@@ -14,6 +14,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
 from lrrunner.records import Training
+from lrrunner.system.terminal import counted
 
 BUDGET_SWEEPS = 5
 """Default budget of the confirmation runs, in sweeps."""
@@ -238,6 +239,5 @@ def batch_summary(config: Config, *, world_size: int) -> str:
     """
     steps, global_batch_size = config.train.accumulation_steps, config.data.global_batch_size
     micro_batch_size = global_batch_size // (world_size * steps)
-    ranks = "1 rank" if world_size == 1 else f"{world_size} ranks"
-    accumulation = "1 accumulation step" if steps == 1 else f"{steps} accumulation steps"
+    ranks, accumulation = counted(world_size, "rank"), counted(steps, "accumulation step")
     return f"{ranks}, global batch {global_batch_size} = {ranks} x {micro_batch_size} x {accumulation}"

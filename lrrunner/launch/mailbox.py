@@ -18,6 +18,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from lrrunner.records import Progress
 from lrrunner.system.atomic_files import read_json, write_json
 from lrrunner.system.process_identity import is_alive, process_identity
 
@@ -75,12 +76,14 @@ class Heartbeat:
         job: Number of the job it runs, -1 while it waits for one.
         step: Last step it has finished, -1 before the first.
         count: Number of heartbeats so far.
+        progress: Where the job is, if this rank shows it.
     """
 
     identity: str
     job: int = NO_JOB
     step: int = -1
     count: int = 0
+    progress: Progress | None = None
 
 
 class JobMailbox:
@@ -161,7 +164,7 @@ class JobMailbox:
     def heartbeats(self, world_size: int) -> dict[int, Heartbeat]:
         """The last heartbeat of each rank that has written one."""
         found = {rank: read_json(self.folder / "heartbeats" / f"{rank}.json") for rank in range(world_size)}
-        return {rank: Heartbeat(**content) for rank, content in found.items() if content is not None}
+        return {rank: _heartbeat(content) for rank, content in found.items() if content is not None}
 
     def _job_file(self, number: int) -> Path:
         return self.folder / "jobs" / f"{number}.json"
@@ -175,12 +178,17 @@ class HeartbeatWriter:
         self._identity = process_identity()
         self._count = 0
         self._written_at = 0.0
+        self._progress: Progress | None = None
+
+    def show_progress(self, progress: Progress | None) -> None:
+        """Send this with the next heartbeats."""
+        self._progress = progress
 
     def job_changed(self, job: int, *, step: int = -1) -> None:
         """Write that a job begins, or that this rank waits for one."""
         self._count += 1
         self._written_at = time.monotonic()
-        heartbeat = Heartbeat(identity=self._identity, job=job, step=step, count=self._count)
+        heartbeat = Heartbeat(identity=self._identity, job=job, step=step, count=self._count, progress=self._progress)
         with contextlib.suppress(OSError):  # a supervisor that is gone has removed the folder
             self._mailbox.write_heartbeat(self._rank, heartbeat)
 
@@ -208,6 +216,11 @@ def remove_mailbox_when_orphaned(mailbox: JobMailbox, orphaned: Callable[[], boo
         os.kill(os.getpid(), number)
 
     signal.signal(signal.SIGTERM, end)
+
+
+def _heartbeat(content: dict[str, Any]) -> Heartbeat:
+    progress = content.pop("progress", None)
+    return Heartbeat(**content, progress=None if progress is None else Progress(**progress))
 
 
 def _modified(path: Path) -> float:

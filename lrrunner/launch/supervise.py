@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 import tempfile
@@ -17,6 +18,7 @@ from lrrunner.launch.machine_checks import machine_errors
 from lrrunner.launch.mailbox import remove_stale_folders
 from lrrunner.launch.rank_output import RankOutputFiles
 from lrrunner.launch.worker_group import WorkerGroup
+from lrrunner.reporting.progress_display import ProgressDisplay, progress_display
 from lrrunner.results.artifacts import RANKS_FOLDER, STATUS_FILE
 from lrrunner.results.run_state import JobResult, RunState
 from lrrunner.results.status_file import as_recorded
@@ -25,7 +27,7 @@ from lrrunner.system import exit_codes
 from lrrunner.system.devices import visible_gpus
 from lrrunner.system.interrupt_counter import InterruptCounter
 from lrrunner.system.job_log import JobLog
-from lrrunner.system.terminal import write_line
+from lrrunner.system.terminal import counted, write_line
 from lrrunner.tracking.supervised_run import SupervisedRuns
 
 POLL_S = 0.05
@@ -66,7 +68,9 @@ def _directory_errors(directory: Path) -> list[str]:
 def _run(job: Job, gpus: tuple[str, ...], interrupts: InterruptCounter) -> JobResult:
     """Start the ranks, wait for the end of the job, and record it in files and MLflow."""
     mlflow_runs, run_id = SupervisedRuns(), None
-    output = RankOutputFiles(job.directory, job.redactor, echo=_print)
+    display = progress_display(quiet=job.command_line.quiet)
+    output = RankOutputFiles(job.directory, job.redactor, echo=functools.partial(_print, display))
+    display.announce(f"starting {counted(job.num_processes, 'rank')} ...")
     remove_stale_folders(Path(tempfile.gettempdir()).glob(f"{MAILBOX_PREFIX}*"))
     mailbox = Path(tempfile.mkdtemp(prefix=MAILBOX_PREFIX))
     group = WorkerGroup(job.plan(gpus=gpus), mailbox, environ=os.environ, sink=output.write)
@@ -74,8 +78,9 @@ def _run(job: Job, gpus: tuple[str, ...], interrupts: InterruptCounter) -> JobRe
         if not job.is_resumed:  # else rank 0 reopens the run; made while the ranks load torch
             run_id = mlflow_runs.create(job.config.tracking, job.directory, redactor=job.redactor)
         group.start_job(job.message(0, run_id=run_id), timeout_s=job.timeout_s)
-        result = as_recorded(job.directory, _wait(group, interrupts))
+            result = as_recorded(job.directory, _wait(group, interrupts, display))
     finally:
+        display.clear()
         group.close()
         output.flush()
     is_config_error = result.exit_code == exit_codes.CONFIG_ERROR
@@ -86,9 +91,9 @@ def _run(job: Job, gpus: tuple[str, ...], interrupts: InterruptCounter) -> JobRe
     return result
 
 
-def _wait(group: WorkerGroup, interrupts: InterruptCounter) -> JobResult:
+def _wait(group: WorkerGroup, interrupts: InterruptCounter, display: ProgressDisplay) -> JobResult:
     """Wait for the end of the job; a first signal is passed on to the ranks, a second one kills them."""
-    num_passed_on = 0
+    num_passed_on, shown = 0, None
     while (result := group.poll()) is None:
         if interrupts.count > num_passed_on:
             num_passed_on = interrupts.count
@@ -99,15 +104,22 @@ def _wait(group: WorkerGroup, interrupts: InterruptCounter) -> JobResult:
                     state=RunState.KILLED, exit_code=interrupts.exit_code, cause="stopped at once", is_reported=False
                 )
             group.interrupt(interrupts.signal)
+        progress = group.progress
+        if progress is not None:
+            display.show(progress)
+        elif shown is not None:  # the steps are over
+            display.clear()
+        shown = progress
         time.sleep(POLL_S)
     if result.state == RunState.KILLED and interrupts.count:
         return replace(result, exit_code=interrupts.exit_code)
     return result
 
 
-def _print(name: str, text: str) -> None:
+def _print(display: ProgressDisplay, name: str, text: str) -> None:
     """Print rank 0's output as this process's own."""
-    write_line(text, sys.stdout if name == "out" else sys.stderr, end="")
+    with display.cleared():
+        write_line(text, sys.stdout if name == "out" else sys.stderr, end="")
 
 
 def _print_failure(result: JobResult, job: Job) -> None:

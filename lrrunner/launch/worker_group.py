@@ -20,6 +20,7 @@ from lrrunner.launch.failure_cause import describe_exit, hung_rank, primary_caus
 from lrrunner.launch.mailbox import ANOTHER_RANK_IS_SILENT, Heartbeat, JobMailbox, JobMessage, RankOutcome
 from lrrunner.launch.rank_command import DEFAULT_SETTINGS, RankPlan, launch_argv, launch_environment
 from lrrunner.launch.rank_output import LineSink, RankPipes
+from lrrunner.records import Progress
 from lrrunner.results.run_state import JobResult, RunState
 from lrrunner.system import exit_codes
 from lrrunner.system.environment import OUTPUT_VARIABLE
@@ -110,6 +111,14 @@ class WorkerGroup:
     def next_number(self) -> int:
         """The number of the next job within this group."""
         return self._next_number
+
+    @property
+    def progress(self) -> Progress | None:
+        """Where the job is, as rank 0 last reported it; None before its first step and after its last."""
+        heartbeat = self._heartbeats.get(0)
+        if self._job is None or heartbeat is None or heartbeat.job != self._job.message.number:
+            return None
+        return heartbeat.progress
 
     def start_job(self, message: JobMessage, *, timeout_s: float) -> None:
         """Give the ranks a job.

@@ -10,8 +10,8 @@ from pathlib import Path
 from lrrunner.config.schema import Config, batch_summary
 from lrrunner.core.confirmation import PlannedTrial
 from lrrunner.core.range_extension import Extension
-from lrrunner.records import RangeTestResult, Step
-from lrrunner.reporting.progress_bar import progress_bar, show
+from lrrunner.records import Progress, RangeTestResult, Step
+from lrrunner.reporting.progress_display import ProgressDisplay
 from lrrunner.reporting.run_summary import closing_lines, interrupted_lines
 from lrrunner.system.redaction import Redactor
 from lrrunner.system.terminal import shown_path, write_line
@@ -20,18 +20,18 @@ logger = logging.getLogger(__name__)
 
 
 class TerminalReport:
-    """Prints results on standard output, and shows progress on standard error if that is a terminal.
+    """Prints results on standard output, and shows progress.
 
     Args:
         job: The configuration.
         world_size: Number of ranks.
         redactor: Masks secrets.
+        display: Where progress is shown.
     """
 
-    def __init__(self, job: Config, *, world_size: int, redactor: Redactor) -> None:
-        self._job, self._world_size, self._redactor = job, world_size, redactor
-        self._num_steps = job.sweep.num_steps * job.sweep.repeats
-        self._bar = progress_bar("LR sweep", num_steps=self._num_steps)
+    def __init__(self, job: Config, *, world_size: int, redactor: Redactor, display: ProgressDisplay) -> None:
+        self._job, self._world_size, self._redactor, self._display = job, world_size, redactor, display
+        self._begin("LR sweep", num_steps=job.sweep.num_steps * job.sweep.repeats)
 
     def start(self, *, device: str, lr_remark: str) -> None:
         """Print what will be run."""
@@ -40,23 +40,26 @@ class TerminalReport:
         self._write([f"{summary}; {lr_remark}" if lr_remark else summary])
 
     def begin_pass(self, number: int) -> None:
-        """Begin the progress bar of a further pass."""
+        """Begin the progress of a further pass."""
         if number:
-            self._replace_bar(f"LR sweep, pass {number + 1}", num_steps=self._num_steps)
+            self._begin(f"LR sweep, pass {number + 1}", num_steps=self._job.sweep.num_steps * self._job.sweep.repeats)
 
     def begin_trial(self, number: int, planned: PlannedTrial) -> None:
-        """Begin the progress bar of a confirmation run."""
-        self._replace_bar(f"trial {number + 1}, lr {planned.lr:.1e}", num_steps=planned.num_steps)
+        """Begin the progress of a confirmation run."""
+        self._begin(f"trial {number + 1}", num_steps=planned.num_steps)
 
     def show_step(self, step: Step) -> None:
-        """Advance the progress bar."""
-        show(self._bar, step)
+        """Show a step, unless it was skipped."""
+        self._num_done += not step.skipped
+        detail = f"lr {step.lr:.1e}  loss {step.smoothed_loss:.4g}"
+        self._display.show(Progress(label=self._label, step=self._num_done, num_steps=self._num_steps, detail=detail))
 
     def show_extension(self, extension: Extension) -> None:
         """Print why another range follows, and which."""
         text = f"{extension.reason}: sweeping again from {extension.start_lr:.1e} to {extension.end_lr:.1e}"
         logger.info("%s", text)
-        self._bar.write(f"lrrunner: {text}", file=sys.stderr)
+        with self._display.cleared():
+            write_line(f"lrrunner: {text}", sys.stderr)
 
     def finish(self, test: RangeTestResult, *, directory: Path, mlflow: str | None) -> None:
         """Print the closing lines.
@@ -81,13 +84,12 @@ class TerminalReport:
         self._write(interrupted_lines(cause, resume=resume, picture=shown, mlflow=mlflow))
 
     def close(self) -> None:
-        """Remove the progress bar."""
-        self._bar.close()
+        """Remove the progress."""
+        self._display.clear()
 
     def _write(self, lines: Iterable[str]) -> None:
         for line in lines:
             write_line(self._redactor.text(line))
 
-    def _replace_bar(self, label: str, *, num_steps: int) -> None:
-        self._bar.close()
-        self._bar = progress_bar(label, num_steps=num_steps)
+    def _begin(self, label: str, *, num_steps: int) -> None:
+        self._label, self._num_steps, self._num_done = label, num_steps, 0

@@ -38,7 +38,7 @@ from lrrunner.system.atomic_files import write_text
 from lrrunner.system.job_log import wake_loggers
 from lrrunner.system.plain_values import to_plain
 from lrrunner.system.redaction import Redactor
-from lrrunner.system.terminal import write_line
+from lrrunner.system.terminal import counted, write_line
 
 LAUNCHERS = ("submitit_slurm", "submitit_local")
 PLUGIN = "hydra_plugins.hydra_submitit_launcher"
@@ -76,7 +76,7 @@ def run_with_submitit(command_line: CommandLine) -> int:
     jobs = grid.with_overrides(job_overrides(grid.overrides))
     with exclusive_batch(directory, configs[0].run):
         begin(directory, num_jobs=len(points))
-        write_line(f"{len(points)} jobs in {directory}")
+        write_line(f"{counted(len(points), 'job')} in {directory}")
         commands = [
             [*grid.with_overrides(job_overrides(point)).arguments, "tracking.enabled=false"] for point in points
         ]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from lrrunner.config.schema import Config
 from lrrunner.errors import ConfigError
+from lrrunner.reporting.progress_display import NoDisplay, ProgressDisplay
 from lrrunner.results.codec import optional_step_columns
 from lrrunner.results.resume_checks import differences, directory_errors
 from lrrunner.results.writer import RunDirectory, new_run_path
@@ -27,12 +28,14 @@ class RunContext:
         command: The command that repeats it.
         world_size: Number of ranks.
         redactor: Masks secrets in everything shown and written.
+        display: Where progress is shown.
     """
 
     job: Config
     command: str
     world_size: int
     redactor: Redactor
+    display: ProgressDisplay = field(default_factory=NoDisplay)
 
     @cached_property
     def values(self) -> dict[str, Any]:

@@ -16,6 +16,8 @@ from accelerate import PartialState
 from lrrunner.config.command_line import CommandLine, launch_command
 from lrrunner.config.schema import Config
 from lrrunner.errors import ConfigError
+from lrrunner.records import Progress
+from lrrunner.reporting.progress_display import ForwardingDisplay, ProgressDisplay, progress_display
 from lrrunner.results.artifacts import CHECKPOINT_FOLDER
 from lrrunner.results.run_state import RunState
 from lrrunner.sweep.measure import Measured, measure
@@ -56,7 +58,8 @@ class JobRequest:
         number: Number of the job within its world.
         run_id: MLflow run made by a supervisor; None: it could not, or there is no supervisor and rank 0 makes one.
         on_step: Called with each step's number, on every rank.
-        supervised: Whether a supervisor reports to the user how the job ended.
+        show_progress: Receives progress on behalf of a supervisor, which then also reports how the job ended; None:
+            there is no supervisor.
     """
 
     config: Config
@@ -64,7 +67,12 @@ class JobRequest:
     number: int = 0
     run_id: str | None = None
     on_step: Callable[[int], None] = lambda step: None
-    supervised: bool = False
+    show_progress: Callable[[Progress | None], None] | None = None
+
+    @property
+    def supervised(self) -> bool:
+        """Whether a supervisor reports for the ranks."""
+        return self.show_progress is not None
 
 
 @dataclass
@@ -250,8 +258,16 @@ def _prepare_reporter(session: Session) -> RunReporter:
         command=session.redactor.text(command),
         world_size=world_size,
         redactor=session.redactor,
+        display=_display(request),
     )
     return prepare_reporter(context, run_id=request.run_id, is_tracked=not mlflow_is_silent)
+
+
+def _display(request: JobRequest) -> ProgressDisplay:
+    """This terminal, or that of the supervisor."""
+    if request.show_progress is not None:
+        return ForwardingDisplay(request.show_progress)
+    return progress_display(quiet=request.command_line.quiet)
 
 
 def _checkpoints(session: Session, directory: Path) -> Checkpoints:

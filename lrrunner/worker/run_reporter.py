@@ -82,7 +82,9 @@ class RunReporter:
         self.directory = directory
         self._context, self._mlflow = context, tracked_run
         self._recorder = Recorder(directory, schedule=context.job.train.schedule.value)
-        self._terminal = TerminalReport(context.job, world_size=context.world_size, redactor=context.redactor)
+        self._terminal = TerminalReport(
+            context.job, world_size=context.world_size, redactor=context.redactor, display=context.display
+        )
         self._group_ratios: tuple[float, ...] = (1.0,)
         self._lr_remark = ""
         self._ended: RunState | None = None

@@ -99,7 +99,7 @@ def _request(message: JobMessage, heartbeats: HeartbeatWriter) -> JobRequest:
         number=message.number,
         run_id=message.run_id,
         on_step=lambda step: heartbeats.step_done(message.number, step),
-        supervised=True,
+        show_progress=heartbeats.show_progress,
     )
 
 

@@ -103,7 +103,10 @@ def run_jobs(folder: str, port: int, jobs: Mapping[str, tuple[str, ...]], enviro
         code = run_job.run_job(
             world,
             run_job.JobRequest(
-                config=config, command_line=parse_command_line(overrides), number=number, supervised=True
+                config=config,
+                command_line=parse_command_line(overrides),
+                number=number,
+                show_progress=lambda progress: None,
             ),
             orphaned=lambda: False,
             on_config_error=fail,

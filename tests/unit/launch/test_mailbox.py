@@ -17,6 +17,7 @@ from lrrunner.launch.mailbox import (
     RankOutcome,
     remove_stale_folders,
 )
+from lrrunner.records import Progress
 from lrrunner.system.process_identity import process_identity
 
 
@@ -76,6 +77,19 @@ def test_a_heartbeat_names_the_job_of_a_rank(tmp_path: Path) -> None:
     heartbeats.job_changed(2)
     heartbeats.step_done(2, 0)
     assert mailbox.heartbeats(2) == {1: Heartbeat(identity=process_identity(), job=2, step=-1, count=1)}
+
+
+def test_a_heartbeat_carries_the_newest_progress(tmp_path: Path) -> None:
+    """The supervisor draws it; without one it removes the bar."""
+    mailbox = new_mailbox(tmp_path)
+    heartbeats = HeartbeatWriter(mailbox, 0)
+    progress = Progress(label="LR sweep", step=3, num_steps=100, detail="lr 1.0e-03")
+    heartbeats.show_progress(progress)
+    heartbeats.job_changed(0)
+    assert mailbox.heartbeats(1)[0].progress == progress
+    heartbeats.show_progress(None)
+    heartbeats.job_changed(0)
+    assert mailbox.heartbeats(1)[0].progress is None
 
 
 def test_an_incomplete_file_is_ignored(tmp_path: Path) -> None:
