@@ -14,6 +14,7 @@ from lrrunner.batch.collect import batch_state, latest_entries
 from lrrunner.batch.directory import batch_directory, exclusive_batch
 from lrrunner.batch.ledger import Entry
 from lrrunner.batch.points import BatchJob, batch_jobs, checked_points
+from lrrunner.batch.progress import BatchProgress
 from lrrunner.batch.scheduler import BatchScheduler, Slot, new_slots
 from lrrunner.batch.state import begin, update_state
 from lrrunner.batch.summary_files import write_summary
@@ -64,11 +65,12 @@ def run_batch(command_line: CommandLine) -> int:
     run, directory = configs[0].run, batch_directory(configs[0].run)
     redactor = Redactor.for_run(list(map(to_plain, configs)), os.environ, command_line.overrides)
     slots = _slots([config.launch for config in configs])
+    progress = BatchProgress(num_slots=len(slots), quiet=command_line.quiet)
     with (
         exclusive_batch(directory, run),
         JobLog(redactor),
         InterruptCounter() as interrupts,
-        BatchScheduler(directory, slots) as scheduler,
+        BatchScheduler(directory, slots, progress=progress) as scheduler,
     ):
         salt = begin(directory, num_jobs=len(points))
         jobs = batch_jobs(points, configs, command_line, directory=directory, salt=salt)
@@ -79,6 +81,7 @@ def run_batch(command_line: CommandLine) -> int:
         if parent is not None:
             scheduler.tags = {tag_names.PARENT: parent}
         failure = _run_jobs(scheduler, jobs, interrupts)
+        progress.close()
         scheduler.dismiss()
         state = summary.finish(jobs, interrupted=bool(interrupts.count))
         if failure is not None:

@@ -7,7 +7,7 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
@@ -16,6 +16,7 @@ from typing import Any, Self
 from lrrunner.batch import ledger
 from lrrunner.batch.collect import entry_from_run
 from lrrunner.batch.points import BatchJob
+from lrrunner.batch.progress import BatchProgress, JobProgress
 from lrrunner.batch.state import read_state, update_state
 from lrrunner.batch.summary_table import describe_outcome
 from lrrunner.errors import ConfigError
@@ -26,7 +27,6 @@ from lrrunner.results.run_state import JobResult, RunState, state_in
 from lrrunner.results.status_file import as_recorded, close_abandoned, read_status
 from lrrunner.system import exit_codes
 from lrrunner.system.interrupt_counter import InterruptCounter
-from lrrunner.system.terminal import write_line
 from lrrunner.tracking import tag_names
 from lrrunner.tracking.supervised_run import SupervisedRuns
 
@@ -46,6 +46,14 @@ class Slot:
     workers: WorkerGroup | None = None
     group_key: GroupKey | None = None
     running: Running | None = None
+
+    @property
+    def progress(self) -> JobProgress | None:
+        """Its job, and where that is; None between jobs."""
+        if self.running is None or self.workers is None:
+            return None
+        batch_job = self.running.batch_job
+        return JobProgress(label=batch_job.job.redactor.text(batch_job.label), progress=self.workers.progress)
 
     def record_output(self, rank: int, name: str, lines: Sequence[str]) -> None:
         """Pass on what a rank prints; between jobs it is dropped."""
@@ -77,17 +85,17 @@ class BatchScheduler:
         directory: The batch directory, which exists and is locked by this process.
         slots: Where worker groups may run.
         tags: Further tags for the jobs' MLflow runs.
-        show: Shows one line to the user.
+        progress: Shows how far the batch is, and prints a line for each job that ends.
     """
 
     directory: Path
     slots: list[Slot]
     tags: Mapping[str, str] = field(default_factory=dict)
-    show: Callable[[str], None] = write_line
+    progress: BatchProgress | None = None
     mlflow_runs: SupervisedRuns = field(default_factory=SupervisedRuns)
 
     def __post_init__(self) -> None:
-        self._num_ended = 0
+        self._num_ended = self._num_failed = 0
         self._num_jobs = 0
 
     def __enter__(self) -> Self:
@@ -98,6 +106,8 @@ class BatchScheduler:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self.progress is not None:
+            self.progress.close()
         for slot in self.slots:
             slot.close()
         with contextlib.suppress(OSError):
@@ -131,7 +141,18 @@ class BatchScheduler:
                 self._interrupt(at_once=passed_on > 1, number=interrupts.signal or 15)
             for slot in self.slots:
                 self._advance(slot, pending)
+            self._show_progress()
             time.sleep(POLL_S)
+
+    def _show_progress(self) -> None:
+        if self.progress is None:
+            return
+        self.progress.show(
+            num_ended=self._num_ended,
+            num_failed=self._num_failed,
+            num_jobs=self._num_jobs,
+            running=[slot.progress for slot in self.slots],
+        )
 
     def _pending(self, jobs: Sequence[BatchJob]) -> list[BatchJob]:
         """Jobs to run, those that can share a worker group next to each other."""
@@ -215,8 +236,10 @@ class BatchScheduler:
         )
         ledger.append(self.directory, entry)
         self._num_ended += 1
+        self._num_failed += entry.state == RunState.FAILED
         label = redactor.text(batch_job.label)
-        self.show(f"[{self._num_ended}/{self._num_jobs}] {label}   {describe_outcome(entry)}")
+        if self.progress is not None:
+            self.progress.print(f"[{self._num_ended}/{self._num_jobs}] {label}   {describe_outcome(entry)}")
 
     def _interrupt(self, *, at_once: bool, number: int) -> None:
         for slot in self.slots:
