@@ -22,7 +22,7 @@ from lrrunner.config.command_line import CommandLine
 from lrrunner.config.schema import Config
 from lrrunner.core.lr_schedules import exponential_lr
 from lrrunner.launch.mailbox import ANOTHER_RANK_IS_GONE, ANOTHER_RANK_IS_SILENT, JobMailbox
-from lrrunner.records import Step
+from lrrunner.records import Progress, Step
 from lrrunner.results.run_state import RunState
 from lrrunner.results.writer import RunDirectory
 from lrrunner.system import exit_codes
@@ -47,7 +47,7 @@ class JobRequest:
     number: int = 0
     run_id: str | None = None
     on_step: Callable[[int], None] = lambda step: None
-    supervised: bool = False
+    show_progress: Callable[[Progress | None], None] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
