@@ -78,7 +78,7 @@ def _run(job: Job, gpus: tuple[str, ...], interrupts: InterruptCounter) -> JobRe
         if not job.is_resumed:  # else rank 0 reopens the run; made while the ranks load torch
             run_id = mlflow_runs.create(job.config.tracking, job.directory, redactor=job.redactor)
         group.start_job(job.message(0, run_id=run_id), timeout_s=job.timeout_s)
-            result = as_recorded(job.directory, _wait(group, interrupts, display))
+        result = as_recorded(job.directory, _wait(group, interrupts, display))
     finally:
         display.clear()
         group.close()
