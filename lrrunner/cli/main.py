@@ -10,24 +10,24 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-import hydra
-from omegaconf import DictConfig
-
-from lrrunner.cli.help import print_help
+from lrrunner.cli.hydra_flags import answer
 from lrrunner.config.command_line import CommandLine, parse_command_line
 from lrrunner.config.composition import compose_job
-from lrrunner.config.schema import Config, register_schema
+from lrrunner.config.schema import Config
 from lrrunner.errors import ConfigError
+from lrrunner.launch.machine_checks import machine_errors
 from lrrunner.results.resume_checks import directory_errors
 from lrrunner.system import exit_codes
 from lrrunner.system.environment import is_launched
 from lrrunner.system.garbage_collection import collection_paused, exempt_from_collection
-from lrrunner.system.redaction import Redactor
+from lrrunner.system.redaction import Redactor, shortened
 from lrrunner.system.terminal import write_line
-from lrrunner.version import __version__
 
 RANK_0_FIRST_S = 5.0
 """How long another rank waits with a configuration error: rank 0 prints the same one first, and ends every rank."""
+
+MAX_MESSAGE_LENGTH = 2000
+"""Of one error, which may quote a value that was typed."""
 
 
 def main() -> NoReturn:
@@ -46,9 +46,7 @@ def run(arguments: Sequence[str]) -> int:
     command_line = parse_command_line(arguments)
     rank = int(os.environ.get("RANK", "0"))
     if command_line.hydra_flags and not command_line.unsupported:
-        if rank == 0:
-            _answer(arguments, command_line)
-        return exit_codes.OK
+        return _answered(arguments, command_line) if rank == 0 else exit_codes.OK
     _import_from_working_directory()
     world_size = _world_size() if is_launched() else None
     try:
@@ -65,6 +63,16 @@ def run(arguments: Sequence[str]) -> int:
     with collection_paused():
         from lrrunner.worker.run_job import run_in_new_world
     return run_in_new_world(config, command_line)
+
+
+def _answered(arguments: Sequence[str], command_line: CommandLine) -> int:
+    """Exit code of a command that only asks for help, for the configuration or for a completion."""
+    try:
+        answer(arguments, command_line)
+    except ConfigError as error:
+        _print_error(error, command_line, 0)
+        return exit_codes.CONFIG_ERROR
+    return exit_codes.OK
 
 
 def _world_size() -> int:
@@ -106,9 +114,12 @@ def _checked_config(command_line: CommandLine, world_size: int | None) -> Config
     if command_line.multirun:
         raise ConfigError([_batch_in_ranks(command_line, world_size or 1)])
     config = compose_job(command_line, world_size=world_size)
-    is_resumed = config.run.resume is not None
-    if is_resumed and world_size is None and (errors := directory_errors(config.run)):  # in ranks, rank 0 checks it
-        raise ConfigError(errors)
+    if world_size is None:  # in ranks, rank 0 checks the directory
+        errors = [] if config.run.resume is None else directory_errors(config.run)
+        if config.launch.num_processes is None:  # else the supervisor checks what it starts
+            errors += machine_errors(config.launch, gpus=())
+        if errors:
+            raise ConfigError(errors)
     return config
 
 
@@ -128,20 +139,5 @@ def _print_error(error: ConfigError, command_line: CommandLine, rank: int) -> No
         time.sleep(RANK_0_FIRST_S)
         prefix = f"[rank {rank}] "
     redactor = Redactor.for_run({}, os.environ, command_line.overrides)
-    write_line(prefix + redactor.text(str(error)), sys.stderr)
-
-
-def _answer(arguments: Sequence[str], command_line: CommandLine) -> None:
-    """Answer ``--version`` and ``--help``; leave Hydra's other flags to Hydra, which reads ``sys.argv``."""
-    if "--version" in command_line.hydra_flags:
-        print(f"lrrunner {__version__}")
-        return
-    if not {"--help", "-h"}.isdisjoint(command_line.hydra_flags):
-        print_help(arguments, command_line)
-        return
-    register_schema()
-    hydra.main(config_path="pkg://lrrunner.conf", config_name="config", version_base="1.3")(_nothing)()
-
-
-def _nothing(cfg: DictConfig) -> None:
-    """Do nothing: Hydra answers its flags itself."""
+    lines = redactor.text(str(error)).split("\n")
+    write_line(prefix + "\n".join(shortened(line, MAX_MESSAGE_LENGTH) for line in lines), sys.stderr)

@@ -5,17 +5,15 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 
-import yaml
 from hydra import compose
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from hydra.errors import HydraException
 from omegaconf import DictConfig
-from omegaconf.errors import OmegaConfBaseException
 
-COMPOSE_ERRORS = (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError)
-"""What Hydra raises; a bare ValueError for ``loss=null``."""
+# Hydra's parser, its loader and OmegaConf raise what Python does: ValueError for ``loss=null`` and for thousands of
+# digits, OSError for a name that no file can have, RecursionError for deep brackets, OverflowError for large numbers.
+# Whatever it is, the override is wrong.
 
 
 class Composer:
@@ -31,7 +29,7 @@ class Composer:
     def __init__(self, config_name: str) -> None:
         self._config_name = config_name
         self._parser = OverridesParser.create()
-        self._parsed: dict[str, Override | HydraException] = {}
+        self._parsed: dict[str, Override | Exception] = {}
         self._composed: dict[tuple[str, ...], DictConfig | Exception] = {}
 
     def __call__(self, overrides: Sequence[str]) -> DictConfig | Exception:
@@ -39,7 +37,7 @@ class Composer:
         parsed: list[Override] = []
         for override in overrides:
             outcome = self._parse(override)
-            if isinstance(outcome, HydraException):
+            if isinstance(outcome, Exception):
                 return outcome
             parsed.append(outcome)
         base = self._base(tuple(text for text, each in zip(overrides, parsed, strict=True) if not _is_value(each)))
@@ -48,25 +46,30 @@ class Composer:
         config = copy.deepcopy(base)
         try:
             ConfigLoaderImpl._apply_overrides_to_config(list(filter(_is_value, parsed)), config)
-        except COMPOSE_ERRORS as error:
+        except Exception as error:  # noqa: BLE001 - see above
             return error
         return config
 
-    def _parse(self, override: str) -> Override | HydraException:
+    def _parse(self, override: str) -> Override | Exception:
         if override not in self._parsed:
-            try:
-                self._parsed[override] = self._parser.parse_overrides([override])[0]
-            except HydraException as error:
-                self._parsed[override] = error
+            self._parsed[override] = parsed_override(override, self._parser)
         return self._parsed[override]
 
     def _base(self, overrides: tuple[str, ...]) -> DictConfig | Exception:
         if overrides not in self._composed:
             try:
                 self._composed[overrides] = compose(self._config_name, overrides=list(overrides))
-            except COMPOSE_ERRORS as error:
+            except Exception as error:  # noqa: BLE001 - see above
                 self._composed[overrides] = error
         return self._composed[overrides]
+
+
+def parsed_override(override: str, parser: OverridesParser | None = None) -> Override | Exception:
+    """The override as Hydra reads it; what its parser raises if it is none."""
+    try:
+        return (parser or OverridesParser.create()).parse_overrides([override])[0]
+    except Exception as error:  # noqa: BLE001 - see above
+        return error
 
 
 def _is_value(override: Override) -> bool:

@@ -17,11 +17,11 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from lrrunner.config.command_line import CommandLine
-from lrrunner.config.composer import Composer
-from lrrunner.config.override_errors import compose_without_bad_overrides
+from lrrunner.config.composer import Composer, parsed_override
+from lrrunner.config.limits import check_grid_size, check_lengths, path_errors
+from lrrunner.config.override_errors import compose_without_bad_overrides, not_an_override
 from lrrunner.config.schema import Config, register_schema
 from lrrunner.config.validation import validated
 from lrrunner.errors import ConfigError
@@ -57,13 +57,21 @@ def compose_points(
         For each point its configuration, or all of its errors.
 
     Raises:
-        ConfigError: there is no such configuration directory.
+        ConfigError: there is no such configuration directory, or an override is too long.
     """
-    config_dir = command_line.config_dir
-    if config_dir is not None and not Path(config_dir).is_dir():
-        raise ConfigError([f"--config-dir must be a directory, got {config_dir}; create it or correct the path"])
     with _composer(command_line) as composer:
         return [_checked(composer, command_line.with_overrides(point), world_size) for point in points]
+
+
+def check_overrides(command_line: CommandLine) -> None:
+    """Check that a configuration can be composed and shown, whatever its values are.
+
+    Raises:
+        ConfigError: every override that cannot be applied.
+    """
+    with _composer(command_line) as composer:
+        if isinstance(composer(command_line.overrides), Exception):
+            raise ConfigError(compose_without_bad_overrides(composer, command_line)[1])
 
 
 def _checked(composer: Composer, command_line: CommandLine, world_size: int | None) -> Config | ConfigError:
@@ -87,7 +95,18 @@ def _checked(composer: Composer, command_line: CommandLine, world_size: int | No
 
 @contextmanager
 def _composer(command_line: CommandLine) -> Iterator[Composer]:
-    """Yields what composes the primary configuration. Hydra's own state is global; it is there within the context."""
+    """Yields what composes the primary configuration. Hydra's own state is global; it is there within the context.
+
+    Raises:
+        ConfigError: there is no such configuration directory, or an override is too long.
+    """
+    check_lengths(command_line.overrides)
+    config_dir = command_line.config_dir
+    errors = list(path_errors("--config-dir", config_dir))
+    if config_dir is not None and not errors and not Path(config_dir).is_dir():
+        errors.append(f"--config-dir must be a directory, got {config_dir}; create it or correct the path")
+    if errors:
+        raise ConfigError(errors)
     register_schema()
     version.setbase("1.3")
     GlobalHydra.instance().clear()
@@ -122,9 +141,9 @@ def _resolved(composed: DictConfig, config_name: str) -> dict[str, Any]:
         )
     try:
         values = OmegaConf.to_container(composed, resolve=True, enum_to_str=True)
-    except OmegaConfBaseException as error:
+    except Exception as error:  # noqa: BLE001 - a resolver raises what it likes
         key = getattr(error, "full_key", None) or "the configuration"
-        message = str(error).splitlines()[0]
+        message = (str(error).splitlines() or [type(error).__name__])[0]
         raise ConfigError([f"{key} cannot be resolved: {message}; set the variable or give a value"]) from None
     missing = sorted(str(key) for key in OmegaConf.missing_keys(composed))
     if missing:
@@ -142,21 +161,24 @@ def expand_grid(command_line: CommandLine) -> list[tuple[str, ...]]:
     Raises:
         ConfigError: every override that is none, or sweeps in a way that needs another sweeper.
     """
+    check_lengths(command_line.overrides)
     register_schema()
     loader = ConfigLoaderImpl(config_search_path=search_path(command_line))
     parser = OverridesParser.create(config_loader=loader)
     errors, parsed = [], []
     for override in command_line.overrides:
-        try:
-            parsed += parser.parse_overrides([override])
-        except HydraException:
-            errors.append(f"{override!r} is not an override; write key=value, and quote values with special characters")
+        outcome = parsed_override(override, parser)
+        if isinstance(outcome, Exception):
+            errors.append(not_an_override(override))
+        else:
+            parsed.append(outcome)
     if errors:
         raise ConfigError(errors)
+    check_grid_size(parsed)
     try:
         points = [tuple(point) for point in BasicSweeper.split_arguments(parsed, None)[0]]
-    except (HydraException, OmegaConfBaseException) as error:
-        reason = str(error).splitlines()[0]
+    except Exception as error:  # noqa: BLE001 - Hydra's sweeper asserts, and computes with what was typed
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ConfigError([f"the grid cannot be expanded: {reason}; use lists, ranges or globs"]) from None
     if not points:
         raise ConfigError(
@@ -171,10 +193,8 @@ def override_key(override: str) -> str:
     >>> override_key("+hydra/sweeper@hydra.sweeper=basic"), override_key("~hydra.sweep.dir"), override_key("=")
     ('hydra.sweeper', 'hydra.sweep.dir', '')
     """
-    try:
-        return str(OverridesParser.create().parse_override(override).key_or_group).replace("/", ".")
-    except HydraException:
-        return ""
+    outcome = parsed_override(override)
+    return "" if isinstance(outcome, Exception) else str(outcome.key_or_group).replace("/", ".")
 
 
 def unescaped_override(override: str) -> str:

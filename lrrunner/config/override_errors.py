@@ -8,11 +8,10 @@ from typing import Any
 
 import yaml
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from lrrunner.config.command_line import DEFAULT_CONFIG_NAME, CommandLine
+from lrrunner.config.composer import parsed_override
 from lrrunner.config.validation import known_keys, unknown_key_message
 
 Attempt = Callable[[Sequence[str]], DictConfig | Exception]
@@ -47,6 +46,11 @@ def compose_without_bad_overrides(attempt: Attempt, command_line: CommandLine) -
     if isinstance(composed, Exception):
         return None, errors or [_together_error(composed, overrides)]
     return composed, errors
+
+
+def not_an_override(override: str) -> str:
+    """The message for an argument that Hydra's grammar does not have."""
+    return f"{override!r} is not an override; write key=value, and quote values with special characters"
 
 
 def _dotted(node: Any, prefix: str = "") -> Iterator[str]:
@@ -89,7 +93,7 @@ def _override_error(error: Exception, override: str, known: list[str]) -> str:
     key, _, value = override.partition("=")
     key = key.lstrip("+~")
     if not _parses(override):
-        return f"{override!r} is not an override; write key=value, and quote values with special characters"
+        return not_an_override(override)
     if isinstance(error, yaml.YAMLError):
         return f"{override} reads a file that is not valid YAML: {' '.join(text.split())}; correct it"
     if "Multiple values for" in text and override.startswith("+"):
@@ -149,8 +153,4 @@ def _cause(error: Exception) -> str:
 
 
 def _parses(override: str) -> bool:
-    try:
-        OverridesParser.create().parse_override(override)
-    except HydraException:
-        return False
-    return True
+    return not isinstance(parsed_override(override), Exception)

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, get_type_hints
 
 from lrrunner.config.command_line import launch_command
+from lrrunner.config.limits import count_errors, lr_errors, path_errors
 from lrrunner.config.schema import (
     BUDGET_SWEEPS,
     Config,
@@ -89,6 +90,8 @@ def validated(values: Mapping[str, Any], *, world_size: int | None) -> Config:
         *step_errors(config.train),
         *training_errors(config.train),
         *_world_errors(config, world_size or max(1, config.launch.num_processes or 1)),
+        *count_errors("data.", config.data),
+        *path_errors("data.root", config.data.root),
         *_dataloader_errors(config.data.dataloader),
         *_tracking_errors(config.tracking),
         *_run_errors(config.run),
@@ -126,6 +129,11 @@ def _known_part(node: Mapping[str, Any], schema: type, *, prefix: str, errors: l
     """The part of ``node`` that the schema knows; Hydra accepts any `+key=value` in a structured configuration."""
     annotations = get_type_hints(schema)
     known: dict[str, Any] = {}
+    if removed := [f"{prefix}{key}" for key in annotations if key not in node]:
+        raise ConfigError(
+            f"{key} must not be removed, got ~{key}; leave that out, and set the keys that are to change"
+            for key in removed
+        )
     for key, value in node.items():
         annotation = annotations.get(key)
         if key not in annotations:
@@ -156,6 +164,8 @@ def _component_errors(config: Config) -> Iterator[str]:
         if not isinstance(component, Mapping) or not isinstance(component.get("_target_"), str):
             example = f"{name}._target_=package.module.Name"
             yield f"{name} must be a mapping with a _target_, got {component!r}; give {example}"
+    if isinstance(config.objective, Mapping) and config.objective.get("criterion", "") is None:
+        yield "loss must be given for an objective with a criterion, got null; leave it out, or use another objective"
     if config.sweep.monitor == Monitor.val and config.data.val is None:
         yield "sweep.monitor must be train without data.val, got val; give data.val._target_=..., or leave it at train"
     if isinstance(config.optimizer, Mapping) and "lr" in config.optimizer:
@@ -163,8 +173,10 @@ def _component_errors(config: Config) -> Iterator[str]:
 
 
 def _base_lr_errors(lr: Any) -> Iterator[str]:
-    if isinstance(lr, bool) or not isinstance(lr, int | float) or not (math.isfinite(lr) and lr > 0):
+    if isinstance(lr, bool) or not isinstance(lr, int | float) or not 0 < lr < math.inf:
         yield f"optimizer.lr must be a number above 0, got {lr!r}; the sweep keeps group ratios to it"
+    else:
+        yield from lr_errors("optimizer.lr", lr)
 
 
 def sweep_errors(sweep: SweepConfig) -> Iterator[str]:
@@ -185,6 +197,7 @@ def sweep_errors(sweep: SweepConfig) -> Iterator[str]:
     if sweep.seed < 0:
         yield f"sweep.seed must be 0 or above, got {sweep.seed}; try 0"
     yield from _val_monitor_errors(sweep)
+    yield from count_errors("sweep.", sweep)
 
 
 def _lr_range_errors(sweep: SweepConfig) -> Iterator[str]:
@@ -197,6 +210,9 @@ def _lr_range_errors(sweep: SweepConfig) -> Iterator[str]:
         yield f"sweep.end_lr must exceed sweep.start_lr={sweep.start_lr:g}, got {sweep.end_lr:g}; raise sweep.end_lr"
     if sweep.end_lr > sweep.start_lr > 0 and math.isinf(sweep.end_lr / sweep.start_lr) and math.isfinite(sweep.end_lr):
         yield f"sweep.end_lr / sweep.start_lr must be finite, got {sweep.end_lr:g} / {sweep.start_lr:g}; narrow it"
+    elif math.isfinite(sweep.start_lr) and math.isfinite(sweep.end_lr):
+        yield from lr_errors("sweep.start_lr", sweep.start_lr)
+        yield from lr_errors("sweep.end_lr", sweep.end_lr)
 
 
 def _val_monitor_errors(sweep: SweepConfig) -> Iterator[str]:
@@ -222,6 +238,7 @@ def step_errors(train: TrainConfig) -> Iterator[str]:
         yield f"train.max_grad_norm must be above 0, got {train.max_grad_norm:g}; null turns clipping off"
     if train.accumulation_steps < 1:
         yield f"train.accumulation_steps must be at least 1, got {train.accumulation_steps}; try 1"
+    yield from count_errors("train.", train)
 
 
 def training_errors(train: TrainConfig) -> Iterator[str]:
@@ -245,6 +262,8 @@ def _launch_errors(launch: LaunchConfig) -> Iterator[str]:
         yield f"launch.concurrent must be at least 1, got {launch.concurrent}; try 1"
     if not 0 < launch.timeout_s < MAX_TIMEOUT_S:
         yield f"launch.timeout_s must lie between 0 and {MAX_TIMEOUT_S:g}, got {launch.timeout_s:g}; try 1800"
+    yield from count_errors("launch.", launch)
+    yield from path_errors("launch.config_file", launch.config_file)
 
 
 def _confirm_errors(confirm: ConfirmConfig) -> Iterator[str]:
@@ -253,6 +272,7 @@ def _confirm_errors(confirm: ConfirmConfig) -> Iterator[str]:
             f"confirm.budget_steps must be at least {MIN_BUDGET_STEPS}, got {confirm.budget_steps}; "
             f"null takes {BUDGET_SWEEPS} x sweep.num_steps"
         )
+    yield from count_errors("confirm.", confirm)
 
 
 def _world_errors(config: Config, world_size: int) -> Iterator[str]:
@@ -302,6 +322,7 @@ def _dataloader_errors(loader: DataLoaderConfig) -> Iterator[str]:
             "data.dataloader.persistent_workers and prefetch_factor need data.dataloader.num_workers above 0, got 0; "
             "raise num_workers"
         )
+    yield from count_errors("data.dataloader.", loader)
 
 
 def _tracking_errors(tracking: TrackingConfig) -> Iterator[str]:
@@ -325,9 +346,13 @@ def _uri_errors(uri: str) -> Iterator[str]:
     is_complete = rest.startswith(start) and len(rest) > len(start)
     if not is_complete and uri != "databricks":
         yield f"tracking.uri must have the form {scheme}:{start}..., got {uri}; the default is sqlite:///mlflow.db"
+    elif scheme == "sqlite":
+        yield from path_errors("tracking.uri", rest.removeprefix(start))
 
 
 def _run_errors(run: RunConfig) -> Iterator[str]:
+    yield from path_errors("run.dir", run.dir)
+    yield from path_errors("run.resume", run.resume)
     if not 0 < run.timeout_s < MAX_TIMEOUT_S:
         yield f"run.timeout_s must lie between 0 and {MAX_TIMEOUT_S:g}, got {run.timeout_s:g}; try 300"
     every_s = run.checkpoint_every_s

@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import yaml
+
 from lrrunner.config.schema import LaunchConfig
+
+MAX_RANKS = 1024
+"""Ranks that are started on one machine."""
+
+MAX_FILE_CHARACTERS = 1 << 20
 
 DEEPSPEED_REFUSED = (
     "the launcher must not use DeepSpeed, whose engine steps by itself, got {}; leave it out, and shard parameters "
@@ -21,21 +28,37 @@ def machine_errors(launch: LaunchConfig, gpus: tuple[str, ...]) -> list[str]:
         gpus: This machine's GPUs; empty: the ranks train on CPUs.
     """
     file = launch.config_file
-    return [*(() if file is None else _config_file_errors(file)), *_gpu_errors(launch, len(gpus))]
+    return [*(() if file is None else _config_file_errors(file)), *_rank_errors(launch, len(gpus))]
 
 
 def _config_file_errors(file: str) -> Iterator[str]:
-    if not Path(file).is_file():
-        yield f"launch.config_file must be a file of accelerate launch, got {file}; correct the path"
-    elif "DEEPSPEED" in Path(file).read_text(encoding="utf-8", errors="replace"):
-        yield DEEPSPEED_REFUSED.format(f"launch.config_file={file}")
+    rule = "launch.config_file must be a file of accelerate launch"
+    path = Path(file)
+    if not path.is_file():
+        yield f"{rule}, got {file}; correct the path"
+        return
+    try:
+        with path.open(encoding="utf-8", errors="replace") as opened:
+            text = opened.read(MAX_FILE_CHARACTERS)
+        content = yaml.safe_load(text)
+    except OSError as error:
+        yield f"{rule} that can be read, got {file} ({error.strerror}); see its permissions"
+    except (yaml.YAMLError, RecursionError):
+        yield f"{rule}, in YAML, got {file}; write one with accelerate config"
+    else:
+        if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+            yield f"{rule}, with keys and values, got {file}; write one with accelerate config"
+        elif "DEEPSPEED" in text:
+            yield DEEPSPEED_REFUSED.format(f"launch.config_file={file}")
 
 
-def _gpu_errors(launch: LaunchConfig, num_gpus: int) -> Iterator[str]:
+def _rank_errors(launch: LaunchConfig, num_gpus: int) -> Iterator[str]:
     num_processes, concurrent = launch.num_processes or 1, launch.concurrent
+    groups = "" if concurrent == 1 else f" x launch.concurrent={concurrent}"
     if num_gpus and launch.config_file is None and num_processes * concurrent > num_gpus:
-        groups = "" if concurrent == 1 else f" x launch.concurrent={concurrent}"
         yield (
             f"launch.num_processes{groups} must be at most the {num_gpus} GPU(s) of this machine, got {num_processes}; "
             "ask for fewer, or train on CPUs with ACCELERATE_USE_CPU=1"
         )
+    elif num_processes * concurrent > MAX_RANKS:
+        yield f"launch.num_processes{groups} must be at most {MAX_RANKS} on a machine, got {num_processes}; lower it"

@@ -24,6 +24,18 @@ ERRORS = {
     "sweep.smoothing=1": "sweep.smoothing must lie in [0, 1), got 1; try 0.9",
     "sweep.smoothing=-0.1": "sweep.smoothing must lie in [0, 1), got -0.1; try 0.9",
     "sweep.repeats=0": "sweep.repeats must be at least 1, got 0; try 1",
+    "sweep.repeats=1000000000000": "sweep.repeats must be at most 1000, got 1000000000000; lower it",
+    "sweep.num_steps=10000000": "sweep.num_steps must be at most 1000000, got 10000000; lower it",
+    "confirm.budget_steps=10000000000": "confirm.budget_steps must be at most 1000000000, got 10000000000; lower it",
+    "data.dataloader.num_workers=10000": "data.dataloader.num_workers must be at most 1000, got 10000; lower it",
+    "launch.concurrent=10000": "launch.concurrent must be at most 1000, got 10000; lower it",
+    "optimizer.lr=1e31": "optimizer.lr must lie between 1e-30 and 1e+30, got 1e+31; the default range is 1e-7 to 10",
+    "sweep.end_lr=1e31": "sweep.end_lr must lie between 1e-30 and 1e+30, got 1e+31; the default range is 1e-7 to 10",
+    "~tracking": "tracking must not be removed, got ~tracking; leave that out, and set the keys that are to change",
+    "~loss": "loss must be given for an objective with a criterion, got null; leave it out, or use another objective",
+    "run.dir='~nobody-here/x'": (
+        "run.dir must begin with the home directory of a user of this machine, got ~nobody-here/x; correct the name"
+    ),
     "sweep.diverge_factor=0": "sweep.diverge_factor must be above 0 for stop_rule=range, got 0; try 2",
     "confirm.budget_steps=9": "confirm.budget_steps must be at least 10, got 9; null takes 5 x sweep.num_steps",
     "confirm.horizon=500": NEW_LENGTH,

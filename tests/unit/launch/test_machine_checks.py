@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from lrrunner.launch.machine_checks import machine_errors
 from tests.composing import composed
 
@@ -27,4 +29,29 @@ def test_a_launch_file_for_deepspeed_is_refused(tmp_path: Path) -> None:
     assert machine_errors(launch, ()) == [
         f"the launcher must not use DeepSpeed, whose engine steps by itself, got launch.config_file={file}; leave it "
         "out, and shard parameters with train.fsdp=true"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        ("root:x:0:0:root:/root:/bin/bash\n", ", with keys and values, got {}; write one with accelerate config"),
+        ("a: [", ", in YAML, got {}; write one with accelerate config"),
+        ("", ", with keys and values, got {}; write one with accelerate config"),
+    ],
+)
+def test_a_file_that_is_not_for_accelerate_is_refused(content: str, problem: str, tmp_path: Path) -> None:
+    """Accelerate would fail on each rank, with a traceback that does not name the key."""
+    file = tmp_path / "passwd"
+    file.write_text(content)
+    launch = composed("launch.num_processes=2", f"launch.config_file={file}", world_size=None).launch
+    expected = f"launch.config_file must be a file of accelerate launch{problem.format(file)}"
+    assert machine_errors(launch, ()) == [expected]
+
+
+def test_more_ranks_than_a_machine_can_hold_are_refused() -> None:
+    """A slip of the finger must not start ten thousand processes."""
+    launch = composed("launch.num_processes=128", "data.global_batch_size=128", "launch.concurrent=9", world_size=None)
+    assert machine_errors(launch.launch, ()) == [
+        "launch.num_processes x launch.concurrent=9 must be at most 1024 on a machine, got 128; lower it"
     ]
