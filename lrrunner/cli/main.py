@@ -16,10 +16,12 @@ from lrrunner.config.composition import compose_job
 from lrrunner.config.schema import Config
 from lrrunner.errors import ConfigError
 from lrrunner.launch.machine_checks import machine_errors
-from lrrunner.results.resume_checks import directory_errors
+from lrrunner.results.resume_checks import directory_errors, is_finished
 from lrrunner.system import exit_codes
 from lrrunner.system.environment import is_launched
 from lrrunner.system.garbage_collection import collection_paused, exempt_from_collection
+from lrrunner.system.job_log import JobLog
+from lrrunner.system.plain_values import to_plain
 from lrrunner.system.redaction import Redactor, shortened
 from lrrunner.system.terminal import write_line
 
@@ -53,6 +55,8 @@ def run(arguments: Sequence[str]) -> int:
         if command_line.multirun and world_size is None and not command_line.unsupported:
             return _run_grid(command_line)
         config = _checked_config(command_line, world_size)
+        if world_size is None and is_finished(config.run):
+            return _complete_finished(config, command_line)
         if config.launch.num_processes is not None and world_size is None:
             from lrrunner.launch.supervise import supervise
 
@@ -72,6 +76,16 @@ def _answered(arguments: Sequence[str], command_line: CommandLine) -> int:
     except ConfigError as error:
         _print_error(error, command_line, 0)
         return exit_codes.CONFIG_ERROR
+    return exit_codes.OK
+
+
+def _complete_finished(config: Config, command_line: CommandLine) -> int:
+    from lrrunner.tracking.finished_run import complete_finished_run
+
+    redactor = Redactor.for_run(to_plain(config), os.environ, command_line.overrides)
+    with JobLog(redactor):
+        for line in complete_finished_run(config, redactor):
+            write_line(line)
     return exit_codes.OK
 
 

@@ -40,7 +40,7 @@ class RunFiles:
         config: config.yaml, secrets masked.
         overrides: overrides.yaml, secrets masked.
         records: Steps of the sweep, confirmation runs and their steps.
-        test: The range test, once there is a suggestion; without its passes and confirmation runs.
+        test: The range test, once there is a suggestion.
         note: note.md; empty before the run's end.
     """
 
@@ -84,7 +84,7 @@ def read_run(path: Path) -> RunFiles:
         overrides=_yaml(path / OVERRIDES_FILE) or [],
         records=records,
         note=_text(path / NOTE_FILE),
-        test=range_test_from(suggestion, tuple(records.steps)) if suggestion else None,
+        test=range_test_from(suggestion, tuple(records.steps), tuple(records.trials)) if suggestion else None,
     )
 
 

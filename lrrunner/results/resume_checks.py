@@ -43,13 +43,26 @@ def directory_errors(run: RunConfig) -> list[str]:
     state = state_in(status)
     if not read_config(path):
         return [f"run.resume must name a run directory, got {path}; leave it out to begin a new run"]
-    if state == RunState.FINISHED:
-        return [f"run.resume must name a run that has not finished, got {path}; see its suggestion.json"]
     identity = status.get("process")
     runs_here = state == RunState.RUNNING and status.get("host") == socket.gethostname()
     if runs_here and identity is not None and is_alive(identity):
         return [f"run.resume must name a run that is not running, got {path}; wait for its end, or end it"]
     return []
+
+
+def is_finished(run: RunConfig) -> bool:
+    """Whether ``run.resume`` names a run that has finished: nothing is left to measure."""
+    return run.resume is not None and state_in(read_status(Path(run.resume).expanduser())) == RunState.FINISHED
+
+
+def finished_differences(path: Path, config: Mapping[str, Any]) -> list[str]:
+    """As :func:`differences`, for a run that has finished: only its configuration counts.
+
+    What is null in a configuration that no rank has resolved may have become anything.
+    """
+    old, new = flattened(read_config(path)), flattened(config)
+    inherited = {key: old.get(key, value) for key, value in new.items() if value == str(None)}
+    return list(_config_differences(path, new | inherited, read_status(path)))
 
 
 def differences(path: Path, config: Mapping[str, Any], *, world_size: int) -> list[str]:

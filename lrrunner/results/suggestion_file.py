@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from lrrunner.records import NoiseScale, RangeTestResult, Step, Stop, StopReason, Suggestion, Training
+from lrrunner.records import (
+    Confirmation,
+    NoiseScale,
+    RangeTestResult,
+    Step,
+    Stop,
+    StopReason,
+    Suggestion,
+    SweepPass,
+    Training,
+    Trial,
+    Verdict,
+)
 from lrrunner.system.plain_values import from_plain, to_plain
 
 
@@ -34,14 +47,18 @@ def suggestion_content(test: RangeTestResult) -> dict[str, Any]:
     return content
 
 
-def range_test_from(content: Mapping[str, Any], steps: tuple[Step, ...]) -> RangeTestResult:
-    """The range test of a run directory, without its passes and confirmation runs.
+def range_test_from(
+    content: Mapping[str, Any], steps: tuple[Step, ...], trials: tuple[Trial, ...] = ()
+) -> RangeTestResult:
+    """The range test of a run directory; of its stops, only the one that counts.
 
     Args:
         content: Content of suggestion.json.
         steps: Records of the run.
+        trials: Its confirmation runs.
     """
     curve_pass = next((number for number, item in enumerate(content.get("passes", ())) if item["is_curve"]), None)
+    lr, group_lrs = content["lr"], content.get("group_lrs")
     stop = Stop(
         reason=StopReason(content["stop_reason"]),
         step=content["stop_step"],
@@ -54,7 +71,11 @@ def range_test_from(content: Mapping[str, Any], steps: tuple[Step, ...]) -> Rang
         suggestion=from_plain(Suggestion, content),
         world_size=content["world_size"],
         global_batch_size=content["global_batch_size"],
+        passes=tuple(_pass_from(item, content) for item in content.get("passes", ())),
         curve_pass=curve_pass,
+        trials=trials,
+        confirmation=_confirmation_from(content, curve_pass),
+        group_ratios=(1.0,) if not lr or not group_lrs else tuple(each / lr for each in group_lrs),
         noise_scale=from_plain(NoiseScale, content["noise_scale"]) if "noise_scale" in content else None,
         training=from_plain(Training, content.get("training", {})),
     )
@@ -70,6 +91,39 @@ def _pass_content(test: RangeTestResult, number: int) -> dict[str, Any]:
         "extension": sweep_pass.extension or None,
         "is_curve": number == test.curve_pass,
     }
+
+
+def _pass_from(item: Mapping[str, Any], content: Mapping[str, Any]) -> SweepPass:
+    return SweepPass(
+        start_lr=item["start_lr"],
+        end_lr=item["end_lr"],
+        suggestion=_suggestion_from(item["lr"], item["verdict"], content),
+        extension=item["extension"] or "",
+    )
+
+
+def _suggestion_from(lr: float | None, verdict: str | None, content: Mapping[str, Any]) -> Suggestion:
+    """What the file keeps of a suggestion that is not the final one."""
+    known = None if verdict is None else Verdict(verdict)
+    return Suggestion(lr=lr, method=content["method"], verdict=known, reason="")
+
+
+def _confirmation_from(content: Mapping[str, Any], curve_pass: int | None) -> Confirmation | None:
+    found = content.get("confirmation")
+    if found is None:
+        return None
+    verdict = content["verdict"] if curve_pass is None else content["passes"][curve_pass]["verdict"]
+    interval = found["sweep_interval"]
+    sweep = _suggestion_from(found["sweep_lr"], verdict, content)
+    return Confirmation(
+        schedule=found["schedule"],
+        monitored=found["monitored"],
+        horizon=found["horizon"],
+        budget_steps=found["budget_steps"],
+        sweep=dataclasses.replace(sweep, interval=None if interval is None else (interval[0], interval[1])),
+        measured_steps=found["measured_steps"],
+        failure_reason=found["trouble"] or "",
+    )
 
 
 def _confirmation_content(test: RangeTestResult) -> dict[str, Any] | None:

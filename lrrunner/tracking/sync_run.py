@@ -20,6 +20,11 @@ from lrrunner.version import __version__
 
 
 def sync_run(files: RunFiles, *, uri: str | None = None, tags: Mapping[str, str] | None = None) -> str:
+    """As :func:`synced_location`; returns the run directory and where the run is in MLflow."""
+    return f"{files.path}: {synced_location(files, uri=uri, tags=tags)}"
+
+
+def synced_location(files: RunFiles, *, uri: str | None = None, tags: Mapping[str, str] | None = None) -> str:
     """Upload what a run directory holds and MLflow misses, exactly once.
 
     Args:
@@ -28,7 +33,7 @@ def sync_run(files: RunFiles, *, uri: str | None = None, tags: Mapping[str, str]
         tags: Further tags, if the run is created.
 
     Returns:
-        The run directory and where the run is in MLflow.
+        Where the run is in MLflow.
 
     Raises:
         ConfigError: the store refuses.
@@ -43,7 +48,7 @@ def sync_run(files: RunFiles, *, uri: str | None = None, tags: Mapping[str, str]
         write_status(files.path, mlflow_run_id=run_id)
         files = read_run(files.path)
     raise_failure(upload_run(connection, files, run_id=run_id))
-    return f"{files.path}: {run_location(connection, run_id)}"
+    return run_location(connection, run_id)
 
 
 def connect_for(files: RunFiles, *, uri: str | None) -> Connection:

@@ -19,6 +19,7 @@ from lrrunner.errors import ConfigError
 from lrrunner.records import Progress
 from lrrunner.reporting.progress_display import ForwardingDisplay, ProgressDisplay, progress_display
 from lrrunner.results.artifacts import CHECKPOINT_FOLDER
+from lrrunner.results.resume_checks import is_finished
 from lrrunner.results.run_state import RunState
 from lrrunner.sweep.measure import Measured, measure
 from lrrunner.system import exit_codes
@@ -27,8 +28,9 @@ from lrrunner.system.job_log import JobLog
 from lrrunner.system.plain_values import to_plain
 from lrrunner.system.redaction import Redactor
 from lrrunner.system.stop_signal import StopSignal
-from lrrunner.system.terminal import shown_path
+from lrrunner.system.terminal import shown_path, write_line
 from lrrunner.tracking.connection import import_mlflow
+from lrrunner.tracking.finished_run import complete_finished_run
 from lrrunner.training import checkpoints, collectives
 from lrrunner.training.checkpoints import Checkpoints
 from lrrunner.training.collectives import Collective
@@ -182,6 +184,11 @@ def run_job(
 
 def _run(session: Session, stop_signal: StopSignal) -> int:
     """Stage B, the sweep and the report. Holds every reference to the model, so that its return frees them."""
+    if session.config.run.resume is not None and session.collective.broadcast(is_finished(session.config.run)):
+        if session.collective.rank == 0:
+            for line in complete_finished_run(session.config, session.redactor):
+                write_line(line)
+        return exit_codes.OK
     if session.request.number == 0:
         _complete_imports(session)
     try:

@@ -156,7 +156,9 @@ class Mortal(nn.Module):
     """Has everything that a step changes: weights, buffers, and a use for random numbers. The variable DIE kills it.
 
     ``DIE=step:<n>:<rank>`` kills a rank in its n-th forward, ``DIE=save:<n>:<when>`` rank 0 in its n-th save: when half
-    of the file is written (half), all of it (written), or after its renaming (renamed).
+    of the file is written (half), all of it (written), or after its renaming (renamed). ``DIE=upload::launcher`` kills
+    the launcher when rank 0 begins to upload its files, after the closing lines; ``DIE=upload::all`` rank 0 and the
+    supervisor.
     """
 
     def __init__(self, seconds: float = 0.0) -> None:
@@ -171,6 +173,8 @@ class Mortal(nn.Module):
         self.at = int(first or 0)
         if self.kind == "save":
             self._watch_saves()
+        if self.kind == "upload":
+            self._watch_upload()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Class scores, for as long as it lives."""
@@ -179,6 +183,21 @@ class Mortal(nn.Module):
             os.kill(os.getpid(), signal.SIGKILL)
         time.sleep(self.seconds)
         return self.layers(x)
+
+    def _watch_upload(self) -> None:
+        from lrrunner.system.process_identity import pid_of
+        from lrrunner.tracking.mlflow_run import MlflowRun
+
+        supervisor = pid_of(os.environ["LRRUNNER_SUPERVISOR"])
+
+        def killing_upload(run: object, directory: Path) -> None:
+            if self.where == "all" and supervisor is not None:
+                os.kill(supervisor, signal.SIGKILL)
+                os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getppid(), signal.SIGKILL)
+            time.sleep(60)
+
+        setattr(MlflowRun, "_log_files", killing_upload)  # noqa: B010 - an assignment would be a type error
 
     def _watch_saves(self) -> None:
         from lrrunner.system import atomic_files
