@@ -5,13 +5,16 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.plugins import DoublePrecision, HalfPrecision, MixedPrecision, Precision
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
-from lightning.pytorch.utilities.exceptions import _TunerExitException
+from lightning.pytorch.utilities import exceptions
+from lightning.pytorch.utilities.model_helpers import is_overridden
+from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from torch import nn
 
 from lrrunner.errors import ArgumentError
@@ -20,9 +23,15 @@ from lrrunner.library.range_test import range_test as library_range_test
 from lrrunner.library.result import RangeTest
 from lrrunner.training.snapshot import RngState
 
+END_OF_FIT: type[Exception] | None = getattr(exceptions, "_TunerExitException", None)
+"""With which Lightning's own tuner ends a ``fit`` without its usual consequences; no public way does."""
+
 PRECISIONS = (Precision, MixedPrecision, HalfPrecision, DoublePrecision)
 MODULE_INTERNALS = ("_parameters", "_buffers", "_modules")
 """Attributes of a module that the sweep restores itself."""
+
+GRADIENT_HOOKS = ("backward", "configure_gradient_clipping")
+"""Methods of a module that would give ``fit`` another gradient than the sweep's."""
 
 TRAINER_SETTINGS = ("callbacks", "loggers", "num_sanity_val_steps", "enable_autolog_hparams")
 """Attributes of a trainer that are replaced while ``fit`` sets up the sweep."""
@@ -36,8 +45,9 @@ def range_test(
     Lightning sets up strategy, precision, loaders and ``configure_optimizers`` as ``fit`` does; the sweep runs instead
     of the first step of ``fit``. It calls the module's ``training_step`` under the trainer's precision, accumulation
     and clipping; a step that returns None contributes nothing. ``self.log`` does nothing, and the trainer's callbacks
-    and loggers are not called. Module, trainer and random number generators are restored; like ``fit``, the call moves
-    the module to the CPU at its end.
+    and loggers, and the module's hooks around steps (``on_train_batch_start`` to ``optimizer_step``), are not called.
+    Module, trainer and random number generators are restored; like ``fit``, the call moves the module to the CPU at its
+    end.
 
     Nothing is applied. Configure the module's optimizer with ``result.suggestion.lr``.
 
@@ -99,17 +109,29 @@ class _SweepOnFitStart(pl.Callback):
             self.result = library_range_test(
                 None, model, trainer.optimizers[0], loader, _training_step(trainer), **(trainer_options | self._options)
             )
-        raise _TunerExitException
+        assert END_OF_FIT is not None
+        raise END_OF_FIT
 
 
 def _trainer_errors(trainer: pl.Trainer, module: pl.LightningModule) -> list[str]:
     """Why this trainer and module cannot be swept; the same on every rank."""
     errors = []
+    if END_OF_FIT is None or not hasattr(module, "_on_before_batch_transfer") or not hasattr(trainer, "fit_loop"):
+        errors.append(
+            f"lightning must be a version whose fit lrrunner can interrupt, as 2.4 to 2.6, got {version('lightning')}; "
+            "install lightning<2.7, or call lrrunner.range_test with the model, its optimizer and a loss"
+        )
     if not module.automatic_optimization:
         errors.append(
             "module.automatic_optimization must be True, got False: its training_step steps the optimizers itself; "
             "call lrrunner.range_test with one model, optimizer and loss"
         )
+    errors += [
+        f"module.{name} must be Lightning's own, since the sweep computes gradients by itself, got an override in "
+        f"{type(module).__name__}; call lrrunner.range_test with the model, its optimizer and a loss"
+        for name in GRADIENT_HOOKS
+        if is_overridden(name, module)
+    ]
     if not isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy):
         errors.append(
             f"trainer.strategy must be one device or ddp, got {type(trainer.strategy).__name__}; sweep the same global "
@@ -128,23 +150,16 @@ def _trainer_errors(trainer: pl.Trainer, module: pl.LightningModule) -> list[str
 def _training_step(trainer: pl.Trainer) -> Callable[[nn.Module, Any], Any]:
     """The module's loss of a batch, computed as the loop of ``fit`` does."""
     module, strategy = trainer.lightning_module, trainer.strategy
-    loop = trainer.fit_loop.epoch_loop
+    takes_index = is_param_in_hook_signature(module.training_step, "batch_idx", min_args=2)
 
     def loss_fn(model: nn.Module, batch: Any) -> Any:
         batch = trainer.precision_plugin.convert_input(batch)
         batch = module._on_before_batch_transfer(batch, dataloader_idx=0)
         batch = strategy.batch_to_device(batch, dataloader_idx=0)
-        arguments = loop._build_kwargs({}, batch, 0)  # type: ignore[arg-type]
-        output = strategy.training_step(*arguments.values())
-        loss = output["loss"] if isinstance(output, dict) else output
-        return loss if loss is not None else (_zero_loss(model), 0)
+        output = strategy.training_step(batch, 0) if takes_index else strategy.training_step(batch)
+        return output["loss"] if isinstance(output, dict) else output
 
     return loss_fn
-
-
-def _zero_loss(model: nn.Module) -> torch.Tensor:
-    """A loss with a zero gradient for every parameter: DDP reduces gradients for a skipped batch, too."""
-    return torch.stack([(p * 0).sum() for p in model.parameters() if p.requires_grad]).sum()
 
 
 @contextmanager

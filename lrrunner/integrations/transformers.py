@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,8 @@ from lrrunner.integrations.attribute_snapshot import attributes_preserved
 from lrrunner.library import range_test as library
 from lrrunner.library.result import RangeTest
 from lrrunner.library.script_objects import accelerator_errors
-from lrrunner.training.snapshot import RngState
+from lrrunner.training.collectives import collective_for_world
+from lrrunner.training.snapshot import RngState, restore_buffers, saved_buffers
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -108,6 +109,7 @@ def _loss_function(trainer: Trainer) -> Callable[[nn.Module, Any], Any]:
     """
     counts_items = trainer.model_accepts_loss_kwargs or trainer.compute_loss_func is not None
     shifts = _shifts_labels(trainer.model)
+    collective = collective_for_world()
     ignores_count: bool | None = None
 
     def loss_fn(model: nn.Module, batch: Any) -> Any:
@@ -115,8 +117,8 @@ def _loss_function(trainer: Trainer) -> Callable[[nn.Module, Any], Any]:
         model.train()  # all submodules, as each training_step does
         inputs = trainer._prepare_inputs(batch)
         num_items = _num_tokens(inputs, shifts=shifts) if counts_items else None
-        if num_items is not None and ignores_count is None and num_items:
-            ignores_count = _ignores_count(trainer, model, inputs, num_items)
+        if counts_items and ignores_count is None:
+            ignores_count = _agreed(collective.gather(_ignores_count(trainer, model, inputs, num_items)))
         with trainer.compute_loss_context_manager():
             if num_items is None:
                 return trainer.compute_loss(model, inputs)
@@ -127,16 +129,32 @@ def _loss_function(trainer: Trainer) -> Callable[[nn.Module, Any], Any]:
     return loss_fn
 
 
-def _ignores_count(trainer: Trainer, model: nn.Module, inputs: Mapping[str, Any], num_items: torch.Tensor) -> bool:
-    """Whether the loss is the same for another number of items. Every rank must call this; random numbers stay."""
-    rng = RngState.capture(trainer.accelerator.device)
+def _ignores_count(
+    trainer: Trainer, model: nn.Module, inputs: Mapping[str, Any], num_items: torch.Tensor | None
+) -> bool | None:
+    """Whether the loss is the same for another number of items; None where this batch does not show it.
+
+    Every rank must call this, whatever its batch holds, since a forward pass may communicate. Random numbers and
+    buffers are restored.
+    """
+    rng, buffers = RngState.capture(trainer.accelerator.device), saved_buffers(model)
+    count = torch.tensor(1) if num_items is None else num_items.clamp(min=1)
     losses: list[float] = []
     with torch.no_grad(), trainer.compute_loss_context_manager():
-        for number in (num_items, 2 * num_items):
+        for number in (count, 2 * count):
             loss: Any = trainer.compute_loss(model, dict(inputs), num_items_in_batch=number)
             losses.append(float(loss))
+            restore_buffers(buffers)
             rng.restore(trainer.accelerator.device)
+    if not num_items or not all(map(math.isfinite, losses)) or not losses[0]:
+        return None
     return math.isclose(losses[0], losses[1], rel_tol=1e-3)
+
+
+def _agreed(by_rank: Sequence[bool | None]) -> bool | None:
+    """What the ranks found together: a loss that uses the number on one rank uses it on all; None if nobody knows."""
+    known = [value for value in by_rank if value is not None]
+    return all(known) if known else None
 
 
 def _accumulation_factor(trainer: Trainer) -> int:

@@ -17,7 +17,9 @@ from torch.utils.data import DataLoader, TensorDataset
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # Lightning's own imports
     import lightning.pytorch as pl
+    from lightning.pytorch.loggers import Logger
 
+from lrrunner.integrations import lightning as integration
 from lrrunner.integrations.lightning import range_test
 from tests.unit.library.guide import blocks
 
@@ -65,6 +67,44 @@ class Net(pl.LightningModule):
         return DataLoader(TensorDataset(inputs, (inputs[:, 0] > 0).long()), 32, shuffle=True)
 
 
+class Meter(pl.Callback):
+    """Accumulates, and saves what it has in checkpoints."""
+
+    def __init__(self) -> None:
+        self.batches: list[int] = []
+        self.num_starts = 0
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.num_starts += 1
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self.batches.append(batch_idx)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"batches": self.batches, "num_starts": self.num_starts}
+
+
+class MemoryLogger(Logger):
+    """Keeps what it is given."""
+
+    name = version = "memory"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.logged: list[Any] = []
+
+    def log_metrics(self, metrics: Any, step: int | None = None) -> None:
+        self.logged.append((step, dict(metrics)))
+
+    def log_hyperparams(self, params: Any, *_: Any, **__: Any) -> None:
+        self.logged.append(params)
+
+
+class OwnClipping(Net):
+    def configure_gradient_clipping(self, *_: Any, **__: Any) -> None:
+        """Clips nothing."""
+
+
 class Manual(Net):
     def __init__(self) -> None:
         super().__init__()
@@ -87,18 +127,31 @@ def in_order(module: Net) -> Net:
 def fitted(*, sweep: bool, num_devices: int = 1) -> tuple[dict[str, Any], float | None]:
     """State after ``fit``, with or without a sweep before it. Every rank must call this."""
     torch.manual_seed(1)
-    module = Net()
-    strategy = "ddp" if num_devices > 1 else "auto"
-    own = trainer(devices=num_devices, strategy=strategy, gradient_clip_val=1.0, accumulate_grad_batches=2)
+    module, meter, logger = Net(), Meter(), MemoryLogger()
+    own = trainer(
+        devices=num_devices,
+        strategy="ddp" if num_devices > 1 else "auto",
+        gradient_clip_val=1.0,
+        accumulate_grad_batches=2,
+        callbacks=[meter],
+        logger=logger,
+        log_every_n_steps=1,
+    )
     lr = range_test(own, module).suggestion.lr if sweep else None
     assert module.num_seen == 0
-    assert module.losses == []
+    assert module.losses == logger.logged == meter.batches == []
+    assert meter.num_starts == 0
     own.fit(module)
     state = {
         "parameters": [p.tolist() for p in module.state_dict().values()],
+        "optimizer": repr(own.optimizers[0].state_dict()),
         "losses": module.losses,
         "grad_norms": module.grad_norms,
         "rng": torch.get_rng_state().tolist(),
+        "meter": meter.state_dict(),
+        "logged": logger.logged,
+        "metrics": {name: value.item() for name, value in own.callback_metrics.items()},
+        "progress": own.fit_loop.state_dict(),
     }
     return state, lr
 
@@ -108,8 +161,18 @@ def test_a_sweep_before_fit_changes_no_bit_of_it() -> None:
     undisturbed, _ = fitted(sweep=False)
     disturbed, lr = fitted(sweep=True)
     assert disturbed == undisturbed
-    assert len(undisturbed["losses"]) == 2 * NUM_FITTED
+    assert len(undisturbed["losses"]) == len(undisturbed["meter"]["batches"]) == 2 * NUM_FITTED
+    assert len(undisturbed["logged"]) >= NUM_FITTED
     assert lr is not None
+
+
+def swept_with_a_skipped_batch() -> list[float]:
+    """Every third batch of rank 1 has no loss."""
+    torch.manual_seed(1)
+    module = Net()
+    own = trainer(devices=2, strategy="ddp")
+    module.skip_every = 3 if own.global_rank == 1 else 0
+    return [step.num_items for step in range_test(own, module, num_steps=12, auto_range=False).steps]
 
 
 def test_two_ranks_of_ddp_agree_and_fit_as_without_a_sweep(tmp_path: Path) -> None:
@@ -119,18 +182,22 @@ def test_two_ranks_of_ddp_agree_and_fit_as_without_a_sweep(tmp_path: Path) -> No
         "import json, os, pathlib, sys, warnings\n"
         "warnings.simplefilter('ignore')\n"
         f"sys.path.insert(0, {str(ROOT)!r})\n"
-        "from tests.integration.test_lightning import fitted\n"
+        "from tests.integration.test_lightning import fitted, swept_with_a_skipped_batch\n"
         "undisturbed, _ = fitted(sweep=False, num_devices=2)\n"
         "disturbed, lr = fitted(sweep=True, num_devices=2)\n"
         "name = os.environ.get('LOCAL_RANK', '0')\n"
-        f"pathlib.Path({str(tmp_path)!r}, name + '.json').write_text(json.dumps([undisturbed == disturbed, lr]))\n"
+        "found = [undisturbed == disturbed, lr, swept_with_a_skipped_batch()]\n"
+        f"pathlib.Path({str(tmp_path)!r}, name + '.json').write_text(json.dumps(found))\n"
     )
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr
-    (same, lr), (same_on_1, lr_on_1) = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
+    (same, lr, items), (same_on_1, lr_on_1, items_on_1) = (
+        json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)
+    )
     assert same
     assert same_on_1
     assert lr == lr_on_1
+    assert items == items_on_1 == [64, 64, 32] * 4
     assert lr is not None
 
 
@@ -162,6 +229,11 @@ def test_the_guides_lines_run() -> None:
 @pytest.mark.parametrize(
     ("module", "changes", "message"),
     [
+        (
+            OwnClipping(),
+            {},
+            r"module\.configure_gradient_clipping must be Lightning's own, .* an override in OwnClipping",
+        ),
         (Manual(), {}, r"module\.automatic_optimization must be True, got False"),
         (
             Net(),
@@ -177,3 +249,10 @@ def test_what_cannot_be_swept_is_refused(module: pl.LightningModule, changes: di
     with pytest.raises(ValueError, match=message):
         range_test(own, module)
     assert own.callbacks == callbacks
+
+
+def test_another_lightning_is_refused_by_its_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What ends ``fit`` early is private; without it there would be a traceback out of Lightning."""
+    monkeypatch.setattr(integration, "END_OF_FIT", None)
+    with pytest.raises(ValueError, match=r"lightning must be a version whose fit lrrunner can interrupt, .* got 2\."):
+        range_test(trainer(), Net())

@@ -340,3 +340,32 @@ def test_the_gradient_is_that_of_train_on_two_ranks(tmp_path: Path) -> None:
     for rank in on_ranks(all_gradient_norms, 2, tmp_path / "ranks", tmp_path):
         for swept, trained in rank:
             assert swept == pytest.approx(trained, rel=1e-4)
+
+
+class PartlyLabelled(Dataset[Any]):
+    """Windows of a text; the first batch of rank 1 has no label that counts."""
+
+    def __len__(self) -> int:
+        return 32
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        ids = windows()[index][0]
+        return {"input_ids": ids, "labels": torch.full_like(ids, -100) if 4 <= index < 8 else ids}
+
+
+def swept_with_an_empty_first_batch(folder: Path) -> list[float]:
+    os.environ["ACCELERATE_MIXED_PRECISION"] = "no"
+    transformers.utils.logging.set_verbosity_error()
+    model = gpt2()
+    model.register_buffer("steps", torch.zeros(1))  # DDP broadcasts buffers in each forward pass
+    trainer = Ordered(
+        model=model, args=arguments(folder, per_device_train_batch_size=4), train_dataset=PartlyLabelled()
+    )
+    return [step.num_items for step in range_test(trainer, num_steps=3, auto_range=False).steps]
+
+
+def test_ranks_find_out_together_whether_a_loss_uses_the_number_of_items(tmp_path: Path) -> None:
+    """A rank whose first batch cannot show it must take part: an extra forward pass communicates."""
+    per_row = 63
+    for items in on_ranks(swept_with_an_empty_first_batch, 2, tmp_path / "ranks", tmp_path):
+        assert items == [4 * per_row, 8 * per_row, 8 * per_row]
