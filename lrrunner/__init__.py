@@ -10,12 +10,24 @@ from lrrunner.version import __version__
 if TYPE_CHECKING:
     from lrrunner.library.range_test import range_test
     from lrrunner.library.result import RangeTest
+    from lrrunner.library.unfinished_confirmation import ConfirmationError, ConfirmationInterrupted
     from lrrunner.records import StopReason, Suggestion, Verdict
 
-__all__ = ["RangeTest", "StopReason", "Suggestion", "Verdict", "__version__", "range_test"]
+__all__ = [
+    "ConfirmationError",
+    "ConfirmationInterrupted",
+    "RangeTest",
+    "StopReason",
+    "Suggestion",
+    "Verdict",
+    "__version__",
+    "range_test",
+]
 
 _HOMES = {
     "range_test": "lrrunner.library.range_test",
+    "ConfirmationError": "lrrunner.library.unfinished_confirmation",
+    "ConfirmationInterrupted": "lrrunner.library.unfinished_confirmation",
     "RangeTest": "lrrunner.library.result",
     "StopReason": "lrrunner.records",
     "Suggestion": "lrrunner.records",

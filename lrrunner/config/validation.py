@@ -85,7 +85,7 @@ def validated(values: Mapping[str, Any], *, world_size: int | None) -> Config:
         *_component_errors(config),
         *sweep_errors(config.sweep),
         *_launch_errors(config.launch),
-        *_confirm_errors(config.confirm),
+        *confirm_errors(config.confirm),
         *suggestion_errors(config.suggestion),
         *step_errors(config.train),
         *training_errors(config.train),
@@ -266,7 +266,8 @@ def _launch_errors(launch: LaunchConfig) -> Iterator[str]:
     yield from path_errors("launch.config_file", launch.config_file)
 
 
-def _confirm_errors(confirm: ConfirmConfig) -> Iterator[str]:
+def confirm_errors(confirm: ConfirmConfig) -> Iterator[str]:
+    """Errors of the section ``confirm``."""
     if confirm.budget_steps is not None and confirm.budget_steps < MIN_BUDGET_STEPS:
         yield (
             f"confirm.budget_steps must be at least {MIN_BUDGET_STEPS}, got {confirm.budget_steps}; "
@@ -294,11 +295,18 @@ def _world_errors(config: Config, world_size: int) -> Iterator[str]:
             "train.ddp.static_graph must be false with several accumulation steps (DDP fails on both), got true; "
             "leave it out"
         )
-    if config.sweep.noise_scale and world_size * train.accumulation_steps == 1:
-        yield (
-            "sweep.noise_scale compares gradients of several ranks or accumulation steps, got 1 rank x 1 accumulation "
-            "step; set train.accumulation_steps=2 or start more ranks"
-        )
+    if config.sweep.noise_scale and (error := noise_scale_error(train, world_size=world_size)):
+        yield error
+
+
+def noise_scale_error(train: TrainConfig, *, world_size: int) -> str:
+    """Why a noise scale cannot be measured; empty where it can."""
+    if world_size * train.accumulation_steps > 1:
+        return ""
+    return (
+        "sweep.noise_scale compares gradients of several ranks or accumulation steps, got 1 rank x 1 accumulation "
+        "step; set train.accumulation_steps=2 or start more ranks"
+    )
 
 
 def _global_batch_errors(batch: int, accumulation_steps: int, world_size: int) -> Iterator[str]:

@@ -9,6 +9,10 @@ from contextlib import contextmanager
 from lrrunner.errors import ArgumentError, ConfigError
 
 ARGUMENT_NAMES = {
+    "train.num_steps": "training_steps",
+    "confirm.budget_steps": "confirm",
+    "data.train": "train_loader",
+    "data.val": "val_loader",
     "sweep.": "",
     "suggestion.": "",
     "train.": "",
@@ -24,14 +28,17 @@ _KEY = re.compile(r"(?<![\w./-])(?:" + "|".join(map(re.escape, ARGUMENT_NAMES)) 
 
 
 def in_argument_names(message: str) -> str:
-    """The message with argument names and Python's None.
+    """The message with argument names and Python's constants.
 
     >>> in_argument_names("train.max_grad_norm must be above 0, got -1; null turns clipping off")
     'max_grad_norm must be above 0, got -1; None turns clipping off'
     >>> in_argument_names("run.dir must be empty, got /data/train.runs")
     'directory must be empty, got /data/train.runs'
+    >>> in_argument_names("needs train.eval_mode=false; raise confirm.budget_steps")
+    'needs eval_mode=False; raise confirm'
     """
     message = _KEY.sub(lambda match: ARGUMENT_NAMES[match.group()], message)
+    message = re.sub(r"(?<==)(true|false)\b", lambda match: match.group().capitalize(), message)
     return re.sub(r"\bnull\b", "None", message)
 
 

@@ -13,6 +13,8 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from lrrunner.training.snapshot import RngState
+
 
 @contextmanager
 def gradient_sync_enabled(model: nn.Module) -> Iterator[None]:
@@ -41,6 +43,16 @@ def scaler_between_steps(scaler: torch.amp.GradScaler | None) -> Iterator[None]:
     finally:
         scaler._per_optimizer_states.clear()
         scaler._per_optimizer_states.update(before)
+
+
+@contextmanager
+def rng_restored(device: torch.device) -> Iterator[None]:
+    """Restore the random number generators of this process and of a device."""
+    before = RngState.capture(device)
+    try:
+        yield
+    finally:
+        before.restore(device)
 
 
 @contextmanager

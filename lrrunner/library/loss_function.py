@@ -36,7 +36,7 @@ class CountedLoss:
             ValueError: The function returned something else, or the batch has no tensor to count by.
         """
         samples = num_samples(batch)
-        if self._num_uncounted:
+        if self._num_uncounted and torch.is_grad_enabled():  # an evaluation is no step
             self._num_uncounted -= 1
             self.num_samples += samples or 0
         result = self._loss_fn(model, batch)

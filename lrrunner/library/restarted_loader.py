@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
+from lrrunner.core.batch_plan import TRIAL_DATA_ORDER
 from lrrunner.training.collectives import Collective
 
 MUTABLE_ATTRIBUTES = ("sampler", "batch_sampler", "generator", "synchronized_generator")
@@ -40,7 +41,7 @@ class RestartedLoader:
 
     def __init__(self, loader: Any, *, collective: Collective, seed: int) -> None:
         self._loader, self._seed = loader, seed
-        lengths = collective.gather(_length(loader))
+        lengths = collective.gather(num_batches(loader))
         self._num_batches: int | None = None if None in lengths else min(lengths)
 
     def __call__(self, repeat: int, first_step: int = 0) -> Iterator[Any]:
@@ -53,7 +54,7 @@ class RestartedLoader:
             if self._num_batches is None:
                 vars(loader)["rng_types"] = None  # else Accelerate would communicate where a rank restarts alone
         set_epoch = _epoch_setter(loader)
-        for epoch in itertools.count(repeat):
+        for epoch in itertools.count(repeat % TRIAL_DATA_ORDER):  # a dataset may depend on its epoch
             set_epoch(epoch)
             is_empty = True
             for batch in itertools.islice(iter(loader), self._num_batches):
@@ -63,21 +64,26 @@ class RestartedLoader:
                 raise ValueError("train_loader must give batches each time it is iterated, got none; check its dataset")
 
 
-def loader_errors(loader: Any) -> list[str]:
-    """Why a loader cannot be restarted, or not be copied; empty where it can."""
-    name = type(loader).__name__
+def loader_errors(loader: Any, *, name: str = "train_loader") -> list[str]:
+    """Why a loader cannot be restarted, or not be copied; empty where it can.
+
+    Args:
+        loader: The loader.
+        name: Its argument.
+    """
+    kind = type(loader).__name__
     if hasattr(loader, "__next__"):
-        return [f"train_loader must start again when it is iterated again, got {name}; give the loader itself"]
+        return [f"{name} must start again when it is iterated again, got {kind}; give the loader itself"]
     if not hasattr(loader, "__iter__") and not hasattr(loader, "__getitem__"):
-        return [f"train_loader must be an iterable of batches, got {name}; give a DataLoader"]
-    if _length(loader) == 0:
-        return [f"train_loader must give batches, got {name} of length 0; check its dataset, batch size and drop_last"]
+        return [f"{name} must be an iterable of batches, got {kind}; give a DataLoader"]
+    if num_batches(loader) == 0:
+        return [f"{name} must give batches, got {kind} of length 0; check its dataset, batch size and drop_last"]
     if isinstance(loader, DataLoader):
         try:
             twin(loader)
         except Exception as error:  # noqa: BLE001 - a user's sampler may raise anything
             return [
-                f"train_loader must have samplers that can be copied, got {type(error).__name__}: {error}; "
+                f"{name} must have samplers that can be copied, got {type(error).__name__}: {error}; "
                 "give range_test a loader of its own"
             ]
     return []
@@ -132,7 +138,7 @@ def _datasets(dataset: Any) -> Iterator[Any]:
         dataset = getattr(dataset, "dataset", None)
 
 
-def _length(loader: Any) -> int | None:
+def num_batches(loader: Any) -> int | None:
     """Batches until the end; None where the loader does not know, or its iterable dataset only estimates it."""
     if isinstance(getattr(loader, "dataset", None), IterableDataset):
         return None

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     import torch
     from matplotlib.figure import Figure
 
-SECTIONS = ("model", "data", "objective", "optimizer", "sweep", "suggestion", "train")
+SECTIONS = ("model", "data", "objective", "optimizer", "sweep", "suggestion", "confirm", "train")
 """The sections of a configuration that a call has."""
 
 

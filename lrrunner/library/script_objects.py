@@ -10,6 +10,8 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from lrrunner.config.schema import Config, Monitor
+from lrrunner.config.validation import noise_scale_error
 from lrrunner.library.loss_function import LossFunction
 from lrrunner.library.model_wrappers import uncompiled
 from lrrunner.library.restarted_loader import loader_errors
@@ -30,7 +32,9 @@ class ScriptObjects:
     optimizer: torch.optim.Optimizer
     train_loader: Iterable[Any]
     loss_fn: LossFunction
-    scaler: torch.amp.GradScaler | None
+    val_loader: Iterable[Any] | None = None
+    modules: tuple[nn.Module, ...] = ()
+    scaler: torch.amp.GradScaler | None = None
 
     @property
     def accumulation_steps(self) -> int:
@@ -55,11 +59,32 @@ def object_errors(objects: ScriptObjects, *, world_size: int, accumulation_steps
         errors += _static_graph_errors(objects.model, accumulation_steps)
     errors += _optimizer_errors(objects.optimizer, objects.model)
     errors += loader_errors(objects.train_loader)
+    if objects.val_loader is not None:
+        errors += loader_errors(objects.val_loader, name="val_loader")
+    errors += [
+        f"modules must be torch.nn.Modules, got {type(module).__name__}; give the modules that loss_fn calls"
+        for module in objects.modules
+        if not isinstance(module, nn.Module)
+    ]
     loss_fn: Any = objects.loss_fn
     if not callable(loss_fn):
         errors.append(
             f"loss_fn must be callable as loss_fn(model, batch), got {type(loss_fn).__name__}; give a function"
         )
+    return errors
+
+
+def option_errors(objects: ScriptObjects, job: Config, *, world_size: int) -> list[str]:
+    """Options that these objects cannot be swept with."""
+    errors = []
+    if job.sweep.monitor == Monitor.val and objects.val_loader is None:
+        errors.append("monitor must be train without val_loader, got val; give val_loader, or leave it at train")
+    if job.sweep.noise_scale and isinstance(objects.model, nn.Module) and fsdp.is_sharded(objects.model):
+        errors.append(
+            "noise_scale must be False for a sharded model, where no rank sees its own gradient, got True; use DDP"
+        )
+    elif job.sweep.noise_scale and (error := noise_scale_error(job.train, world_size=world_size)):
+        errors.append(error)
     return errors
 
 

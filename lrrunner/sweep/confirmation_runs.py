@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -18,6 +19,8 @@ from lrrunner.training.engine import RankContext, run_sweep
 from lrrunner.training.evaluation import Evaluation, EvaluationError
 from lrrunner.training.sweep_run import SweepPlan
 from lrrunner.training.trainable import Batches, Trainable, preserved
+
+logger = logging.getLogger(__name__)
 
 Plan = Callable[[Sequence[Trial], float], PlannedTrial | None]
 """(trials so far, initial loss) -> the next one, or None when the budget is spent or nothing is left to learn."""
@@ -115,6 +118,12 @@ def run_trials(
             trial, stop = runner.run(len(trials), planned)
         except EvaluationError as error:  # raised on all ranks; what was measured before stays
             return Trials(tuple(trials), failure_reason=str(error), initial_loss=first.loss)
+        except Exception as error:
+            if collective.world_size > 1:  # the other ranks wait in a collective
+                raise
+            logger.warning("a confirmation run failed", exc_info=error)
+            reason = f"a run at {planned.lr:.1e} failed with {type(error).__name__}: {error}"
+            return Trials(tuple(trials), failure_reason=reason, initial_loss=first.loss)
         trials.append(trial)
         if trial.outcome == TrialOutcome.INTERRUPTED:
             return Trials(tuple(trials), interruption=stop, initial_loss=first.loss)

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from lrrunner.config.schema import Config
 from lrrunner.core.batch_plan import BatchPlan, EpochOrder, epoch_order, evaluation_batches, micro_batches
 from lrrunner.records import Step, Stop
+from lrrunner.sweep.evaluators import WeightedBatches, num_evaluated
 from lrrunner.sweep.streams import BatchSplit, StreamEvaluation, StreamShard, is_stream, num_in_stream
 from lrrunner.training.collectives import Collective
 
@@ -51,8 +52,8 @@ class RankBatches:
     def __init__(self, datasets: Datasets, job: Config, *, collective: Collective) -> None:
         self._datasets, self._options, self._seed = datasets, job.data.dataloader, job.sweep.seed
         self._evaluated: Any = datasets.train if datasets.validation is None else datasets.validation
-        self._collective = collective
-        steps = job.train.accumulation_steps
+        self._collective, self._num_monitored = collective, job.sweep.val_batches
+        self._global_batch_size, steps = job.data.global_batch_size, job.train.accumulation_steps
         self._split = BatchSplit(
             rank=collective.rank,
             world_size=collective.world_size,
@@ -103,7 +104,19 @@ class RankBatches:
             found.append(f"rank {rank} was at samples {shown}{more} of data.train")
         return "".join(f"; {text}" for text in found)
 
-    def evaluation(self, *, num_samples: int) -> Callable[[], Iterator[tuple[Any, int]]]:
+    def monitored(self) -> WeightedBatches:
+        """``sweep.val_batches`` whole global batches of the validation set, or as many as it holds."""
+        batch_size, num_batches = self._global_batch_size, self._num_monitored
+        if (available := self.num_evaluation_samples) is not None:
+            num_batches = min(num_batches, available // batch_size)
+        return self.evaluation(num_samples=num_batches * batch_size)
+
+    def compared(self) -> WeightedBatches:
+        """The samples that trials are compared on."""
+        steps = self._split.accumulation_steps
+        return self.evaluation(num_samples=num_evaluated(self._global_batch_size, accumulation_steps=steps))
+
+    def evaluation(self, *, num_samples: int) -> WeightedBatches:
         """Choose a fixed random part of the data set of evaluations, the same for every world size.
 
         Of an iterable data set, the part is its first samples.

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol
 
 from lrrunner.config.schema import Config
 from lrrunner.core.batch_plan import EVALUATION_DATA_ORDER
-from lrrunner.sweep.data_loading import RankBatches
-from lrrunner.training import collectives
+from lrrunner.records import Step, Stop
 from lrrunner.training.collectives import Collective
 from lrrunner.training.engine import RankContext
 from lrrunner.training.evaluation import Evaluation, evaluate, undisturbed
 from lrrunner.training.snapshot import seed_rngs
-from lrrunner.training.trainable import Trainable
+from lrrunner.training.trainable import Batches, Trainable
+
+WeightedBatches = Callable[[], Iterator[tuple[Any, int]]]
+"""Reads this rank's batches of an evaluation, always the same, with the number of samples that each counts for. All
+ranks have the same number of batches."""
 
 FIRST_EVALUATION_TIMEOUT_S = 3600.0
 """Limit on collectives in the first evaluation of trials, which may compile the model and read files the first time."""
@@ -24,6 +28,22 @@ standard error of the mean is then a fiftieth of the standard deviation of a sam
 MAX_EVALUATION_PASSES = 100
 """Most forward passes of a rank in an evaluation. With small batches, evaluating would otherwise cost more than
 training."""
+
+
+class JobBatches(Batches, Protocol):
+    """Everything that a job reads: endless training batches, and those of its two evaluations."""
+
+    def monitored(self) -> WeightedBatches:
+        """The few batches whose loss a sweep monitors instead of the training loss. Every rank must call this."""
+        ...
+
+    def compared(self) -> WeightedBatches:
+        """The batches that trials are compared on. Every rank must call this."""
+        ...
+
+    def locate(self, stop: Stop, steps: Sequence[Step]) -> str:
+        """Which samples the ranks of a stop were at, as text; empty where that is not known."""
+        ...
 
 
 def num_evaluated(global_batch_size: int, *, accumulation_steps: int) -> int:
@@ -39,7 +59,7 @@ def num_evaluated(global_batch_size: int, *, accumulation_steps: int) -> int:
 
 
 def validation_monitor(
-    job: Config, trainable: Trainable, batches: RankBatches, *, collective: Collective
+    job: Config, trainable: Trainable, batches: JobBatches, *, collective: Collective
 ) -> Callable[[], Evaluation]:
     """Make the evaluation that ``sweep.monitor=val`` runs between training steps, and leave training undisturbed.
 
@@ -49,11 +69,7 @@ def validation_monitor(
     Returns:
         Function that evaluates. Every rank must call it.
     """
-    seed, batch_size = job.sweep.seed, job.data.global_batch_size
-    num_batches, available = job.sweep.val_batches, batches.num_evaluation_samples
-    if available is not None:
-        num_batches = min(num_batches, available // batch_size)
-    read = batches.evaluation(num_samples=num_batches * batch_size)
+    seed, read = job.sweep.seed, batches.monitored()
     with undisturbed(trainable):
         seed_rngs(seed, EVALUATION_DATA_ORDER, collective.rank)
         held = list(read())
@@ -67,25 +83,23 @@ def validation_monitor(
 
 
 def trial_evaluator(
-    job: Config, trainable: Trainable, batches: RankBatches, *, context: RankContext
+    job: Config, trainable: Trainable, batches: JobBatches, *, context: RankContext
 ) -> Callable[[], Evaluation]:
     """Make the evaluation that trials are compared on: always the same samples, with the same random numbers.
 
     Returns:
         Function that evaluates. Every rank must call it.
     """
-    read = batches.evaluation(
-        num_samples=num_evaluated(job.data.global_batch_size, accumulation_steps=job.train.accumulation_steps)
-    )
+    read = batches.compared()
     timeout_s = max(FIRST_EVALUATION_TIMEOUT_S, job.run.timeout_s)
 
     def evaluate_now() -> Evaluation:
         nonlocal timeout_s
-        collectives.set_timeout(timeout_s)
+        context.set_timeout(timeout_s)
         timeout_s = job.run.timeout_s
         seed_rngs(job.sweep.seed, EVALUATION_DATA_ORDER, context.collective.rank)
         evaluation = evaluate(trainable, read(), collective=context.collective, stop_requested=context.stop_requested)
-        collectives.set_timeout(timeout_s)
+        context.set_timeout(timeout_s)
         return evaluation
 
     return evaluate_now

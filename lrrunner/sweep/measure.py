@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from lrrunner.config.schema import Config, Monitor, budget_steps, training
@@ -21,9 +23,7 @@ from lrrunner.sweep.confirmation_runs import (
     evaluate_initial,
     run_trials,
 )
-from lrrunner.sweep.data_loading import Datasets, RankBatches
-from lrrunner.sweep.evaluators import trial_evaluator, validation_monitor
-from lrrunner.training import collectives
+from lrrunner.sweep.evaluators import JobBatches, trial_evaluator, validation_monitor
 from lrrunner.training.engine import RankContext, SweepResult, run_sweep
 from lrrunner.training.evaluation import Evaluation, EvaluationError
 from lrrunner.training.gradient_probe import GradientProbe
@@ -65,9 +65,28 @@ class Listener(TrialListener, Protocol):
         ...
 
 
+class Comparison(NamedTuple):
+    """What confirmation runs are compared on.
+
+    Attributes:
+        evaluate: The loss of the model as it is, which every rank must call; None where it cannot be evaluated.
+        initial: Of the initial model; None where it could not be evaluated.
+        failure_reason: Why it could not be evaluated; empty if it could.
+    """
+
+    evaluate: Callable[[], Evaluation] | None
+    initial: Evaluation | None
+    failure_reason: str = ""
+
+    @property
+    def initial_loss(self) -> float:
+        """The loss of the initial model; NaN where it could not be evaluated."""
+        return math.nan if self.initial is None else self.initial.loss
+
+
 def measure(
     job: Config,
-    datasets: Datasets,
+    batches: JobBatches,
     trainable: Trainable,
     *,
     context: RankContext,
@@ -78,56 +97,85 @@ def measure(
 
     Args:
         job: What to measure.
-        datasets: What is read.
+        batches: What is read.
         trainable: What to train, wrapped for the world.
         context: World, stop requests and checkpoints of this rank.
         listener: Follows what is measured; rank 0's.
         heartbeat: Called on every rank with the number of each step.
     """
-    batches = RankBatches(datasets, job, collective=context.collective)
-    evaluate_trial = trial_evaluator(job, trainable, batches, context=context) if job.confirm.enabled else None
-    run_pass = _pass_runner(job, trainable, batches, context, listener, heartbeat)
-    # before the sweep, so that a data.val that cannot be evaluated fails early
-    initial: Evaluation | None = None
-    cannot_confirm = ""
-    try:
-        initial = evaluate_initial(trainable, evaluate_trial) if evaluate_trial is not None else None
-    except EvaluationError as error:  # raised on all ranks; the sweep needs no evaluation
-        cannot_confirm = str(error)
-        if listener is not None:
-            logger.warning("the sweep runs without confirmation: %s", error)
-    passes = run_passes(
-        run_pass,
-        job,
-        collective=context.collective,
-        highest_lr=highest_useful_lr(trainable.optimizer),
-        on_extension=listener.on_extension if listener is not None else lambda extension: None,
-        locate=batches.locate,
-    )
-    if evaluate_trial is None or passes.interruption is not None or passes.suggestion.lr is None:
-        return Measured(passes, Trials())
-    if listener is not None:
-        listener.on_passes(passes)
-    if cannot_confirm:
-        return Measured(passes, Trials(failure_reason=cannot_confirm))
-    trials = run_trials(
-        _trial_settings(job),
-        plan=_trial_plan(job, passes),
-        trainable=trainable,
-        batches=batches,
-        evaluate=evaluate_trial,
-        context=context,
-        initial=initial,
-        listener=listener,
-        heartbeat=heartbeat,
-    )
-    return Measured(passes, trials)
+    measurement = Measurement(job, batches, trainable, context, listener, heartbeat)
+    comparison = measurement.comparison()
+    passes = measurement.sweep()
+    return Measured(passes, measurement.confirm(passes, comparison))
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """The parts of :func:`measure`, whose arguments are its fields.
+
+    Every rank must call its methods, in their order.
+    """
+
+    job: Config
+    batches: JobBatches
+    trainable: Trainable
+    context: RankContext
+    listener: Listener | None = None
+    heartbeat: Callable[[int], None] = lambda step: None
+
+    def comparison(self) -> Comparison | None:
+        """Evaluate the initial model, before the sweep, so that data that cannot be evaluated is noticed early.
+
+        Returns:
+            What confirmation runs will be compared on; None if the job asks for none.
+        """
+        if not self.job.confirm.enabled:
+            return None
+        try:
+            evaluate = trial_evaluator(self.job, self.trainable, self.batches, context=self.context)
+            return Comparison(evaluate, evaluate_initial(self.trainable, evaluate))
+        except EvaluationError as error:  # raised on all ranks; the sweep needs no evaluation
+            if self.context.collective.rank == 0:
+                logger.warning("the sweep runs without confirmation: %s", error)
+            return Comparison(None, None, str(error))
+
+    def sweep(self) -> Passes:
+        """The passes of the sweep."""
+        listener = self.listener
+        return run_passes(
+            _pass_runner(self.job, self.trainable, self.batches, self.context, listener, self.heartbeat),
+            self.job,
+            collective=self.context.collective,
+            highest_lr=highest_useful_lr(self.trainable.optimizer),
+            on_extension=listener.on_extension if listener is not None else lambda extension: None,
+            locate=self.batches.locate,
+        )
+
+    def confirm(self, passes: Passes, comparison: Comparison | None) -> Trials:
+        """The confirmation runs after a sweep; none if the job asks for none, or the sweep left nothing to confirm."""
+        if comparison is None or passes.interruption is not None or passes.suggestion.lr is None:
+            return Trials()
+        if self.listener is not None:
+            self.listener.on_passes(passes)
+        if comparison.evaluate is None:
+            return Trials(failure_reason=comparison.failure_reason)
+        return run_trials(
+            _trial_settings(self.job),
+            plan=_trial_plan(self.job, passes),
+            trainable=self.trainable,
+            batches=self.batches,
+            evaluate=comparison.evaluate,
+            context=self.context,
+            initial=comparison.initial,
+            listener=self.listener,
+            heartbeat=self.heartbeat,
+        )
 
 
 def _pass_runner(
     job: Config,
     trainable: Trainable,
-    batches: RankBatches,
+    batches: JobBatches,
     context: RankContext,
     listener: Listener | None,
     heartbeat: Callable[[int], None],
@@ -137,7 +185,7 @@ def _pass_runner(
     started = time.perf_counter()
     if checkpoints is not None:
         started -= max((step.elapsed_s for step in checkpoints.known_steps("sweep/")), default=0.0)
-    on_step = _on_step(job, listener, heartbeat)
+    on_step = _on_step(job, context, listener, heartbeat)
     probe = GradientProbe(trainable.parameters) if job.sweep.noise_scale else None
     evaluate = None
     if job.sweep.monitor == Monitor.val:
@@ -163,14 +211,16 @@ def _pass_runner(
     return run_pass
 
 
-def _on_step(job: Config, listener: Listener | None, heartbeat: Callable[[int], None]) -> Callable[[Step], None]:
+def _on_step(
+    job: Config, context: RankContext, listener: Listener | None, heartbeat: Callable[[int], None]
+) -> Callable[[Step], None]:
     """Make the callback of a step: after the first one, collectives get the user's timeout; then report the step."""
     is_first = True
 
     def on_step(step: Step) -> None:
         nonlocal is_first
         if is_first:
-            collectives.set_timeout(job.run.timeout_s)
+            context.set_timeout(job.run.timeout_s)
             is_first = False
         if listener is not None:
             listener.on_step(step)

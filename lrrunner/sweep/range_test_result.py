@@ -76,6 +76,8 @@ def _without_verdict(passes: Passes, interruption: Stop) -> Passes:
 
 def _confirmed(job: Config, sweep: Suggestion, trials: Trials) -> tuple[Suggestion, Confirmation | None]:
     """The suggestion of sweep and confirmation runs together, and how they were compared."""
+    if trials.interruption is not None:
+        sweep = dataclasses.replace(sweep, reason=f"{sweep.reason}; {_interruption_reason(trials)}")
     if not trials.trials and not trials.failure_reason:
         return sweep, None
     monitored = "training loss" if job.data.val is None else "validation loss"
@@ -95,6 +97,11 @@ def _confirmed(job: Config, sweep: Suggestion, trials: Trials) -> tuple[Suggesti
         failure_reason=found.failure_reason,
     )
     return found.suggestion, confirmation
+
+
+def _interruption_reason(trials: Trials) -> str:
+    number = sum(trial.outcome != TrialOutcome.INTERRUPTED for trial in trials.trials)
+    return f"confirmation was interrupted after {number} {'run' if number == 1 else 'runs'}"
 
 
 def _noise_scale(job: Config, passes: Passes) -> NoiseScale | None:

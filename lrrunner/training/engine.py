@@ -31,11 +31,13 @@ class RankContext:
         collective: The world this rank belongs to.
         stop_requested: Whether this rank was asked to stop. All ranks then stop after the same step.
         checkpoints: Saves the state of the run, and holds that of a previous attempt; None saves nothing.
+        set_timeout: Limits every later collective to so many seconds; does nothing in a world that is not ours.
     """
 
     collective: Collective
     stop_requested: Callable[[], bool] = lambda: False
     checkpoints: Checkpoints | None = None
+    set_timeout: Callable[[float], None] = lambda timeout_s: None
 
     def request(self) -> Request:
         """What this rank asks of all ranks after the current step."""

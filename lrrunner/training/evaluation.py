@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -19,19 +19,7 @@ from lrrunner.training.trainable import Trainable
 
 
 class EvaluationError(RuntimeError):
-    """The objective failed in an evaluation.
-
-    Args:
-        ranks: Ranks that it failed on.
-        error: This rank's error; None if it failed on others only.
-    """
-
-    def __init__(self, ranks: Sequence[int], error: Exception | None) -> None:
-        cause = "" if error is None else f": {type(error).__name__}: {error}"
-        super().__init__(
-            f"the loss could not be evaluated on rank {', '.join(map(str, ranks))}{cause}; a model that returns no "
-            "loss in eval mode needs train.eval_mode=false"
-        )
+    """A loss could not be evaluated; raised on all ranks."""
 
 
 class Evaluation(NamedTuple):
@@ -74,18 +62,20 @@ def evaluate(
             which the weights of a sweep change much. In train mode, evaluating updates them.
 
     Raises:
-        EvaluationError: the objective failed on a rank; raised on all of them, after the same batch.
+        EvaluationError: objective or data failed on a rank; raised on all of them, after the same batch.
     """
     loss_sum, items = [0.0] * collective.world_size, [0.0] * collective.world_size
     with _eval_mode(trainable, apart_from=_BatchNorm if batch_statistics else ()):
-        for batch, weight in batches:
-            value, count, error = _loss_count_and_error(trainable, batch, weight)
+        for batch, weight, unreadable in _readable(batches):
+            value, count, error = _loss_count_and_error(trainable, batch, weight, unreadable)
             table = torch.zeros((collective.world_size, 4), dtype=torch.float64, device=trainable.device)
             row = [value * count if count else 0.0, count, float(stop_requested()), float(error is not None)]
             table[collective.rank] = torch.tensor(row, dtype=torch.float64)
             rows: list[list[float]] = collective.sum_(table).tolist()
             if failed := [rank for rank, (*_, has_failed) in enumerate(rows) if has_failed]:
-                raise EvaluationError(failed, error) from error
+                cause = collective.gather(_cause(error, is_data=unreadable is not None))[failed[0]]
+                ranks = ", ".join(map(str, failed))
+                raise EvaluationError(f"the loss could not be evaluated on rank {ranks}: {cause}") from error
             for rank, (more_loss, more_items, *_) in enumerate(rows):
                 loss_sum[rank] += more_loss
                 items[rank] += more_items
@@ -116,8 +106,34 @@ def undisturbed(trainable: Trainable) -> Iterator[None]:
         rng.restore(trainable.device)
 
 
-def _loss_count_and_error(trainable: Trainable, batch: Any, weight: int) -> tuple[float, float, Exception | None]:
+def _readable(batches: Iterable[tuple[Any, int]]) -> Iterator[tuple[Any, int, Exception | None]]:
+    """Batches with their weights; at the end, if one cannot be read, its error, so that no rank waits for this one."""
+    iterator = iter(batches)
+    while True:
+        try:
+            batch, weight = next(iterator)
+        except StopIteration:
+            return
+        except Exception as error:  # noqa: BLE001 - whatever a user's data set raises
+            yield None, 0, error
+            return
+        yield batch, weight, None
+
+
+def _cause(error: Exception | None, *, is_data: bool) -> str:
+    """This rank's error as text; empty if there is none."""
+    if error is None:
+        return ""
+    hint = "" if is_data else "; a model that returns no loss in eval mode needs train.eval_mode=false"
+    return f"{type(error).__name__}: {error}{hint}"
+
+
+def _loss_count_and_error(
+    trainable: Trainable, batch: Any, weight: int, unreadable: Exception | None
+) -> tuple[float, float, Exception | None]:
     """Loss, item count and no error; or the error, which every rank must learn of before anyone raises."""
+    if unreadable is not None:
+        return 0.0, 0.0, unreadable
     try:
         with trainable.autocast():
             result = trainable.objective(trainable.model, trainable.to_device(batch))

@@ -21,6 +21,7 @@ from lrrunner.reporting.progress_display import ForwardingDisplay, ProgressDispl
 from lrrunner.results.artifacts import CHECKPOINT_FOLDER
 from lrrunner.results.resume_checks import is_finished
 from lrrunner.results.run_state import RunState
+from lrrunner.sweep.data_loading import RankBatches
 from lrrunner.sweep.measure import Measured, measure
 from lrrunner.system import exit_codes
 from lrrunner.system.garbage_collection import exempt_from_collection
@@ -297,10 +298,13 @@ def _measure(
     try:
         return measure(
             job,
-            components.datasets,
+            RankBatches(components.datasets, job, collective=session.collective),
             make_trainable(job, components, settings, accelerator),
             context=RankContext(
-                collective=session.collective, stop_requested=lambda: stop_signal.requested, checkpoints=saved
+                collective=session.collective,
+                stop_requested=lambda: stop_signal.requested,
+                checkpoints=saved,
+                set_timeout=collectives.set_timeout,
             ),
             listener=session.reporter,
             heartbeat=session.request.on_step,

@@ -41,12 +41,15 @@ def sweep(accelerator: Accelerator, model: Any, optimizer: Any, loader: Any, **o
     return lrrunner.range_test(accelerator, model, optimizer, loader, mean_squared_error, **(settings | options))
 
 
-def trained(*, sweep_at: int | None, num_epochs: int = 2, **loader_options: Any) -> dict[str, Any]:
+def trained(
+    *, sweep_at: int | None, num_epochs: int = 2, options: dict[str, Any] | None = None, **loader_options: Any
+) -> dict[str, Any]:
     """State after a training with accumulation and a schedule, and the losses of the sweeps in it.
 
     Args:
         sweep_at: Micro-batch before which two sweeps in a row run, in the middle of an epoch and of an accumulation.
         num_epochs: Epochs.
+        options: Of the sweeps, which also get a shuffled validation loader that is in the middle of an epoch.
         loader_options: Options of the data loader.
     """
     seed_everything()
@@ -56,12 +59,17 @@ def trained(*, sweep_at: int | None, num_epochs: int = 2, **loader_options: Any)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (1 + step))
     loader = DataLoader(numbered_data(), batch_size=4, **{"shuffle": True, **loader_options})
     model, optimizer, loader, scheduler = accelerator.prepare(model, optimizer, loader, scheduler)
+    val_loader = accelerator.prepare(DataLoader(numbered_data(), batch_size=3, shuffle=True))
+    validation = iter(val_loader)
+    next(validation)
+    if options is not None:
+        options = {"val_loader": val_loader} | options
     order: list[int] = []
     losses: list[list[float]] = []
     for _ in range(num_epochs):
         for batch in loader:
             if sweep_at == len(order):
-                results = [sweep(accelerator, model, optimizer, loader) for _ in range(2)]
+                results = [sweep(accelerator, model, optimizer, loader, **(options or {})) for _ in range(2)]
                 losses = [[step.loss for step in result.steps] for result in results]
             order.append(batch[2].tolist())
             with accelerator.accumulate(model):
@@ -71,6 +79,8 @@ def trained(*, sweep_at: int | None, num_epochs: int = 2, **loader_options: Any)
                 optimizer.zero_grad()
     state = {
         "order": order,
+        "validation": [batch[2].tolist() for batch in validation],
+        "next validation": [batch[2].tolist() for batch in val_loader],
         "model": digest([*model.parameters(), *model.buffers()]),
         "optimizer": digest([value for state in optimizer.state.values() for value in state.values()]),
         "groups": repr([{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]),
@@ -84,7 +94,7 @@ def trained(*, sweep_at: int | None, num_epochs: int = 2, **loader_options: Any)
             optimizer.step_was_skipped,
         ),
     }
-    del model, optimizer, loader, scheduler
+    del model, optimizer, loader, scheduler, val_loader, validation
     accelerator.free_memory()
     return {"state": state, "losses": losses}
 

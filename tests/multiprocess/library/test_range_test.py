@@ -26,6 +26,9 @@ from tests.multiprocess.trainings import forget_accelerate, trained
 
 ROOT = Path(__file__).resolve().parents[3]
 
+EVERYTHING = {"monitor": "val", "noise_scale": True, "confirm": 60, "training_steps": 200, "schedule": "cosine"}
+"""Options with which a call measures all that it can."""
+
 UNEQUAL_ITEMS = ((3, 5), (1, 7))
 """Items of each rank's two micro-batches."""
 
@@ -183,7 +186,7 @@ def sharded_on_half_of_the_ranks() -> str:
 
 def num_progress_bars() -> int:
     """How many progress bars a sweep of this rank creates."""
-    from lrrunner.library import range_test as library
+    from lrrunner.library import progress as library
 
     titles: list[str] = []
     original = vars(library)["progress_bar"]
@@ -215,6 +218,7 @@ def every_case() -> dict[str, Any]:
         "num bars": num_progress_bars(),
         "undisturbed": trained(sweep_at=None),
         "disturbed": trained(sweep_at=3),
+        "confirmed": trained(sweep_at=3, options=EVERYTHING),
     }
     cases["readme"] = [readme_training(with_sweep=with_sweep) for with_sweep in (False, True)]
     return cases
@@ -253,9 +257,11 @@ def test_two_sweeps_in_the_middle_change_no_bit_of_a_training(cases: list[dict[s
     """Rows 15, 16, 17, 38: model, optimizer, schedule, RNG, order of the data, and what Accelerate counts."""
     for case in cases:
         assert case["disturbed"]["state"] == case["undisturbed"]["state"]
-        first, second = case["disturbed"]["losses"]
-        assert len(first) > 20
-        assert first == second
+        assert case["confirmed"]["state"] == case["undisturbed"]["state"]
+        for name in ("disturbed", "confirmed"):
+            first, second = case[name]["losses"]
+            assert len(first) > 20
+            assert first == second
 
 
 def test_unequal_items_give_the_step_of_one_process(cases: list[dict[str, Any]]) -> None:

@@ -15,7 +15,7 @@ from torch.utils.data import TensorDataset
 
 from lrrunner.config.schema import Config
 from lrrunner.records import Step, StopReason
-from lrrunner.sweep.data_loading import Datasets
+from lrrunner.sweep.data_loading import Datasets, RankBatches
 from lrrunner.sweep.measure import measure
 from lrrunner.training.checkpoints import Checkpoints, read_newest
 from lrrunner.training.collectives import collective_for_world
@@ -71,7 +71,7 @@ def steps_of(
     )
     passes = measure(
         settings,
-        datasets,
+        RankBatches(datasets, settings, collective=collective_for_world()),
         part,
         context=rank_context(checkpoints=checkpoints),
         heartbeat=heartbeat,

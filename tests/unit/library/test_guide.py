@@ -42,6 +42,9 @@ def test_the_call_its_options_and_its_result_are_as_written(tmp_path: Path, monk
     (without_accelerate,) = blocks("Without Accelerate")
     exec(without_accelerate, scope)
     assert scope["optimizer"].param_groups[0]["lr"] == scope["result"].suggestion.lr
+    for confirmed in blocks("Validation loss, confirmation, noise scale"):
+        exec(confirmed, scope)
+        assert "runs compared on the" in scope["result"].suggestion.reason
     (with_accelerate,) = blocks("With Accelerate")
     exec(with_accelerate, scope)
     assert scope["result"].job.train.accumulation_steps == 2
@@ -76,6 +79,7 @@ def test_every_block_is_run_by_some_test_and_every_file_exists() -> None:
     headings = {
         "Without Accelerate": 1,
         "With Accelerate": 1,
+        "Validation loss, confirmation, noise scale": 2,
         "The loss function": 1,
         "The result": 2,
         "A transformers.Trainer": 1,
