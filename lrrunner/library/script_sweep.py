@@ -35,6 +35,7 @@ from lrrunner.training import collectives
 from lrrunner.training.collectives import Collective
 from lrrunner.training.engine import RankContext
 from lrrunner.training.learning_rate import LearningRate
+from lrrunner.training.loss_modules import loss_modules
 from lrrunner.training.optimizers import lr_remark, set_optimizer_mode, unwrapped
 from lrrunner.training.trainable import Trainable, to_device
 
@@ -150,6 +151,7 @@ class _ScriptSweep:
             no_sync=no_sync(objects.accelerator, objects.model),
             to_device=to_device(next(objects.model.parameters()).device),
             eval_mode=train.eval_mode,
+            loss_modules=loss_modules(objects.loss_fn, objects.model, objects.modules),
         )
 
     def _result(self, passes: Passes, trials: Trials) -> RangeTest:

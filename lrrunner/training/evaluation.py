@@ -93,8 +93,9 @@ def undisturbed(trainable: Trainable) -> Iterator[None]:
 
     DDP skips the broadcast of buffers that follows a forward pass without gradients. Its flag is restored, too.
     """
-    rng, buffers = RngState.capture(trainable.device), saved_buffers(trainable.model)
-    copied = [module for module in trainable.model.modules() if isinstance(module, DistributedDataParallel)]
+    modules = [part for module in trainable.modules for part in module.modules()]
+    rng, buffers = RngState.capture(trainable.device), saved_buffers(modules)
+    copied = [module for module in modules if isinstance(module, DistributedDataParallel)]
     broadcasts = [module.require_forward_param_sync for module in copied]
     try:
         yield

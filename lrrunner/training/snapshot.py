@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import random
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -19,7 +20,7 @@ from torch import nn
 from lrrunner.training.fsdp import Layout, is_sharded, local_part, reshard
 
 
-class _SavedTensor(NamedTuple):
+class SavedTensor(NamedTuple):
     """A copy in host memory (a snapshot must not raise the peak of device memory), and the device it belongs to.
 
     Of a sharded tensor, it is this rank's shard.
@@ -30,14 +31,17 @@ class _SavedTensor(NamedTuple):
     layout: Layout | None = None
 
     @classmethod
-    def of(cls, tensor: torch.Tensor) -> _SavedTensor:
+    def of(cls, tensor: torch.Tensor) -> SavedTensor:
+        """A copy of a tensor."""
         return cls(local_part(tensor).detach().to("cpu", copy=True), tensor.device, Layout.of(tensor))
 
     def tensor(self) -> torch.Tensor:
+        """A new tensor with these values."""
         values = self.values.to(self.device, copy=True)
         return values if self.layout is None else self.layout.whole(values)
 
     def write_to(self, tensor: torch.Tensor) -> None:
+        """Write the values into a tensor."""
         local_part(tensor).copy_(self.values)
 
 
@@ -111,11 +115,11 @@ class Snapshot:
         scaler: torch.amp.GradScaler | None = None,
     ) -> None:
         self._model, self._optimizer, self._scaler = model, optimizer, scaler
-        self._parameters = [_SavedTensor.of(p) for p in model.parameters()]
-        self._gradients = [None if p.grad is None else _SavedTensor.of(p.grad) for p in model.parameters()]
-        self._buffers = saved_buffers(model)
+        self._parameters = [SavedTensor.of(p) for p in model.parameters()]
+        self._gradients = [None if p.grad is None else SavedTensor.of(p.grad) for p in model.parameters()]
+        self._buffers = saved_buffers(model.modules())
         self._training = [module.training for module in model.modules()]
-        copies: dict[int, _SavedTensor] = {}
+        copies: dict[int, SavedTensor] = {}
         self._optimizer_state = {param: _saved(state, copies) for param, state in optimizer.state.items()}
         self._groups = [
             {key: _saved(value) for key, value in group.items() if key != "params"} for group in optimizer.param_groups
@@ -198,7 +202,7 @@ class Snapshot:
             for key in group.keys() - saved.keys() - {"params"}:
                 del group[key]
             for key, value in saved.items():
-                if isinstance(value, _SavedTensor) and isinstance(group.get(key), torch.Tensor):
+                if isinstance(value, SavedTensor) and isinstance(group.get(key), torch.Tensor):
                     value.write_to(group[key])  # compiled and capturable optimizers hold this very tensor
                 else:
                     group[key] = _restored(value)
@@ -208,11 +212,10 @@ SavedBuffers = list[tuple[nn.Module, dict[str, tuple[torch.Tensor | None, Any]]]
 """Every module and, by name, its buffers and copies of them."""
 
 
-def saved_buffers(model: nn.Module) -> SavedBuffers:
-    """Copies of all buffers, for :func:`restore_buffers`."""
+def saved_buffers(modules: Iterable[nn.Module]) -> SavedBuffers:
+    """Copies of the modules' own buffers, for :func:`restore_buffers`."""
     return [
-        (module, {name: (buffer, _saved(buffer)) for name, buffer in module._buffers.items()})
-        for module in model.modules()
+        (module, {name: (buffer, _saved(buffer)) for name, buffer in module._buffers.items()}) for module in modules
     ]
 
 
@@ -232,14 +235,14 @@ def _restore_buffers(module: nn.Module, buffers: dict[str, tuple[torch.Tensor | 
     for name in module._buffers.keys() - buffers.keys():
         del module._buffers[name]
     for name, (original, saved) in buffers.items():
-        if original is not None and not _same_bits(
+        if original is not None and not same_bits(
             local_part(original).cpu(), saved.values
         ):  # expanded ones refuse any write
             original.copy_(saved.values)
         module._buffers[name] = original
 
 
-def _same_bits(first: torch.Tensor, second: torch.Tensor) -> bool:
+def same_bits(first: torch.Tensor, second: torch.Tensor) -> bool:
     """Whether two tensors of one type in host memory are the same, of which 0 and -0 are not."""
     if first.shape != second.shape or first.dtype != second.dtype:
         return False
@@ -257,7 +260,7 @@ def _matching_buffer(module: nn.Module, name: str, saved: Any) -> tuple[torch.Te
 
 def _plain(value: Any) -> Any:
     """A copy as plain values and tensors; a dictionary as pairs, so that it cannot be mistaken for a tensor."""
-    if isinstance(value, _SavedTensor):
+    if isinstance(value, SavedTensor):
         layout = {} if value.layout is None else {"layout": value.layout.state_dict()}
         return {"tensor": value.values, "device": value.device.type} | layout
     if isinstance(value, dict):
@@ -282,7 +285,7 @@ def _from_plain(value: Any, model: nn.Module) -> Any:
         on_host = value["device"] == "cpu"
         device = torch.device("cpu") if on_host else next(model.parameters()).device
         layout = Layout.from_state_dict(value["layout"], model) if "layout" in value else None
-        return _SavedTensor(value["tensor"], device, layout)
+        return SavedTensor(value["tensor"], device, layout)
     if "items" in value:
         return {_from_plain(key, model): _from_plain(item, model) for key, item in value["items"]}
     if "list" in value:
@@ -290,12 +293,12 @@ def _from_plain(value: Any, model: nn.Module) -> Any:
     return tuple(_restored(_from_plain(item, model)) for item in value["tuple"])
 
 
-def _saved(value: Any, copies: dict[int, _SavedTensor] | None = None) -> Any:
+def _saved(value: Any, copies: dict[int, SavedTensor] | None = None) -> Any:
     """A copy of a value; a tensor whose identity is in ``copies`` has that copy."""
     copies = {} if copies is None else copies
     if isinstance(value, torch.Tensor):
         if id(value) not in copies:
-            copies[id(value)] = _SavedTensor.of(value)
+            copies[id(value)] = SavedTensor.of(value)
         return copies[id(value)]
     if isinstance(value, dict):
         return {key: _saved(item, copies) for key, item in value.items()}
@@ -307,7 +310,7 @@ def _saved(value: Any, copies: dict[int, _SavedTensor] | None = None) -> Any:
 def _restored(value: Any, tensors: dict[int, torch.Tensor] | None = None) -> Any:
     """The value of a copy; a copy whose identity is in ``tensors`` has that tensor."""
     tensors = {} if tensors is None else tensors
-    if isinstance(value, _SavedTensor):
+    if isinstance(value, SavedTensor):
         if id(value) not in tensors:
             tensors[id(value)] = value.tensor()
         return tensors[id(value)]

@@ -6,12 +6,13 @@ import functools
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from accelerate.utils import send_to_device
 from torch import nn
 
+from lrrunner.training.loss_modules import LossModule, LossModulesSnapshot
 from lrrunner.training.optimizers import set_optimizer_mode
 from lrrunner.training.snapshot import RngState, Snapshot
 
@@ -43,6 +44,7 @@ class Trainable:
         no_sync: Context in which backward leaves gradients local.
         to_device: Moves a batch to the model's device.
         eval_mode: Whether evaluations put the model in eval mode; False for models that return no loss there.
+        loss_modules: Modules that the objective uses beside the model, restored with it.
     """
 
     model: nn.Module
@@ -56,11 +58,17 @@ class Trainable:
     no_sync: Callable[[], AbstractContextManager[Any]] = nullcontext
     to_device: Callable[[Any], Any] = lambda batch: batch
     eval_mode: bool = True
+    loss_modules: tuple[LossModule, ...] = ()
 
     @property
     def device(self) -> torch.device:
         """Device of the model."""
         return next(self.model.parameters()).device
+
+    @property
+    def modules(self) -> list[nn.Module]:
+        """The model, and the modules that the objective uses beside it."""
+        return [self.model, *(each.module for each in self.loss_modules)]
 
     @property
     def parameters(self) -> list[torch.nn.Parameter]:
@@ -73,12 +81,27 @@ class Trainable:
         set_optimizer_mode(self.optimizer, training=True)
 
 
+class InitialState(NamedTuple):
+    """Copies of what training changes: of model, optimizer and scaler, and of the modules that the objective uses."""
+
+    trained: Snapshot
+    used: LossModulesSnapshot
+
+    def restore(self) -> None:
+        """Restore everything, bit for bit; can be repeated."""
+        self.trained.restore()
+        self.used.restore()
+
+
 @contextmanager
-def preserved(trainable: Trainable) -> Iterator[Snapshot]:
-    """Restore model, optimizer, scaler and random number generators on exit, also after an exception."""
+def preserved(trainable: Trainable) -> Iterator[InitialState]:
+    """Restore model, optimizer, scaler, used modules and random number generators on exit, also after an exception."""
     device = trainable.device
     rng = RngState.capture(device)
-    snapshot = Snapshot(trainable.model, trainable.optimizer, trainable.scaler)
+    snapshot = InitialState(
+        Snapshot(trainable.model, trainable.optimizer, trainable.scaler),
+        LossModulesSnapshot(trainable.loss_modules, trainable.model),
+    )
     try:
         yield snapshot
     finally:

@@ -14,6 +14,7 @@ from lrrunner.config.schema import Config
 from lrrunner.library.model_wrappers import no_sync, uncompiled
 from lrrunner.system.environment import USE_FSDP_VARIABLE
 from lrrunner.training import fsdp
+from lrrunner.training.loss_modules import loss_modules
 from lrrunner.training.trainable import Trainable, to_device
 from lrrunner.worker.build import Components
 from lrrunner.worker.execution_settings import ExecutionSettings
@@ -60,6 +61,7 @@ def make_trainable(
         autocast=nullcontext if settings.mixed_precision == "fp32" else accelerator.autocast,
         no_sync=no_sync(accelerator, model),
         to_device=to_device(accelerator.device),
+        loss_modules=loss_modules(components.objective, model),
     )
 
 
