@@ -137,7 +137,7 @@ def _ignores_count(
     Every rank must call this, whatever its batch holds, since a forward pass may communicate. Random numbers and
     buffers are restored.
     """
-    rng, buffers = RngState.capture(trainer.accelerator.device), saved_buffers(model)
+    rng, buffers = RngState.capture(trainer.accelerator.device), saved_buffers(model.modules())
     count = torch.tensor(1) if num_items is None else num_items.clamp(min=1)
     losses: list[float] = []
     with torch.no_grad(), trainer.compute_loss_context_manager():

@@ -145,7 +145,7 @@ def test_buffers_gradients_flags_and_trained_parameters_are_restored() -> None:
     snapshot = LossModulesSnapshot([LossModule(net)], nn.Linear(2, 2))
     for _ in range(2):
         disturb(net)
-        weight.grad = None
+        net.zero_grad()
         gradient.add_(1)
         snapshot.restore()
         assert weight.grad is gradient
