@@ -59,6 +59,8 @@ def num_samples(batch: Any) -> int | None:
     >>> num_samples(([torch.zeros(2, 5)] * 8, [torch.zeros(1)] * 8))
     """
     if isinstance(batch, list | tuple):
+        if batch and isinstance(batch[0], torch.Tensor) and batch[0].ndim:
+            return batch[0].shape[0]
         return None if _are_samples(batch) else _first(map(_num_rows, batch))
     return _num_rows(batch)
 
@@ -100,6 +102,8 @@ def _not_a_count(num_items: Any) -> str:
 
     A number on a GPU is not read, since that would wait for the device.
     """
+    if type(num_items) is int and num_items >= 0:
+        return ""
     if isinstance(num_items, torch.Tensor):
         if num_items.ndim:
             return f"a tensor of shape {tuple(num_items.shape)}"

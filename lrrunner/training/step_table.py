@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
 from enum import IntEnum
-from functools import cached_property
-
-import numpy as np
-import numpy.typing as npt
 
 GRADIENT_TOLERANCE = 1e-4
 """Relative difference of gradient norms that ranks may have after a reduction; today all of them hold the same bits."""
 
 MAX_LISTED_RANKS = 8
+
+Columns = Sequence[Sequence[float]]
+"""The table by column: one value a rank, in rank order."""
 
 
 class Column(IntEnum):
@@ -37,63 +36,71 @@ class Request(IntEnum):
     STOP = 2
 
 
-@dataclass(frozen=True)
 class StepReading:
     """The summed table of a step, read on the host; the same on every rank.
 
-    Attributes:
-        rows: Each rank's row, in rank order; shape (world_size, number of columns), float64.
+    Args:
+        columns: What all ranks reported.
         grad_norm: L2 norm of the averaged gradient before clipping.
+
+    Attributes:
+        grad_norm: As given.
         bad_gradient_ranks: Ranks whose own gradient was not finite, as far as that was looked into.
+        save_requested: Whether a rank asked to save or to stop.
+        num_items: Items of all ranks.
+        loss: Mean loss over all items; NaN without any. Exactly rounded, so that the order of summation does not count.
     """
 
-    rows: npt.NDArray[np.float64]
-    grad_norm: float
-    bad_gradient_ranks: tuple[int, ...] = ()
-
-    @cached_property
-    def num_items(self) -> float:
-        """Items of all ranks."""
-        return math.fsum(self.rows[:, Column.ITEMS].tolist())
-
-    @cached_property
-    def loss(self) -> float:
-        """Mean loss over all items; NaN without any. Exactly rounded, so that the order of summation does not count."""
-        num_items = self.num_items
-        if not num_items:
-            return math.nan
-        sums = self.rows[:, Column.LOSS_SUM]
-        total = math.fsum(sums.tolist()) if np.isfinite(sums).all() else float(sums.sum())
-        return total / num_items
+    def __init__(self, columns: Columns, *, grad_norm: float = math.nan) -> None:
+        self._columns = columns
+        self.grad_norm = grad_norm
+        self.bad_gradient_ranks: tuple[int, ...] = ()
+        self.num_items = _exact_sum(columns[Column.ITEMS])
+        self.loss = _exact_sum(columns[Column.LOSS_SUM]) / self.num_items if self.num_items else math.nan
+        self.save_requested = any(columns[Column.REQUEST])
 
     @property
     def non_finite_ranks(self) -> tuple[int, ...]:
         """Ranks whose loss was not finite."""
-        return self._ranks(self.rows[:, Column.NON_FINITE] != 0)
+        return _ranks(self._columns[Column.NON_FINITE]) if any(self._columns[Column.NON_FINITE]) else ()
 
     @property
     def stopping_ranks(self) -> tuple[int, ...]:
         """Ranks that asked to stop."""
-        return self._ranks(self.rows[:, Column.REQUEST] == Request.STOP)
+        if not self.save_requested:
+            return ()
+        return _ranks([request == Request.STOP for request in self._columns[Column.REQUEST]])
 
     @property
-    def save_requested(self) -> bool:
-        """Whether a rank asked to save or to stop."""
-        return bool((self.rows[:, Column.REQUEST] != Request.NONE).any())
+    def gradient_square_sum(self) -> float:
+        """Sum over ranks of GRADIENT: under FSDP, the squared norm of the whole gradient."""
+        return sum(self._columns[Column.GRADIENT])
 
     @property
     def spare_sums(self) -> list[float]:
         """Sums over ranks of the columns of a probe."""
-        return [math.fsum(self.rows[:, column].tolist()) for column in range(len(Column), self.rows.shape[1])]
+        return [_exact_sum(values) for values in self._columns[len(Column) :]]
 
     @property
     def gradient_disagreement(self) -> str:
         """Which ranks hold which gradient norm, where these should be equal and are not; else empty."""
-        norms = self.rows[:, Column.GRADIENT]
-        if not np.isfinite(norms).all() or np.ptp(norms) <= GRADIENT_TOLERANCE * np.abs(norms).max():
+        norms = self._columns[Column.GRADIENT]
+        if not math.isfinite(self.gradient_square_sum):
+            return ""
+        largest = max(norms)
+        if largest - min(norms) <= GRADIENT_TOLERANCE * largest:
             return ""
         shown = ", ".join(f"{norm:.4g} on rank {rank}" for rank, norm in enumerate(norms[:MAX_LISTED_RANKS]))
         return shown if len(norms) <= MAX_LISTED_RANKS else f"{shown}, ..."
 
-    def _ranks(self, flags: npt.NDArray[np.bool_]) -> tuple[int, ...]:
-        return tuple(np.flatnonzero(flags).tolist())
+
+def _ranks(flags: Sequence[float]) -> tuple[int, ...]:
+    return tuple(rank for rank, flag in enumerate(flags) if flag)
+
+
+def _exact_sum(values: Sequence[float]) -> float:
+    """The sum, exactly rounded."""
+    try:
+        return math.fsum(values)
+    except (OverflowError, ValueError):  # the sum is infinite, or infinities of both signs are in it
+        return sum(values)

@@ -188,7 +188,7 @@ class SweepRun:
 
     def _settle(self, step: PendingStep) -> Stop | None:
         """Read a step, record it, and decide; the values are the same on every rank, and so is the decision."""
-        reading = step.read(num_rows=self._collective.world_size)
+        reading = step.read()
         if self._train_step.gradients_must_agree and (norms := reading.gradient_disagreement):
             raise UnreducedGradientError(norms, step=step.index)
         if not reading.num_items:

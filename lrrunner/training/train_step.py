@@ -8,7 +8,7 @@ step k is read while step k + 1 runs, so that the host never waits for the devic
 from __future__ import annotations
 
 import copy
-import dataclasses
+import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext, suppress
@@ -21,20 +21,15 @@ from torch.nn.parallel import DistributedDataParallel
 from lrrunner.training.collectives import Collective
 from lrrunner.training.fsdp import is_sharded, local_part
 from lrrunner.training.gradient_probe import GradientProbe
-from lrrunner.training.item_counts import count_error
 from lrrunner.training.learning_rate import LearningRate
-from lrrunner.training.step_table import Column, Request, StepReading
+from lrrunner.training.loss_result import Count, loss_and_count, weighted
+from lrrunner.training.model_calls import ModelCalls
+from lrrunner.training.step_table import Column, Columns, Request, StepReading
 from lrrunner.training.trainable import Trainable
 
 CHANGED_LR = (
     "optimizer must use the LR that the sweep sets, got {}, which replaced {:.3g} by {:.3g} in its step {}; switch off "
     "its own schedule, or use another optimizer"
-)
-
-
-WRONG_COUNT = (
-    "a tuple returned with the loss must be (loss, num_items), got {} for num_items; return the loss alone, or count "
-    "the items that it is the mean of"
 )
 
 
@@ -45,23 +40,12 @@ class PendingStep:
     Attributes:
         index: Its index in the LR schedule.
         skipped: Whether the update was skipped: by the gradient scaler, or because no rank had any items.
-        payload: The summed table and the gradient norm, flat.
-        copied: Event after which ``payload`` is on the host; None if it is.
-        bad_gradient_ranks: Ranks whose own gradient was not finite, as far as that was looked into.
+        read: Waits for the values, and returns them.
     """
 
     index: int
     skipped: bool
-    payload: torch.Tensor
-    copied: torch.cuda.Event | None = None
-    bad_gradient_ranks: tuple[int, ...] = ()
-
-    def read(self, *, num_rows: int) -> StepReading:
-        """Wait for the values, and return them."""
-        if self.copied is not None:
-            self.copied.synchronize()
-        values = self.payload.numpy()
-        return StepReading(values[:-1].reshape(num_rows, -1), float(values[-1]), self.bad_gradient_ranks)
+    read: Callable[[], StepReading]
 
 
 def reads_late(device: torch.device, scaler: torch.amp.GradScaler | None, *, sync_every_step: bool) -> bool:
@@ -112,6 +96,11 @@ class TrainStep:
         )
         self._learning_rate = LearningRate(trainable.optimizer)
         self._parameters = trainable.parameters
+        self._num_micro_batches = collective.world_size * trainable.accumulation_steps
+        self._clears_gradients = type(trainable.optimizer).zero_grad is torch.optim.Optimizer.zero_grad
+        self._calls = None
+        if collective.world_size > 1:
+            self._calls = ModelCalls(trainable.model, self._parameters, is_sharded=self._is_sharded)
         self.device = trainable.device
         self._on_cpu = self.device.type == "cpu"
         self.reads_late = reads_late(self.device, trainable.scaler, sync_every_step=sync_every_step)
@@ -120,27 +109,60 @@ class TrainStep:
 
     def run(self, index: int, lr: float, batches: Iterator[Any]) -> PendingStep:
         """Do step ``index`` of the LR schedule, at ``lr``: forward, backward, one all-reduce, one optimizer step."""
-        t = self.trainable
         self._learning_rate.set(lr)
-        t.optimizer.zero_grad(set_to_none=True)
+        self._clear_gradients()
         loss_sum, items = self._backward(batches)
         local_norm = self._grad_norm()
-        table = self._reduced_table(loss_sum, items, local_norm)
-        if self._on_cpu and not table[:, Column.ITEMS].any():
-            return self._pending(index, True, table, torch.zeros(()))
-        factor = self._gradient_factor(table)
-        self._multiply_gradients(factor)
-        if t.scaler is not None:
-            t.scaler.unscale_(t.optimizer)
-        grad_norm = self._averaged_norm(local_norm, table, factor)
-        if self._on_cpu and t.scaler is None and not torch.isfinite(table[:, Column.GRADIENT]).all():
-            return self._not_applied(index, table, grad_norm)
+        if self._on_cpu:
+            return self._finished_on_host(index, lr, self._reduced_columns(loss_sum, items, local_norm), local_norm)
+        return self._finished_on_device(index, lr, self._reduced_table(loss_sum, items, local_norm), local_norm)
+
+    def _finished_on_host(self, index: int, lr: float, columns: Columns, local_norm: torch.Tensor) -> PendingStep:
+        """The rest of a step on a CPU, where reading costs nothing: a bad gradient is not applied."""
+        assert self.reference_items is not None
+        reading = StepReading(columns)
+        pending = functools.partial(PendingStep, index, read=lambda: reading)
+        if not reading.num_items:
+            return pending(skipped=True)
+        factor = self.reference_items * self._num_micro_batches / reading.num_items
+        grad_norm = self._unscaled(local_norm, reading.gradient_square_sum, factor)
+        reading.grad_norm = float(grad_norm)
+        if self.trainable.scaler is None and not math.isfinite(reading.gradient_square_sum):
+            if not (reading.non_finite_ranks or self._is_sharded):
+                reading.bad_gradient_ranks = self._ranks_with_bad_gradient()
+            return pending(skipped=False)
+        return pending(skipped=self._applied(index, lr, grad_norm))
+
+    def _finished_on_device(self, index: int, lr: float, table: torch.Tensor, local_norm: torch.Tensor) -> PendingStep:
+        """The rest of a step on a GPU, without waiting for it."""
+        assert self.reference_items is not None
+        total = table[:, Column.ITEMS].sum()
+        factor = torch.where(total > 0, self.reference_items * self._num_micro_batches / total, 0.0)
+        grad_norm = self._unscaled(local_norm, table[:, Column.GRADIENT].sum(), factor)
+        skipped = self._applied(index, lr, grad_norm)
+        payload = torch.cat([table.flatten(), grad_norm.detach().double().reshape(1)])
+        copied = None
+        if self.reads_late:
+            on_host = torch.empty(payload.shape, dtype=payload.dtype, pin_memory=True)
+            on_host.copy_(payload, non_blocking=True)
+            copied = torch.cuda.Event()
+            copied.record()
+            payload = on_host
+        return PendingStep(index, skipped=skipped, read=functools.partial(_reading, payload, copied, len(table)))
+
+    def _applied(self, index: int, lr: float, grad_norm: torch.Tensor) -> bool:
+        """Clip, and step; returns whether the gradient scaler found an overflow and skipped the step.
+
+        Raises:
+            ValueError: the optimizer has replaced the LR.
+        """
+        t = self.trainable
         if t.max_grad_norm is not None:
             torch.nn.utils.clip_grads_with_norm_(self._parameters, t.max_grad_norm, grad_norm)
         skipped = self._step_optimizer()
         if (changed := self._learning_rate.changed_lr(lr)) is not None:
             raise ValueError(CHANGED_LR.format(type(t.optimizer).__name__, lr, changed, index))
-        return self._pending(index, skipped, table, grad_norm)
+        return skipped
 
     def discard_pass(self, batches: Iterator[Any]) -> None:
         """Do one forward and backward pass and drop the gradients.
@@ -148,13 +170,15 @@ class TrainStep:
         DDP rebuilds its buckets after its first backward pass. Another order of summation would change the last bit.
         """
         self._backward(batches)
-        self.trainable.optimizer.zero_grad(set_to_none=True)
+        self._clear_gradients()
 
-    def _not_applied(self, index: int, table: torch.Tensor, grad_norm: torch.Tensor) -> PendingStep:
-        """A step whose gradient is not finite, on a CPU: the optimizer does not step, and the origin is looked for."""
-        has_bad_loss = bool(table[:, Column.NON_FINITE].any())
-        ranks = () if has_bad_loss or self._is_sharded else self._ranks_with_bad_gradient()
-        return dataclasses.replace(self._pending(index, False, table, grad_norm), bad_gradient_ranks=ranks)
+    def _clear_gradients(self) -> None:
+        """What ``optimizer.zero_grad(set_to_none=True)`` does; torch's own costs more than a small model's norm."""
+        if not self._clears_gradients:
+            self.trainable.optimizer.zero_grad(set_to_none=True)
+            return
+        for parameter in self._parameters:
+            parameter.grad = None
 
     def _ranks_with_bad_gradient(self) -> tuple[int, ...]:
         """Ranks whose own micro-batches give a gradient that is not finite. Every rank must call this.
@@ -162,63 +186,64 @@ class TrainStep:
         After DDP's reduction the gradient is not finite on any rank. So every rank computes its own again, unreduced.
         """
         t = self.trainable
-        t.optimizer.zero_grad(set_to_none=True)
+        if self._collective.world_size == 1:
+            return (0,)
+        self._clear_gradients()
         with t.no_sync(), suppress(Exception):  # the objective may have changed a batch in place; then nobody is named
             for batch in self._micro_batches:
                 with t.autocast():
-                    loss, _ = self._loss_and_count(t.objective(t.model, batch), batch)
-                loss.backward()
+                    loss, _ = self._loss_and_count(batch)
+                if loss is not None:
+                    loss.backward()
         flags = torch.zeros(self._collective.world_size, dtype=torch.float64)
         flags[self._collective.rank] = not torch.isfinite(self._grad_norm())
         return tuple(torch.nonzero(self._collective.sum_(flags)).flatten().tolist())
 
-    def _backward(self, batches: Iterator[Any]) -> tuple[torch.Tensor | float, torch.Tensor | float]:
+    def _backward(self, batches: Iterator[Any]) -> tuple[torch.Tensor | float, Count]:
         """Accumulate the gradient of sum(loss * n / reference) / accumulation_steps; returns sum(loss * n), sum(n)."""
         t = self.trainable
         loss_sum: torch.Tensor | float = 0.0
-        items: torch.Tensor | float = 0.0
+        items: Count = 0.0
         self._micro_batches.clear()
         if self._probe is not None:
             self._probe.begin()
         for i in range(t.accumulation_steps):
             batch = t.to_device(next(batches))
-            if self._on_cpu:
+            if self._on_cpu and self._calls is not None:
                 self._micro_batches.append(copy.copy(batch))
             is_last = i == t.accumulation_steps - 1
             with nullcontext() if is_last else t.no_sync():
-                with t.autocast():
-                    loss, count = self._loss_and_count(t.objective(t.model, batch), batch)
-                multiplier = self._weight(count) / t.accumulation_steps
-                if self._on_cpu and not count and (self._collective.world_size == 1 or not is_last):
-                    continue  # no rank waits for this gradient, which may be NaN: 0 / 0 of a masked mean
-                scaled = _scaled(loss, multiplier)
-                (scaled if t.scaler is None else t.scaler.scale(scaled)).backward()
-                if self._probe is not None:
-                    self._probe.take(count, multiplier if t.scaler is None else multiplier * t.scaler.get_scale())
-            loss_sum = loss_sum + self._value(loss) * count
-            items = items + count
+                with nullcontext() if self._calls is None else self._calls.recorded(), t.autocast():
+                    loss, count = self._loss_and_count(batch)
+                weight = self._weight(count) / t.accumulation_steps
+                if loss is not None:
+                    self._propagate(weighted(loss, weight))
+                elif self._calls is not None and (is_last or self._is_sharded):  # the other ranks wait for this one
+                    self._propagate(self._calls.zero_loss())
+            if self._calls is not None:
+                self._calls.forget(with_loss=loss is not None)
+            if self._probe is not None:
+                self._probe.take(count, weight if t.scaler is None else weight * t.scaler.get_scale())
+            if loss is not None:
+                loss_sum = loss_sum + self._value(loss) * count
+                items = items + count
         return loss_sum, items
 
-    def _loss_and_count(self, result: Any, batch: Any) -> tuple[torch.Tensor, torch.Tensor | float]:
-        """The loss and the item count of an objective's result. A loss over no items is 0, whatever it says."""
-        if result is None:
-            return _zero_loss(self._parameters), 0
-        loss, count = result if isinstance(result, tuple) else (result, self.trainable.micro_batch_size)
-        if isinstance(count, torch.Tensor):
-            if not self._on_cpu:  # not read, since the host would wait for the device
-                return torch.where(count > 0, loss, 0.0), count
-            count = count.item()
-        if isinstance(result, tuple) and (wrong := count_error(count, batch)):
-            raise ValueError(WRONG_COUNT.format(wrong))
-        if not count and not loss.requires_grad:  # a constant
-            return _zero_loss(self._parameters), 0
-        return (loss if count else torch.where(torch.zeros_like(loss, dtype=torch.bool), loss, 0.0)), count
+    def _propagate(self, loss: torch.Tensor) -> None:
+        scaler = self.trainable.scaler
+        (loss if scaler is None else scaler.scale(loss)).backward()
+
+    def _loss_and_count(self, batch: Any) -> tuple[torch.Tensor | None, Count]:
+        t = self.trainable
+        return loss_and_count(
+            t.objective(t.model, batch), batch=batch, default_count=t.micro_batch_size, on_cpu=self._on_cpu
+        )
 
     def _value(self, tensor: torch.Tensor) -> torch.Tensor | float:
         """A scalar in float64; on a CPU as a float, since reading costs nothing there and tensor operations do."""
         return tensor.item() if self._on_cpu else tensor.detach().double()
 
-    def _weight(self, count: torch.Tensor | float) -> torch.Tensor | float:
+    def _weight(self, count: Count) -> torch.Tensor | float:
         """n over the reference count, so that a loss keeps its order of magnitude; 1 where all counts are equal.
 
         The reference is agreed once a repeat, from each rank's first micro-batch. ``_gradient_factor`` corrects the
@@ -229,50 +254,53 @@ class TrainStep:
             self.reference_items = max(1.0, self._collective.sum_(first).item()) / self._collective.world_size
         return (count.to(torch.float64) if isinstance(count, torch.Tensor) else count) / self.reference_items
 
-    def _gradient_factor(self, table: torch.Tensor) -> torch.Tensor | float:
-        """From the mean over micro-batches of n / reference * gradient to sum(n * gradient) / sum(n)."""
-        assert self.reference_items is not None
-        num_micro_batches = self._collective.world_size * self.trainable.accumulation_steps
-        total = table[:, Column.ITEMS].sum()
-        if self._on_cpu:
-            return self.reference_items * num_micro_batches / total.item()
-        return torch.where(total > 0, self.reference_items * num_micro_batches / total, 0.0)
-
-    def _multiply_gradients(self, factor: torch.Tensor | float) -> None:
-        if isinstance(factor, float) and factor == 1.0:
-            return
-        for parameter in self._parameters:
-            if parameter.grad is not None:
-                parameter.grad.mul_(factor if isinstance(factor, float) else factor.to(parameter.grad.dtype))
-
-    def _averaged_norm(
-        self, local_norm: torch.Tensor, table: torch.Tensor, factor: torch.Tensor | float
+    def _unscaled(
+        self, local_norm: torch.Tensor, square_sum: float | torch.Tensor, factor: torch.Tensor | float
     ) -> torch.Tensor:
-        """Norm of the gradient as it will be applied, from the norms measured before it was scaled."""
-        norm = table[:, Column.GRADIENT].sum().sqrt() if self._is_sharded else local_norm
+        """Multiply the gradients by ``factor`` and divide them by the scale; returns their norm.
+
+        That makes sum(n * gradient) / sum(n) of the mean over micro-batches of n / reference * gradient.
+        """
+        scaler = self.trainable.scaler
+        norm = torch.as_tensor(square_sum).sqrt() if self._is_sharded else local_norm
         if not (isinstance(factor, float) and factor == 1.0):
             norm = norm * factor
-        return norm if self.trainable.scaler is None else norm / self.trainable.scaler.get_scale()
+            for parameter in self._parameters:
+                if parameter.grad is not None:
+                    parameter.grad.mul_(factor if isinstance(factor, float) else factor.to(parameter.grad.dtype))
+        if scaler is None:
+            return norm
+        scaler.unscale_(self.trainable.optimizer)
+        return norm / scaler.get_scale()
 
-    def _reduced_table(
-        self, loss_sum: torch.Tensor | float, items: torch.Tensor | float, local_norm: torch.Tensor
-    ) -> torch.Tensor:
-        """One row a rank, summed over ranks: each rank's values, untouched by NaN of other ranks."""
+    def _reduced_columns(self, loss_sum: Any, items: Any, local_norm: torch.Tensor) -> Columns:
+        """The table of all ranks: each rank's values, untouched by NaN of other ranks."""
+        gradient = local_norm.item()
+        if self._is_sharded:
+            gradient = gradient**2
+        row = [loss_sum, items, not math.isfinite(loss_sum), self._request(), gradient]
+        if self._probe is not None:
+            row += map(float, self._probe.columns())
+        if self._collective.world_size == 1:
+            return [[value] for value in row]
+        table = torch.zeros((self._collective.world_size, self._num_columns), dtype=torch.float64)
+        table[self._collective.rank] = torch.tensor(row, dtype=torch.float64)
+        columns: list[list[float]] = self._collective.sum_(table).numpy().T.tolist()
+        return columns
+
+    def _reduced_table(self, loss_sum: Any, items: Count, local_norm: torch.Tensor) -> torch.Tensor:
+        """The table of all ranks, on the device."""
         gradient = local_norm.double().square() if self._is_sharded else local_norm
         spare = [gradient, *(() if self._probe is None else self._probe.columns())]
         size = (self._collective.world_size, self._num_columns)
         table = torch.zeros(size, dtype=torch.float64, device=self.device)
-        table[self._collective.rank] = self._row(loss_sum, items, spare)
+        table[self._collective.rank] = self._row_on_device(torch.as_tensor(loss_sum), items, spare)
         return self._collective.sum_(table)
 
-    def _row(
-        self, loss_sum: torch.Tensor | float, items: torch.Tensor | float, spare: Sequence[torch.Tensor | float]
+    def _row_on_device(
+        self, loss_sum: torch.Tensor, items: Count, spare: Sequence[torch.Tensor | float]
     ) -> torch.Tensor:
-        request = float(self._request())
-        if not isinstance(loss_sum, torch.Tensor):
-            row = [loss_sum, float(items), not math.isfinite(loss_sum), request, *map(float, spare)]
-            return torch.tensor(row, dtype=torch.float64)
-        on_device = torch.full((self._num_columns,), request, dtype=torch.float64, device=self.device)
+        on_device = torch.full((self._num_columns,), self._request(), dtype=torch.float64, device=self.device)
         on_device[Column.LOSS_SUM] = loss_sum
         on_device[Column.ITEMS] = items
         on_device[Column.NON_FINITE] = ~torch.isfinite(loss_sum)
@@ -282,10 +310,13 @@ class TrainStep:
 
     def _grad_norm(self) -> torch.Tensor:
         """L2 norm of the gradient on this rank, of its shard under FSDP; zero-dimensional, on its device."""
-        gradients = [local_part(p.grad) for p in self._parameters if p.grad is not None]
-        gradients = [g.coalesce().values() if g.is_sparse else g for g in gradients]
+        gradients = [gradient for p in self._parameters if (gradient := p.grad) is not None]
+        if self._is_sharded:
+            gradients = [local_part(gradient) for gradient in gradients]
+        if any(gradient.is_sparse for gradient in gradients):
+            gradients = [g.coalesce().values() if g.is_sparse else g for g in gradients]
         if self._on_cpu and gradients:  # half the time of torch's own, which first sorts by device and type
-            norm: torch.Tensor = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in gradients]))
+            norm: torch.Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
         else:
             norm = torch.nn.utils.get_total_norm(gradients)
         return norm
@@ -301,28 +332,13 @@ class TrainStep:
         t.scaler.update()
         return bool(t.scaler.get_scale() < scale_before)
 
-    def _pending(self, index: int, skipped: bool, table: torch.Tensor, grad_norm: torch.Tensor) -> PendingStep:
-        payload = torch.cat([table.flatten(), grad_norm.detach().double().reshape(1)])
-        if self._on_cpu or not self.reads_late:
-            return PendingStep(index, skipped, payload.cpu())
-        on_host = torch.empty(payload.shape, dtype=payload.dtype, pin_memory=True)
-        on_host.copy_(payload, non_blocking=True)
-        copied = torch.cuda.Event()
-        copied.record()
-        return PendingStep(index, skipped, on_host, copied)
 
-
-def _scaled(loss: torch.Tensor, multiplier: torch.Tensor | float) -> torch.Tensor:
-    """The loss times a weight; in 32 bits at least, since 16 would round the weight."""
-    if isinstance(multiplier, float) and multiplier == 1.0:
-        return loss
-    loss = loss.to(torch.promote_types(loss.dtype, torch.float32))
-    return loss * (multiplier.to(loss.dtype) if isinstance(multiplier, torch.Tensor) else multiplier)
-
-
-def _zero_loss(parameters: Sequence[torch.nn.Parameter]) -> torch.Tensor:
-    """A loss that reaches every parameter and moves none, so that a rank without a loss takes part in the reduction."""
-    return torch.stack([(p.flatten()[:1] * 0.0).sum() for p in parameters if p.requires_grad]).sum()
+def _reading(payload: torch.Tensor, copied: torch.cuda.Event | None, num_rows: int) -> StepReading:
+    """Read the values of a step, once they are on the host."""
+    if copied is not None:
+        copied.synchronize()
+    values = payload.cpu().numpy()
+    return StepReading(values[:-1].reshape(num_rows, -1).T.tolist(), grad_norm=float(values[-1]))
 
 
 def _has_local_parameters(model: torch.nn.Module) -> bool:
