@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -323,12 +324,22 @@ class RangeTestResult:
         return None if lr is None else tuple(lr * ratio for ratio in self.group_ratios)
 
     @property
+    def curve_number(self) -> int:
+        """Number of the pass that the suggestion was read from."""
+        if self.curve_pass is not None:
+            return self.curve_pass
+        return max((step.sweep_pass for step in self.steps if not step.skipped), default=0)
+
+    @property
     def curve_steps(self) -> tuple[Step, ...]:
         """Records of the pass that the suggestion was read from."""
-        number = self.curve_pass
-        if number is None:
-            number = max((step.sweep_pass for step in self.steps if not step.skipped), default=0)
+        number = self.curve_number
         return tuple(step for step in self.steps if step.sweep_pass == number)
+
+    @property
+    def best_loss(self) -> float | None:
+        """Lowest smoothed loss."""
+        return lowest_smoothed_loss(self.steps)
 
     @property
     def monitored(self) -> str:
@@ -347,3 +358,8 @@ class RangeTestResult:
         """The stop of the whole sweep: an interruption if there was one, else the stop of the curve."""
         interruptions = [stop for stop in self.stops if stop.reason == StopReason.INTERRUPTED]
         return min(interruptions, key=lambda stop: stop.step) if interruptions else self.curve_stop
+
+
+def lowest_smoothed_loss(steps: Iterable[Step]) -> float | None:
+    """The lowest one that is finite; None if none is."""
+    return min(filter(math.isfinite, (step.smoothed_loss for step in steps)), default=None)

@@ -193,7 +193,9 @@ class BatchScheduler:
         workers = self._ready_workers(slot, job)
         tags = {**self.tags, tag_names.JOB: str(batch_job.number)}
         try:
-            run_id = self.mlflow_runs.create(job.config.tracking, job.directory, redactor=job.redactor, tags=tags)
+            run_id = self.mlflow_runs.create(
+                job.config.tracking, job.directory, name=batch_job.label, redactor=job.redactor, tags=tags
+            )
         except ConfigError as error:
             result = JobResult(state=RunState.FAILED, exit_code=exit_codes.CONFIG_ERROR, cause="; ".join(error.errors))
             self._record(batch_job, result, run_id=None, seconds=0.0)

@@ -13,6 +13,7 @@ from lrrunner.batch.ledger import Entry
 from lrrunner.batch.state import read_state, update_state
 from lrrunner.batch.summary_files import write_summary
 from lrrunner.batch.summary_run import create_summary_run, find_summary_run, finish_summary_run
+from lrrunner.batch.summary_table import entry_labels
 from lrrunner.errors import ConfigError
 from lrrunner.results.reader import read_run
 from lrrunner.results.run_state import RunState, state_in
@@ -45,14 +46,15 @@ def sync_batch(directory: Path, *, uri: str | None = None) -> list[str]:
 def upload_batch(directory: Path, *, uri: str | None = None) -> list[str]:
     """As :func:`sync_batch`, for a process that holds the directory's lock."""
     entries = sorted(ledger.latest(ledger.read(directory)).values(), key=lambda entry: entry.job)
-    runs = [read_run(directory / entry.run_dir) for entry in entries if entry.run_dir is not None]
-    runs = [files for files in runs if files.config]
+    labelled = zip(entries, entry_labels(entries), strict=True)
+    named = [(read_run(directory / entry.run_dir), label) for entry, label in labelled if entry.run_dir is not None]
+    runs = [(files, label) for files, label in named if files.config]
     if not runs:
         raise ConfigError([f"the batch must have a job that began, got none in {directory}; nothing can be uploaded"])
-    connection = connect_for(runs[0], uri=uri)
+    connection = connect_for(runs[0][0], uri=uri)
     parent = _known_or_new(connection, directory)
     update_state(directory, mlflow_run_id=parent)
-    lines = [sync_run(files, uri=uri, tags={tag_names.PARENT: parent}) for files in runs]
+    lines = [sync_run(files, uri=uri, name=label, tags={tag_names.PARENT: parent}) for files, label in runs]
     entries = [replace(entry, run_id=_run_id(directory, entry)) for entry in entries]
     figures = write_summary(directory, entries)
     state = _final_state(directory, entries)

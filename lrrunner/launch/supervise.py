@@ -28,6 +28,7 @@ from lrrunner.system.devices import visible_gpus
 from lrrunner.system.interrupt_counter import InterruptCounter
 from lrrunner.system.job_log import JobLog
 from lrrunner.system.terminal import counted, write_line
+from lrrunner.tracking.run_names import default_run_name
 from lrrunner.tracking.supervised_run import SupervisedRuns
 
 POLL_S = 0.05
@@ -76,7 +77,9 @@ def _run(job: Job, gpus: tuple[str, ...], interrupts: InterruptCounter) -> JobRe
     group = WorkerGroup(job.plan(gpus=gpus), mailbox, environ=os.environ, sink=output.write)
     try:
         if not job.is_resumed:  # else rank 0 reopens the run; made while the ranks load torch
-            run_id = mlflow_runs.create(job.config.tracking, job.directory, redactor=job.redactor)
+            run_id = mlflow_runs.create(
+                job.config.tracking, job.directory, name=default_run_name(job.config), redactor=job.redactor
+            )
         group.start_job(job.message(0, run_id=run_id), timeout_s=job.timeout_s)
         result = as_recorded(job.directory, _wait(group, interrupts, display))
     finally:

@@ -23,6 +23,7 @@ from lrrunner.system.redaction import Redactor
 from lrrunner.tracking import tag_names
 from lrrunner.tracking.connection import Connection, UploadFailure, connect, script_tracking
 from lrrunner.tracking.mlflow_run import RunEnd, join_run
+from lrrunner.tracking.run_names import default_run_name
 from lrrunner.tracking.runs import create_run
 from lrrunner.training.learning_rate import LearningRate
 from lrrunner.training.optimizers import unwrapped
@@ -138,15 +139,18 @@ class RangeTest(RangeTestResult):
                     redactor=self._redactor,
                 )
             all_tags = own_tags | dict(tags or {})
-            run_id = create_run(connection, run_name=run_name or "lr range test", tags=all_tags)
-            failure = self._upload(connection, run_id, directory.path)
+            run_id = create_run(connection, run_name=run_name or default_run_name(self.job), tags=all_tags)
+            failure = self._upload(connection, run_id, directory.path, run_name=run_name)
         if failure is not None:
             raise ConnectionError(f"the range test is incomplete in MLflow: {failure.reason}")
         return run_id
 
-    def _upload(self, connection: Connection, run_id: str, directory: Path) -> UploadFailure | None:
+    def _upload(
+        self, connection: Connection, run_id: str, directory: Path, *, run_name: str | None
+    ) -> UploadFailure | None:
         """Upload params, metrics, note and files, and end the MLflow run."""
-        run = join_run(connection, run_id, sweep=self.job.sweep, params=self._content, tags={})
+        job = dataclasses.replace(self.job, tracking=dataclasses.replace(self.job.tracking, run_name=run_name))
+        run = join_run(connection, run_id, job=job, params=self._content, tags={})
         for step in self.steps:
             run.log_step(step)
         note = (directory / NOTE_FILE).read_text(encoding="utf-8")

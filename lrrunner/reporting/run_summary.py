@@ -83,9 +83,10 @@ def note(test: RangeTestResult, job: Config, *, command: str, directory: str) ->
     return f"""{_headline(test.suggestion)}
 
 {_sentence(test.suggestion.reason)}
-{details}The sweep ended at step {test.stop.step} of {job.sweep.num_steps}: {describe_stop(test.stop)}.
 
 {FIGURE_LINK}
+
+{details}The sweep ended at step {test.stop.step} of {job.sweep.num_steps}: {describe_stop(test.stop)}.
 
 {batch_summary(job, world_size=test.world_size)}
 
@@ -162,7 +163,7 @@ def describe_stop(stop: Stop) -> str:
 def _details(test: RangeTestResult, job: Config) -> dict[str, str]:
     """Label -> what there is to say beside the suggestion."""
     texts = {
-        "passes": describe_passes(test),
+        "range": describe_passes(test),
         "curve": describe_monitor(job.sweep),
         "trials": describe_trials(test),
         "batch size": describe_noise_scale(test),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import yaml
 
 from lrrunner.config.schema import Config
-from lrrunner.records import RangeTestResult, Step
+from lrrunner.records import RangeTestResult, Step, lowest_smoothed_loss
 from lrrunner.results.artifacts import (
     CONFIG_FILE,
     NOTE_FILE,
@@ -65,8 +64,7 @@ class RunFiles:
     @property
     def best_loss(self) -> float | None:
         """Lowest smoothed loss."""
-        losses = [step.smoothed_loss for step in self.records.steps]
-        return min(filter(math.isfinite, losses), default=None)
+        return lowest_smoothed_loss(self.records.steps)
 
 
 def read_run(path: Path) -> RunFiles:

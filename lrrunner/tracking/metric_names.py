@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from lrrunner.config.schema import SweepConfig
@@ -41,12 +41,21 @@ def step_point(step: Step, prefix: str = "") -> MetricPoint:
 
 
 def live_point(step: Step, sweep: SweepConfig) -> MetricPoint:
-    """A step of a running sweep, with a prefix of its own if another pass or repeat may follow.
+    """A step of a sweep of one pass, with a prefix of its own if it has several repeats."""
+    return step_point(step, _repeat_prefix(step, sweep))
 
-    Only the end of the sweep shows which pass has the plain names, and MLflow cannot take back a metric.
+
+def pass_points(steps: Iterable[Step], sweep: SweepConfig, *, curve_pass: int | None) -> Iterator[MetricPoint]:
+    """Steps of all passes.
+
+    Args:
+        steps: Their records.
+        sweep: The section ``sweep``.
+        curve_pass: The pass whose steps have the plain names; None if it is not known, for a sweep that has not ended.
     """
-    pass_prefix = f"pass_{step.sweep_pass}/" if sweep.auto_range else ""
-    return step_point(step, pass_prefix + _repeat_prefix(step, sweep))
+    for step in steps:
+        pass_prefix = "" if step.sweep_pass == curve_pass else f"pass_{step.sweep_pass}/"
+        yield step_point(step, pass_prefix + _repeat_prefix(step, sweep))
 
 
 def trial_step_point(number: int, step: Step) -> MetricPoint:
@@ -66,28 +75,21 @@ def trial_point(trial: Trial, *, timestamp_ms: int) -> MetricPoint:
     return MetricPoint(values, trial.trial, timestamp_ms, "confirm/")
 
 
-def final_points(test: RangeTestResult, sweep: SweepConfig) -> Iterator[MetricPoint]:
-    """The curve that the suggestion was read from, pooled over repeats under the plain names, and each repeat's own."""
-    if sweep.auto_range:
-        for step in test.curve_steps:
-            yield step_point(step, _repeat_prefix(step, sweep))
+def pooled_points(test: RangeTestResult, sweep: SweepConfig) -> Iterator[MetricPoint]:
+    """The mean over repeats of the curve that the suggestion was read from, under the plain names."""
     if sweep.repeats > 1:
         for step in pooled_steps(test.curve_steps, beta=sweep.smoothing):
             yield step_point(step)
 
 
-def is_superseded(prefix: str, test: RangeTestResult) -> bool:
-    """Whether the final points hold what live points with this prefix do."""
-    return prefix.startswith(f"pass_{test.curve_pass}/")
-
-
 def result_metrics(test: RangeTestResult) -> dict[str, float]:
-    """Suggested LR and noise scale, as far as there are any."""
-    metrics: dict[str, float | None] = {}
+    """Suggested LR, lowest loss and noise scale, as far as there are any."""
+    metrics: dict[str, float | None] = {"best_loss": test.best_loss}
     suggestion, noise = test.suggestion, test.noise_scale
     if suggestion.lr is not None and suggestion.interval is not None:
         low, high = suggestion.interval
         metrics |= {"suggested_lr": suggestion.lr, "suggested_lr_low": low, "suggested_lr_high": high}
+        metrics["log10_suggested_lr"] = math.log10(suggestion.lr)
     if noise is not None:
         metrics |= {
             "critical_batch_size": noise.critical_batch_size,
@@ -99,7 +101,12 @@ def result_metrics(test: RangeTestResult) -> dict[str, float]:
 
 def result_tags(test: RangeTestResult) -> dict[str, str]:
     """Verdict, reason of the stop, and the first step whose loss was not finite."""
-    found = {tag_names.VERDICT: str(test.suggestion.verdict), tag_names.STOP_REASON: str(test.stop.reason)}
+    verdict = str(test.suggestion.verdict)
+    found = {
+        tag_names.VERDICT: verdict,
+        tag_names.SHORT_VERDICT: verdict,
+        tag_names.STOP_REASON: str(test.stop.reason),
+    }
     non_finite = [step.step for step in test.curve_steps if not step.is_finite]
     if non_finite:
         found[tag_names.FIRST_NONFINITE_STEP] = str(min(non_finite))

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lrrunner.config.schema import SweepConfig
+from lrrunner.config.schema import Config, SweepConfig
 from lrrunner.records import RangeTestResult, Step, Trial
 from lrrunner.reporting.run_summary import link_figure
 from lrrunner.results.artifacts import artifacts
@@ -18,15 +18,17 @@ from lrrunner.system.plain_values import flattened
 from lrrunner.tracking.connection import Connection, UploadFailure, upload_failure
 from lrrunner.tracking.metric_names import (
     MetricPoint,
-    final_points,
-    is_superseded,
     live_point,
+    pass_points,
+    pooled_points,
     result_metrics,
     result_tags,
     trial_point,
     trial_step_point,
 )
-from lrrunner.tracking.runs import end_run, run_location, set_note
+from lrrunner.tracking.run_names import name_with_lr, short_labels
+from lrrunner.tracking.runs import delete_tag, end_run, run_location, set_note
+from lrrunner.tracking.tag_names import PROGRESS
 from lrrunner.tracking.uploader import MetricUploader
 
 FIGURE_KEY = "lr_sweep"
@@ -62,25 +64,28 @@ class RunEnd:
 
 
 def join_run(
-    connection: Connection, run_id: str, *, sweep: SweepConfig, params: Mapping[str, Any], tags: Mapping[str, str]
+    connection: Connection,
+    run_id: str,
+    *,
+    job: Config,
+    params: Mapping[str, Any],
+    tags: Mapping[str, str],
 ) -> MlflowRun:
     """Log a job's configuration to an existing run, and begin to log metrics to it.
 
     Args:
         connection: The experiment.
         run_id: The run; it may hold params and metrics already.
-        sweep: Decides which step goes under which metric name.
+        job: The job. Unless it names its run, the suggested LR is appended to the name in the end.
         params: Resolved configuration. A param that the run has already stays: MLflow lets none change.
         tags: Tags to set.
     """
     run = connection.client.get_run(run_id)
-    _log_inputs(connection, run_id, params=params, tags=tags, known_params=run.data.params)
-    return MlflowRun(
-        connection,
-        run_id,
-        sweep=sweep,
-        uploaded_prefixes={name[: name.rfind("/") + 1] for name in run.data.metrics},
-    )
+    short = short_labels(job)
+    new_tags = {key: value for key, value in short.items() if key not in run.data.tags} | dict(tags)
+    _log_inputs(connection, run_id, params={**short, **params}, tags=new_tags, known_params=run.data.params)
+    base_name = str(run.info.run_name) if job.tracking.run_name is None else None
+    return MlflowRun(connection, run_id, sweep=job.sweep, base_name=base_name)
 
 
 class MlflowRun:
@@ -90,14 +95,16 @@ class MlflowRun:
         run_id: The run.
     """
 
-    def __init__(self, connection: Connection, run_id: str, *, sweep: SweepConfig, uploaded_prefixes: set[str]) -> None:
+    def __init__(self, connection: Connection, run_id: str, *, sweep: SweepConfig, base_name: str | None) -> None:
         self.run_id = run_id
-        self._connection, self._sweep = connection, sweep
+        self._connection, self._sweep, self._base_name = connection, sweep, base_name
+        self._held: list[Step] = []
+        self._progress = ""
         self._last_ms = 0
         self._uploader = MetricUploader(
             functools.partial(_log_metrics, connection, run_id),
             redactor=connection.redactor,
-            uploaded_prefixes=uploaded_prefixes,
+            on_interval=self._show_progress,
         )
 
     @property
@@ -106,8 +113,25 @@ class MlflowRun:
         return run_location(self._connection, self.run_id)
 
     def log_step(self, step: Step) -> None:
-        """Queue a step of the sweep."""
-        self._add(live_point(step, self._sweep))
+        """Queue a step of the sweep, or hold it until it is known which pass has the plain names of metrics.
+
+        MLflow cannot take back a metric, and only the end of a sweep with auto-range shows which pass is its curve.
+        """
+        self._progress = f"step {step.step + 1} of {self._sweep.num_steps}, lr {step.lr:.1e}, loss {step.loss:.4g}"
+        if self._sweep.auto_range:
+            self._held.append(step)
+        else:
+            self._add(live_point(step, self._sweep))
+
+    def log_passes(self, *, curve_pass: int | None) -> None:
+        """Queue what was held.
+
+        Args:
+            curve_pass: The pass with the plain names; None if the sweep has not ended.
+        """
+        for point in pass_points(self._held, self._sweep, curve_pass=curve_pass):
+            self._add(point)
+        self._held = []
 
     def log_trial_step(self, number: int, step: Step) -> None:
         """Queue a step of a confirmation run."""
@@ -131,6 +155,7 @@ class MlflowRun:
         failure = None
         try:
             self._upload_points(end.test)
+            delete_tag(self._connection, self.run_id, PROGRESS)
             if end.test is not None:
                 self._log_result(end.test)
             set_note(self._connection, self.run_id, link_figure(end.note, run_id=self.run_id))
@@ -147,11 +172,15 @@ class MlflowRun:
         self._uploader.add(point)
 
     def _upload_points(self, test: RangeTestResult | None) -> None:
-        if test is not None:
-            self._uploader.discard(lambda prefix: is_superseded(prefix, test))
-            for point in final_points(test, self._sweep):
-                self._uploader.add(point)
+        self.log_passes(curve_pass=None if test is None else test.curve_number)
+        for point in pooled_points(test, self._sweep) if test is not None else ():
+            self._uploader.add(point)
         self._uploader.flush()
+
+    def _show_progress(self) -> None:
+        """Say in a tag where the sweep is; called in the uploader's thread."""
+        if self._progress:
+            self._connection.client.set_tag(self.run_id, PROGRESS, self._progress)
 
     def _log_result(self, test: RangeTestResult) -> None:
         """Log suggested LR and verdict, with the time of the last record, so that a second upload changes nothing."""
@@ -164,6 +193,9 @@ class MlflowRun:
             tags=[RunTag(key, value) for key, value in result_tags(test).items()],
             synchronous=True,
         )
+        if self._base_name is not None:
+            name = name_with_lr(self._base_name, test.suggestion.lr)
+            self._connection.client.update_run(self.run_id, name=self._connection.redactor.text(name))
 
     def _log_files(self, directory: Path) -> None:
         for file in artifacts(directory):

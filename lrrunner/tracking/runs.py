@@ -71,6 +71,12 @@ def set_note(connection: Connection, run_id: str, note: str) -> None:
     connection.client.set_tag(run_id, NOTE, connection.redactor.text(note)[:MAX_NOTE_LENGTH])
 
 
+def delete_tag(connection: Connection, run_id: str, name: str) -> None:
+    """Delete a tag, if the run has it."""
+    if name in connection.client.get_run(run_id).data.tags:
+        connection.client.delete_tag(run_id, name)
+
+
 def delete_run(connection: Connection, run_id: str) -> None:
     """Delete a run whose configuration turned out to be wrong. Never raises."""
     try:

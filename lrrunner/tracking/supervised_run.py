@@ -36,10 +36,11 @@ class SupervisedRuns:
         tracking: TrackingConfig,
         directory: Path,
         *,
+        name: str,
         redactor: Redactor,
         tags: Mapping[str, str] | None = None,
     ) -> str | None:
-        """Create the run of a job.
+        """Create the run of a job, with this name unless ``tracking.run_name`` is set.
 
         Returns:
             Its id; None if tracking is off or the store does not answer.
@@ -55,7 +56,7 @@ class SupervisedRuns:
         try:
             return create_run(
                 connection,
-                run_name=tracking.run_name or directory.name,
+                run_name=tracking.run_name or name,
                 tags=own_tags | user_tags | dict(tags or {}),
             )
         except Exception as error:  # noqa: BLE001 - a store that fails now must not cost the sweep

@@ -14,22 +14,28 @@ from lrrunner.system.process_identity import is_alive
 from lrrunner.system.redaction import MASK, Redactor
 from lrrunner.tracking import tag_names
 from lrrunner.tracking.connection import Connection, UploadFailure, connect
+from lrrunner.tracking.run_names import default_run_name
 from lrrunner.tracking.runs import create_run, find_run, run_exists, run_location
 from lrrunner.tracking.upload_run import upload_run
 from lrrunner.version import __version__
 
 
-def sync_run(files: RunFiles, *, uri: str | None = None, tags: Mapping[str, str] | None = None) -> str:
+def sync_run(
+    files: RunFiles, *, uri: str | None = None, name: str | None = None, tags: Mapping[str, str] | None = None
+) -> str:
     """As :func:`synced_location`; returns the run directory and where the run is in MLflow."""
-    return f"{files.path}: {synced_location(files, uri=uri, tags=tags)}"
+    return f"{files.path}: {synced_location(files, uri=uri, name=name, tags=tags)}"
 
 
-def synced_location(files: RunFiles, *, uri: str | None = None, tags: Mapping[str, str] | None = None) -> str:
+def synced_location(
+    files: RunFiles, *, uri: str | None = None, name: str | None = None, tags: Mapping[str, str] | None = None
+) -> str:
     """Upload what a run directory holds and MLflow misses, exactly once.
 
     Args:
         files: The run directory.
         uri: Tracking URI; None: the one that the run was given.
+        name: Name of the run if it is created, and its configuration gives it none; None: what is swept.
         tags: Further tags, if the run is created.
 
     Returns:
@@ -44,7 +50,7 @@ def synced_location(files: RunFiles, *, uri: str | None = None, tags: Mapping[st
     connection = connect_for(files, uri=uri)
     run_id: str | None = files.status.get("mlflow_run_id")
     if run_id is None or not run_exists(connection, run_id):
-        run_id = _found_or_created(connection, files, tags or {})
+        run_id = _found_or_created(connection, files, name or default_run_name(files.job), tags or {})
         write_status(files.path, mlflow_run_id=run_id)
         files = read_run(files.path)
     raise_failure(upload_run(connection, files, run_id=run_id))
@@ -81,16 +87,15 @@ def raise_failure(failure: UploadFailure | None) -> None:
     raise ConnectionError(failure.reason)
 
 
-def _found_or_created(connection: Connection, files: RunFiles, tags: Mapping[str, str]) -> str:
+def _found_or_created(connection: Connection, files: RunFiles, name: str, tags: Mapping[str, str]) -> str:
     tracking = files.job.tracking
     identity = {tag_names.RUN_DIR: str(files.path.resolve())}
     own_tags = {tag_names.VERSION: files.status.get("version", __version__), **identity}
     if files.test is not None:
         own_tags[tag_names.WORLD_SIZE] = str(files.test.world_size)
     user_tags = {key: str(value) for key, value in tracking.tags.items()}
-    name = tracking.run_name or files.path.resolve().name
     return find_run(connection, identity) or create_run(
-        connection, run_name=name, tags=own_tags | user_tags | dict(tags)
+        connection, run_name=tracking.run_name or name, tags=own_tags | user_tags | dict(tags)
     )
 
 

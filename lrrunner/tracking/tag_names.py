@@ -10,7 +10,14 @@ HOST = "lrrunner.host"
 PROCESS = "lrrunner.process"
 """Identity of the process that ends the run; another one ends it if that process is gone."""
 
+MODEL, OPTIMIZER, GLOBAL_BATCH_SIZE = "model", "optimizer", "global_batch_size"
+"""Short names of what the runs table is sorted and filtered by, as tags and params."""
+
+PROGRESS = "lrrunner.progress"
+"""Where a running sweep is; absent once it has ended."""
+
 VERDICT = "lrrunner.verdict"
+SHORT_VERDICT = "verdict"
 STOP_REASON = "lrrunner.stop_reason"
 FIRST_NONFINITE_STEP = "lrrunner.first_nonfinite_step"
 

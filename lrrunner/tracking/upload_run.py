@@ -27,7 +27,7 @@ def upload_run(connection: Connection, files: RunFiles, *, run_id: str) -> Uploa
     Returns:
         Why something is missing in MLflow; None if nothing is.
     """
-    run = join_run(connection, run_id, sweep=files.job.sweep, params=files.config, tags={})
+    run = join_run(connection, run_id, job=files.job, params=files.config, tags={})
     records = files.records
     for step in records.steps:
         run.log_step(step)

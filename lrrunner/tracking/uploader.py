@@ -5,7 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from lrrunner.system.redaction import Redactor
@@ -32,14 +32,17 @@ class MetricUploader:
     Args:
         upload: Sends a batch of metrics; what it raises is logged, and the batch is sent again later.
         redactor: Masks secrets in what is logged.
-        uploaded_prefixes: Prefixes of metrics that the run has already.
+        on_interval: Called in the thread before each upload of it.
     """
 
     def __init__(
-        self, upload: Callable[[list[Metric]], object], *, redactor: Redactor, uploaded_prefixes: Iterable[str] = ()
+        self,
+        upload: Callable[[list[Metric]], object],
+        *,
+        redactor: Redactor,
+        on_interval: Callable[[], object] = lambda: None,
     ) -> None:
-        self._upload, self._redactor = upload, redactor
-        self._uploaded_prefixes = set(uploaded_prefixes)
+        self._upload, self._redactor, self._on_interval = upload, redactor, on_interval
         self._queue: queue.SimpleQueue[MetricPoint] = queue.SimpleQueue()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="mlflow", daemon=True)
@@ -54,12 +57,6 @@ class MetricUploader:
         self._stopping.set()
         self._thread.join()
 
-    def discard(self, is_superseded: Callable[[str], bool]) -> None:
-        """Drop queued points with a prefix that is superseded, unless the run has metrics with that prefix already."""
-        for point in list(self._take(self._queue.qsize())):
-            if point.prefix in self._uploaded_prefixes or not is_superseded(point.prefix):
-                self._queue.put(point)
-
     def flush(self) -> None:
         """Upload what is queued. A batch that fails returns to the end of the queue, and its error is raised."""
         for _ in range(self._queue.qsize() // MAX_POINTS_PER_BATCH + 1):
@@ -71,13 +68,13 @@ class MetricUploader:
                 for point in batch:
                     self._queue.put(point)
                 raise
-            self._uploaded_prefixes |= {point.prefix for point in batch}
 
     def _run(self) -> None:
         pause_s = UPLOAD_INTERVAL_S
         while not self._stopping.wait(pause_s):
             started = time.perf_counter()
             try:
+                self._on_interval()
                 self.flush()
             except Exception as error:  # noqa: BLE001 - a store that fails now must not disturb the sweep
                 upload_failure(error, self._redactor)

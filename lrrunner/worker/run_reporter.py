@@ -136,6 +136,8 @@ class RunReporter:
     def on_passes(self, passes: Passes) -> None:
         """Record what the sweep supports, whatever becomes of the confirmation runs that follow."""
         self.directory.write_suggestion(self._result(passes, Trials()))
+        if passes.interruption is None:
+            self._mlflow.log_passes(curve_pass=passes.curve_pass)
 
     def begin_trial(self, number: int, planned: PlannedTrial) -> None:
         """A confirmation run begins."""

@@ -12,6 +12,7 @@ from lrrunner.results.writer import RunDirectory
 from lrrunner.tracking import tag_names
 from lrrunner.tracking.connection import Connection
 from lrrunner.tracking.mlflow_run import MlflowRun, RunEnd, join_run
+from lrrunner.tracking.run_names import default_run_name
 from lrrunner.tracking.runs import create_run, end_run, find_run, reopen_run, run_exists
 from lrrunner.version import __version__
 from lrrunner.worker.run_context import RunContext
@@ -50,11 +51,11 @@ class TrackedRun:
         if self._connection is None:
             return
         run_id, tags = self._given_run_id, self._tags(directory.path)
-        run_name = self._context.job.tracking.run_name or directory.path.name
+        job = self._context.job
+        run_name = job.tracking.run_name or default_run_name(job)
         try:
             run_id = run_id or self._reopen(directory) or create_run(self._connection, run_name=run_name, tags=tags)
-            sweep, params = self._context.job.sweep, self._context.values
-            self._run = join_run(self._connection, run_id, sweep=sweep, params=params, tags=tags)
+            self._run = join_run(self._connection, run_id, job=job, params=self._context.values, tags=tags)
         except Exception as error:  # noqa: BLE001 - a store that fails now must not cost the sweep
             logger.warning("MLflow failed (%s); the run directory keeps everything", error)
             if run_id is not None:
@@ -64,6 +65,11 @@ class TrackedRun:
         """Queue a step of the sweep."""
         if self._run is not None:
             self._run.log_step(step)
+
+    def log_passes(self, *, curve_pass: int | None) -> None:
+        """Queue the metrics of the sweep, which is over."""
+        if self._run is not None:
+            self._run.log_passes(curve_pass=curve_pass)
 
     def log_trial_step(self, number: int, step: Step) -> None:
         """Queue a step of a confirmation run."""

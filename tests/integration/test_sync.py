@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -104,7 +105,11 @@ def test_a_batch_is_uploaded_with_its_summary_run(tmp_path: Path) -> None:
     assert first.returncode == 0, first.stderr
     before = everything(tmp_path)
     summary = before.pop("run")
-    assert {name: run["parent"] for name, run in before.items()} == {"000": summary["id"], "001": summary["id"]}
+    assert len(before) == 2
+    assert all(
+        re.fullmatch(rf"sweep.seed={seed} lr=\S+", name) for seed, name in zip((1, 2), sorted(before), strict=True)
+    )
+    assert {run["parent"] for run in before.values()} == {summary["id"]}
     assert {"summary.csv", "summary.png", "summary.json", "ledger.jsonl"} <= set(summary["artifacts"])
     assert summary["status"] == "FINISHED"
     assert "sweep.seed=1" in summary["note"]
@@ -112,7 +117,8 @@ def test_a_batch_is_uploaded_with_its_summary_run(tmp_path: Path) -> None:
     after = everything(tmp_path)
     assert after.pop("run") == summary
     assert after == before
-    ids = {json.loads((tmp_path / "run" / name / "status.json").read_text())["mlflow_run_id"] for name in before}
+    statuses = [tmp_path / "run" / name / "status.json" for name in ("000", "001")]
+    ids = {json.loads(path.read_text())["mlflow_run_id"] for path in statuses}
     assert ids == {run["id"] for run in before.values()}
 
 

@@ -34,10 +34,18 @@ class FakeClient:
         self.artifacts: list[tuple[str, str | None]] = []
         self.images: list[tuple[str, int]] = []
         self.status = "RUNNING"
+        self.name = "my run"
         self.filter_string = ""
 
     def get_run(self, run_id: str) -> Any:
-        return SimpleNamespace(info=SimpleNamespace(run_name="my run", status=self.status), data=self._data)
+        data = SimpleNamespace(**vars(self._data), tags=dict(self.tags))
+        return SimpleNamespace(info=SimpleNamespace(run_name=self.name, status=self.status), data=data)
+
+    def update_run(self, run_id: str, *, name: str) -> None:
+        self.name = name
+
+    def delete_tag(self, run_id: str, key: str) -> None:
+        del self.tags[key]
 
     def log_batch(
         self, run_id: str, metrics: Any = (), params: Any = (), tags: Any = (), *, synchronous: bool = False

@@ -10,9 +10,9 @@ from lrrunner.config.schema import SweepConfig
 from lrrunner.records import RangeTestResult, Step, Stop, StopReason, Suggestion, Trial, Verdict
 from lrrunner.tracking.metric_names import (
     MetricPoint,
-    final_points,
-    is_superseded,
     live_point,
+    pass_points,
+    pooled_points,
     result_metrics,
     result_tags,
     step_point,
@@ -59,44 +59,45 @@ def finished(*steps: Step, lr: float | None = 0.003, curve_pass: int | None = No
     )
 
 
-@pytest.mark.parametrize(
-    ("auto_range", "repeats", "prefix"),
-    [(False, 1, ""), (True, 1, "pass_1/"), (False, 3, "repeat_2/"), (True, 3, "pass_1/repeat_2/")],
-)
-def test_a_live_step_takes_no_name_that_a_later_one_may_need(auto_range: bool, repeats: int, prefix: str) -> None:
-    """MLflow cannot take back a metric, and only the end shows which pass has the plain names."""
-    sweep = SweepConfig(auto_range=auto_range, repeats=repeats)
-    assert live_point(Step(sweep_pass=1, repeat=2, step=0, lr=0.1, loss=1.0), sweep).prefix == prefix
+@pytest.mark.parametrize(("repeats", "prefix"), [(1, ""), (3, "repeat_2/")])
+def test_a_step_of_a_single_pass_has_its_final_name_at_once(repeats: int, prefix: str) -> None:
+    """MLflow cannot take back a metric, so the plain names are left to the mean of several repeats."""
+    sweep = SweepConfig(auto_range=False, repeats=repeats)
+    assert live_point(Step(repeat=2, step=0, lr=0.1, loss=1.0), sweep).prefix == prefix
 
 
-def test_the_curve_has_the_plain_names_in_the_end() -> None:
-    """Its own pass then is not kept under a second name; other passes are."""
+def test_only_the_curve_has_the_plain_names() -> None:
+    """Other passes are kept under their own, and so are all passes of a sweep that has not ended."""
     steps = [Step(sweep_pass=number, step=0, lr=0.1, loss=1.0 + number) for number in (0, 1)]
-    test = finished(*steps, curve_pass=1)
-    assert [(point.prefix, point.values["loss"]) for point in final_points(test, SweepConfig(auto_range=True))] == [
-        ("", 2.0)
-    ]
-    assert is_superseded("pass_1/repeat_0/", test)
-    assert not is_superseded("pass_0/", test)
-    assert not is_superseded("", test)
+    points = pass_points(steps, SweepConfig(auto_range=True), curve_pass=1)
+    assert [(point.prefix, point.values["loss"]) for point in points] == [("pass_0/", 1.0), ("", 2.0)]
+    unknown = pass_points(steps, SweepConfig(auto_range=True, repeats=2), curve_pass=None)
+    assert [point.prefix for point in unknown] == ["pass_0/repeat_0/", "pass_1/repeat_0/"]
 
 
 def test_repeats_have_their_own_names_and_their_mean_the_plain_ones() -> None:
-    """Without passes, the live points of a repeat are its final ones."""
+    """A single repeat has no mean of its own."""
     steps = [Step(repeat=number, step=0, lr=0.1, loss=1.0 + number, smoothed_loss=1.0 + number) for number in (0, 1)]
     test = finished(*steps, curve_pass=0)
-    one_pass = final_points(test, SweepConfig(repeats=2, auto_range=False))
-    assert [(point.prefix, point.values["loss"]) for point in one_pass] == [("", 1.5)]
-    several = final_points(test, SweepConfig(repeats=2, auto_range=True))
-    assert [point.prefix for point in several] == ["repeat_0/", "repeat_1/", ""]
+    pooled = pooled_points(test, SweepConfig(repeats=2))
+    assert [(point.prefix, point.values["loss"]) for point in pooled] == [("", 1.5)]
+    assert list(pooled_points(test, SweepConfig(repeats=1))) == []
 
 
 def test_the_result_is_in_metrics_and_tags() -> None:
     """The runs table shows them; without a suggestion there is no LR to show."""
-    test = finished(Step(step=0, lr=0.1, loss=1.0), Step(step=1, lr=0.2, loss=math.inf))
-    assert result_metrics(test) == {"suggested_lr": 0.003, "suggested_lr_low": 0.0015, "suggested_lr_high": 0.006}
+    last = Step(step=1, lr=0.2, loss=math.inf, smoothed_loss=math.inf)
+    test = finished(Step(step=0, lr=0.1, loss=1.0, smoothed_loss=0.9), last)
+    assert result_metrics(test) == {
+        "suggested_lr": 0.003,
+        "suggested_lr_low": 0.0015,
+        "suggested_lr_high": 0.006,
+        "log10_suggested_lr": math.log10(0.003),
+        "best_loss": 0.9,
+    }
     assert result_tags(test) == {
         "lrrunner.verdict": "ok",
+        "verdict": "ok",
         "lrrunner.stop_reason": "diverged",
         "lrrunner.first_nonfinite_step": "1",
     }

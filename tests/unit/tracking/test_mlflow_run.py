@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from lrrunner.config.schema import SweepConfig
+from lrrunner.config.schema import Config, DataConfig, SweepConfig, TrackingConfig
 from lrrunner.records import RangeTestResult, Step, Stop, StopReason, Suggestion, Verdict
 from lrrunner.results.run_state import RunState
 from lrrunner.tracking.mlflow_run import MlflowRun, RunEnd, has_image, join_run, pin_image
@@ -26,10 +26,17 @@ def result() -> RangeTestResult:
     )
 
 
-def joined(client: FakeClient, *, auto_range: bool = True) -> MlflowRun:
-    sweep = SweepConfig(auto_range=auto_range)
+def joined(client: FakeClient, *, auto_range: bool = True, run_name: str | None = None) -> MlflowRun:
+    job = Config(
+        model={"_target_": "mine.Net"},
+        objective={},
+        optimizer={"_target_": "torch.optim.AdamW"},
+        data=DataConfig(global_batch_size=64),
+        sweep=SweepConfig(auto_range=auto_range),
+        tracking=TrackingConfig(run_name=run_name),
+    )
     params = {"sweep": {"start_lr": 1e-7, "end_lr": 10.0}, "odd(key)": "x"}
-    return join_run(connected(client), "a1", sweep=sweep, params=params, tags={"stage": "try"})
+    return join_run(connected(client), "a1", job=job, params=params, tags={"stage": "try"})
 
 
 @pytest.fixture
@@ -47,7 +54,9 @@ def test_a_param_that_the_run_has_is_not_sent_again() -> None:
     client = FakeClient(params={"sweep.start_lr": "1e-07"})
     run = joined(client)
     run.finish(RunEnd(state=RunState.FINISHED, note="", directory=Path("missing")))
-    assert client.params == [{"sweep.end_lr": "10.0", "odd_key_": "x"}]
+    short = {"model": "Net", "optimizer": "AdamW", "global_batch_size": "64"}
+    assert client.params == [short | {"sweep.end_lr": "10.0", "odd_key_": "x"}]
+    assert client.tags.items() >= short.items()
     assert client.tags["stage"] == "try"
 
 
@@ -78,15 +87,41 @@ def test_a_finished_run_has_its_curve_result_note_figure_and_files(directory: Pa
     assert client.status == "FINISHED"
 
 
-def test_a_curve_that_has_begun_under_the_name_of_its_pass_is_completed(directory: Path) -> None:
-    """A server has shown its beginning already, in a previous attempt at the run."""
-    client = FakeClient(metrics={"pass_0/loss": 2.0})
+def test_a_running_sweep_shows_its_progress_and_holds_its_curve(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the end shows which pass has the plain names, and MLflow cannot take back a metric."""
+    monkeypatch.setattr("lrrunner.tracking.uploader.UPLOAD_INTERVAL_S", 0.01)
+    client = FakeClient()
     run = joined(client)
-    for step in STEPS:
-        run.log_step(step)
+    run.log_step(STEPS[0])
+    while "lrrunner.progress" not in client.tags:  # the test's own timeout ends this
+        time.sleep(0.01)
+    assert client.tags["lrrunner.progress"] == "step 1 of 100, lr 1.0e-01, loss 2"
+    assert client.metrics == []
+    run.log_passes(curve_pass=0)
+    while not client.metrics:
+        time.sleep(0.01)
+    assert ("loss", 2.0, 1000, 0) in client.metrics
+    run.finish(RunEnd(state=RunState.FINISHED, note="", directory=Path("missing")))
+    assert "lrrunner.progress" not in client.tags
+
+
+def test_an_interrupted_sweep_keeps_the_names_of_its_passes(directory: Path) -> None:
+    """Another attempt may need another range, whose curve then has the plain names."""
+    client = FakeClient()
+    run = joined(client)
+    run.log_step(STEPS[0])
+    run.finish(RunEnd(state=RunState.KILLED, note="", directory=directory))
+    assert [name for name, *_ in client.metrics if name.endswith("loss")] == ["pass_0/loss"]
+
+
+@pytest.mark.parametrize(("run_name", "shown"), [(None, "my run lr=5.0e-02"), ("mine", "my run")])
+def test_a_name_that_is_not_the_users_gets_the_lr(directory: Path, run_name: str | None, shown: str) -> None:
+    """The runs table answers by itself."""
+    client = FakeClient()
+    run = joined(client, run_name=run_name)
+    run.log_step(STEPS[0])
     run.finish(RunEnd(state=RunState.FINISHED, note="", directory=directory, test=result()))
-    names = [name for name, *_ in client.metrics if name.endswith("loss")]
-    assert names == ["pass_0/loss", "pass_0/loss", "loss", "loss"]
+    assert client.name == shown
 
 
 @pytest.mark.parametrize("method", ["log_metrics", "log_artifact", "set_terminated"])

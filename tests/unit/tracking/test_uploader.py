@@ -26,9 +26,9 @@ class Store:
         self.metrics += [(metric.key, metric.value, metric.timestamp, metric.step) for metric in metrics]
 
 
-def uploader(store: Store, *, uploaded_prefixes: tuple[str, ...] = ()) -> MetricUploader:
+def uploader(store: Store) -> MetricUploader:
     """An uploader whose thread has ended, so that only the test flushes."""
-    made = MetricUploader(store, redactor=Redactor(), uploaded_prefixes=uploaded_prefixes)
+    made = MetricUploader(store, redactor=Redactor())
     made.stop()
     return made
 
@@ -57,17 +57,6 @@ def test_a_batch_that_failed_is_sent_again() -> None:
         uploads.flush()
     uploads.flush()
     assert sorted(step for *_, step in store.metrics) == list(steps)
-
-
-def test_superseded_points_are_discarded_unless_their_curve_has_begun() -> None:
-    """A curve is shown under one name if it can be, and is whole under every name that MLflow shows."""
-    store = Store()
-    uploads = uploader(store, uploaded_prefixes=("pass_1/",))
-    for prefix in ("pass_0/", "pass_1/", ""):
-        uploads.add(point(0, prefix))
-    uploads.discard(lambda prefix: prefix.startswith("pass_"))
-    uploads.flush()
-    assert [name for name, *_ in store.metrics] == ["pass_1/loss", "loss"]
 
 
 def test_steps_without_metrics_send_nothing() -> None:
