@@ -148,7 +148,7 @@ def num_batches(loader: Any) -> int | None:
         return None
 
 
-def _loaders_and_samplers(loader: Any) -> Iterator[Any]:
+def loaders_and_samplers(loader: Any) -> Iterator[Any]:
     """A loader, the loader inside of it, and their samplers, outermost first."""
     queue, seen = [loader], set()
     while queue:
@@ -162,7 +162,7 @@ def _loaders_and_samplers(loader: Any) -> Iterator[Any]:
 
 def seed_generators(loader: Any, *entropy: int) -> None:
     """Seed every generator of a loader, or a sampler, and its samplers from a tuple of non-negative integers."""
-    attributes = itertools.chain.from_iterable(vars(part).values() for part in _loaders_and_samplers(loader))
+    attributes = itertools.chain.from_iterable(vars(part).values() for part in loaders_and_samplers(loader))
     generators = {id(value): value for value in attributes if isinstance(value, GENERATORS)}
     for number, generator in enumerate(generators.values()):
         seed = int(np.random.SeedSequence((*entropy, number)).generate_state(1)[0])
@@ -185,7 +185,7 @@ def _epoch_setter(loader: Any) -> Callable[[int], None]:
         return set_iteration
     samplers = [
         (part, part.epoch)
-        for part in _loaders_and_samplers(loader)
+        for part in loaders_and_samplers(loader)
         if hasattr(part, "set_epoch") and hasattr(part, "epoch")
     ]
 

@@ -18,6 +18,7 @@ from lrrunner.library.caller_state import (
     scaler_between_steps,
 )
 from lrrunner.library.interrupt_request import InterruptRequest
+from lrrunner.library.loader_agreement import agreement_errors
 from lrrunner.library.loss_function import CountedLoss
 from lrrunner.library.model_wrappers import innermost, no_sync
 from lrrunner.library.options import OBJECT_NAMES, call_text, config_from_options, disagreements
@@ -206,6 +207,10 @@ def _checked_job(objects: ScriptObjects, options: Mapping[str, Any], collective:
     with argument_errors():
         collectives.agree(collective, errors)
         collectives.agree(collective, disagreements(collective.gather(plain)))
+        with rng_restored(next(objects.model.parameters()).device):
+            errors = agreement_errors(collective, objects.train_loader)
+            errors += agreement_errors(collective, objects.val_loader, name="val_loader")
+        collectives.agree(collective, errors)
     return job
 
 

@@ -16,7 +16,8 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+from torch.utils.data.distributed import DistributedSampler
 
 import lrrunner
 from lrrunner.training.fsdp import local_part
@@ -140,16 +141,22 @@ def refusals() -> list[str]:
     model, optimizer = plain_ddp()
     loader = [regression_data()]
     found = []
-    for given, options in (
+    inputs, targets = regression_data()
+    shard = TensorDataset(inputs[: 96 - 24 * dist.get_rank()], targets[: 96 - 24 * dist.get_rank()])
+    cases: tuple[tuple[nn.Module, dict[str, Any]], ...] = (
+        (model, {"train_loader": DataLoader(shard, batch_size=4, sampler=DistributedSampler(shard))}),
+        (model, {"train_loader": DataLoader(shard, batch_size=4)}),
         (small_model(), {}),
         (model, {"num_steps": 1 if dist.get_rank() else 10}),
         (model, {"num_steps": 12 if dist.get_rank() else 10}),
         (model, {"accumulation_steps": 2 if dist.get_rank() else None}),
         (model, {"start_lr": -1.0}),
-    ):
+    )
+    for given, options in cases:
         own = optimizer if given is model else torch.optim.SGD(given.parameters(), lr=0.1)
+        batches = options.pop("train_loader", loader)
         with pytest.raises(ValueError, match="wrong") as caught:
-            lrrunner.range_test(None, given, own, loader, squared_error, **options)
+            lrrunner.range_test(None, given, own, batches, squared_error, **options)
         found.append(str(caught.value).splitlines()[1])
     return found
 
@@ -316,7 +323,10 @@ def test_a_sweep_within_an_accumulation_keeps_ranks_together(cases: list[dict[st
 def test_all_ranks_refuse_an_error_of_one(cases: list[dict[str, Any]]) -> None:
     """A rank that continued would wait for ever."""
     for case in cases:
-        unwrapped, few, differing, resolved, negative = case["refusals"]
+        split, shards, unwrapped, few, differing, resolved, negative = case["refusals"]
+        assert "train_loader must read one data set on all ranks" in split
+        assert "got 96 on rank 0, 72 on rank 1 samples; let every rank read the whole data set" in split
+        assert "train_loader must give as many batches on every rank" in shards
         assert "model must be wrapped for 2 ranks, got Sequential" in unwrapped
         assert "num_steps must be at least 2, got 1; try 100 (on rank 1)" in few
         assert "num_steps must be the same on every rank, got 10 on rank 0, 12 on rank 1" in differing
