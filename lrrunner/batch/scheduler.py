@@ -27,6 +27,7 @@ from lrrunner.results.run_state import JobResult, RunState, state_in
 from lrrunner.results.status_file import as_recorded, close_abandoned, read_status
 from lrrunner.system import exit_codes
 from lrrunner.system.interrupt_counter import InterruptCounter
+from lrrunner.system.temporary_folders import remove_stale_folders
 from lrrunner.tracking import tag_names
 from lrrunner.tracking.supervised_run import SupervisedRuns
 
@@ -99,6 +100,7 @@ class BatchScheduler:
         self._num_jobs = 0
 
     def __enter__(self) -> Self:
+        remove_stale_folders()
         if read_state(self.directory):  # only in a batch directory is a folder of this name ours
             shutil.rmtree(self.directory / GROUPS_FOLDER, ignore_errors=True)
         return self

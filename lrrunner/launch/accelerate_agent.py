@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 from lrrunner.launch.mailbox import JobMailbox, remove_mailbox_when_orphaned
 from lrrunner.system.devices import keep_to_cores
-from lrrunner.system.environment import MAILBOX_VARIABLE
 from lrrunner.system.garbage_collection import collection_paused, exempt_from_collection
 from lrrunner.system.parent_process import die_with_parent, orphan_check
 
 
 def main() -> None:
     """Become ``accelerate launch``; when the supervisor is gone, its mailbox is removed."""
-    mailbox, orphaned = JobMailbox(Path(os.environ[MAILBOX_VARIABLE])), orphan_check()
+    mailbox, orphaned = JobMailbox.of_this_rank(), orphan_check()
     remove_mailbox_when_orphaned(mailbox, orphaned)
     die_with_parent()
     keep_to_cores(os.environ)

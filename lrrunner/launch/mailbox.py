@@ -10,9 +10,8 @@ import contextlib
 import os
 import shutil
 import signal
-import socket
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -20,14 +19,15 @@ from typing import Any
 
 from lrrunner.records import Progress
 from lrrunner.system.atomic_files import read_json, write_json
-from lrrunner.system.process_identity import is_alive, process_identity
+from lrrunner.system.environment import MAILBOX_VARIABLE, OUTPUT_VARIABLE
+from lrrunner.system.process_identity import process_identity
+from lrrunner.system.temporary_folders import remove_private_folder, write_owner
 
 RANK_POLL_S = 0.02
 HEARTBEAT_INTERVAL_S = 0.5
 """Shortest time between two heartbeats of one job's steps: each is a file."""
 
 NO_JOB = -1
-OWNER_FILE = "owner.json"
 
 ANOTHER_RANK_IS_GONE = "another rank is gone"
 ANOTHER_RANK_IS_SILENT = "another rank does not answer"
@@ -91,10 +91,18 @@ class JobMailbox:
 
     Args:
         folder: Made by :meth:`create`.
+        output: Folder of the ranks' pipes, which is removed with the mailbox; None: somebody else removes it.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, output: Path | None = None) -> None:
         self.folder = folder
+        self._output = output
+
+    @classmethod
+    def of_this_rank(cls) -> JobMailbox:
+        """The mailbox in which this rank, or the launcher of its group, finds its jobs."""
+        output = os.environ.get(OUTPUT_VARIABLE)
+        return cls(Path(os.environ[MAILBOX_VARIABLE]), output=None if output is None else Path(output))
 
     def create(self) -> None:
         """Make a new folder that only its owner can read.
@@ -105,13 +113,13 @@ class JobMailbox:
         for name in ("jobs", "heartbeats", "outcomes"):
             (self.folder / name).mkdir(parents=True)
         self.folder.chmod(0o700)
-        owner = {"process": process_identity(), "host": socket.gethostname()}
-        write_json(self.folder / OWNER_FILE, owner, private=True)
+        write_owner(self.folder)
 
     def remove(self) -> None:
         """Remove the folder, jobs first."""
         shutil.rmtree(self.folder / "jobs", ignore_errors=True)
-        shutil.rmtree(self.folder, ignore_errors=True)
+        for folder in filter(None, (self.folder, self._output)):
+            remove_private_folder(folder)
 
     def post(self, message: JobMessage) -> None:
         """Leave a job for the ranks."""
@@ -196,14 +204,6 @@ class HeartbeatWriter:
         """Write that a step is over, unless the last heartbeat is recent."""
         if time.monotonic() - self._written_at > HEARTBEAT_INTERVAL_S:
             self.job_changed(job, step=step)
-
-
-def remove_stale_folders(folders: Iterable[Path]) -> None:
-    """Remove the mailboxes whose supervisor, on this machine, is dead: jobs in them may hold secrets."""
-    for folder in folders:
-        owner = read_json(folder / OWNER_FILE) or {}
-        if owner.get("host") == socket.gethostname() and not is_alive(owner.get("process", "elsewhere:::")):
-            shutil.rmtree(folder, ignore_errors=True)
 
 
 def remove_mailbox_when_orphaned(mailbox: JobMailbox, orphaned: Callable[[], bool]) -> None:

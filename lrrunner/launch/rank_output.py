@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from lrrunner.results.artifacts import RANKS_FOLDER
 from lrrunner.system.redaction import Redactor
+from lrrunner.system.temporary_folders import new_private_folder, remove_private_folder
 
 MAX_READ_BYTES = 1 << 16
 READS_PER_TURN = 2
@@ -37,7 +36,7 @@ class RankPipes:
     """
 
     def __init__(self, num_ranks: int, sink: LineSink) -> None:
-        self.folder = Path(tempfile.mkdtemp(prefix="lrrunner-output-"))
+        self.folder = new_private_folder("output-")
         self._sink = sink
         self._pipes: dict[tuple[int, str], tuple[int, int]] = {}
         self._unfinished: dict[tuple[int, str], bytes] = {}
@@ -85,7 +84,7 @@ class RankPipes:
             for descriptor in pipe:
                 os.close(descriptor)
         self._pipes, self._unfinished = {}, {}
-        shutil.rmtree(self.folder, ignore_errors=True)
+        remove_private_folder(self.folder)
 
 
 class RankOutputFiles:

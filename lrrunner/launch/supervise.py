@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import os
 import sys
-import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +14,6 @@ from lrrunner.config.schema import Config
 from lrrunner.errors import ConfigError
 from lrrunner.launch.job import Job
 from lrrunner.launch.machine_checks import machine_errors
-from lrrunner.launch.mailbox import remove_stale_folders
 from lrrunner.launch.rank_output import RankOutputFiles
 from lrrunner.launch.worker_group import WorkerGroup
 from lrrunner.reporting.progress_display import ProgressDisplay, progress_display
@@ -27,12 +25,12 @@ from lrrunner.system import exit_codes
 from lrrunner.system.devices import visible_gpus
 from lrrunner.system.interrupt_counter import InterruptCounter
 from lrrunner.system.job_log import JobLog
+from lrrunner.system.temporary_folders import new_private_folder, remove_stale_folders
 from lrrunner.system.terminal import counted, write_line
 from lrrunner.tracking.run_names import default_run_name
 from lrrunner.tracking.supervised_run import SupervisedRuns
 
 POLL_S = 0.05
-MAILBOX_PREFIX = "lrrunner-mailbox-"
 
 
 def supervise(config: Config, command_line: CommandLine) -> int:
@@ -72,8 +70,8 @@ def _run(job: Job, gpus: tuple[str, ...], interrupts: InterruptCounter) -> JobRe
     display = progress_display(quiet=job.command_line.quiet)
     output = RankOutputFiles(job.directory, job.redactor, echo=functools.partial(_print, display))
     display.announce(f"starting {counted(job.num_processes, 'rank')} ...")
-    remove_stale_folders(Path(tempfile.gettempdir()).glob(f"{MAILBOX_PREFIX}*"))
-    mailbox = Path(tempfile.mkdtemp(prefix=MAILBOX_PREFIX))
+    remove_stale_folders()
+    mailbox = new_private_folder("mailbox-")
     group = WorkerGroup(job.plan(gpus=gpus), mailbox, environ=os.environ, sink=output.write)
     try:
         if not job.is_resumed:  # else rank 0 reopens the run; made while the ranks load torch

@@ -25,8 +25,8 @@ def die_with_parent() -> None:
 
 
 def is_supervised() -> bool:
-    """Whether the supervisor of this worker group is alive; True for one on another machine."""
-    return is_alive(os.environ.get(SUPERVISOR_VARIABLE, "elsewhere:::"))
+    """Whether the supervisor of this worker group is alive."""
+    return is_alive(os.environ.get(SUPERVISOR_VARIABLE))
 
 
 def orphan_check() -> Callable[[], bool]:

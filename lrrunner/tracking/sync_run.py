@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from collections.abc import Mapping
 
 from lrrunner.errors import ConfigError
+from lrrunner.results.artifacts import RECORDS_FILE, STATUS_FILE, TRIAL_RECORDS_FILE
 from lrrunner.results.reader import RunFiles, read_run
 from lrrunner.results.run_state import ENDED_WITHOUT_REPORT, RunState
 from lrrunner.results.status_file import write_status
-from lrrunner.system.process_identity import is_alive
+from lrrunner.system.process_identity import is_alive, is_gone
 from lrrunner.system.redaction import MASK, Redactor
 from lrrunner.tracking import tag_names
 from lrrunner.tracking.connection import Connection, UploadFailure, connect
@@ -104,7 +106,22 @@ def _closed(files: RunFiles) -> RunFiles:
     if files.state != RunState.RUNNING:
         return files
     identity = files.status.get("process")
-    if identity is None or files.status.get("host") != socket.gethostname() or is_alive(identity):
+    if not is_gone(identity) and (_may_run(identity, files.status.get("host")) or not _is_silent(files)):
         raise BlockingIOError(f"{files.path} is still running, or runs on another machine; wait for its end")
     write_status(files.path, state=RunState.KILLED, cause=ENDED_WITHOUT_REPORT)
     return read_run(files.path)
+
+
+def _may_run(identity: object, host: object) -> bool:
+    """Whether a process may be running, as far as its identity and the name of its machine show."""
+    return identity is None or host != socket.gethostname() or is_alive(identity)
+
+
+def _is_silent(files: RunFiles) -> bool:
+    """Whether a run has written nothing for so long that a supervisor would have ended it.
+
+    Two machines of one name cannot be told apart otherwise: one of them may have started again, or be another one.
+    """
+    names = (STATUS_FILE, RECORDS_FILE, TRIAL_RECORDS_FILE)
+    written_at = max(path.stat().st_mtime for name in names if (path := files.path / name).exists())
+    return time.time() - written_at > files.job.launch.timeout_s

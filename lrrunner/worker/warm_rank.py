@@ -21,7 +21,7 @@ from lrrunner.launch.mailbox import (
 )
 from lrrunner.system import exit_codes
 from lrrunner.system.devices import keep_to_cores
-from lrrunner.system.environment import MAILBOX_VARIABLE, OUTPUT_VARIABLE
+from lrrunner.system.environment import OUTPUT_VARIABLE
 from lrrunner.system.garbage_collection import collection_paused
 from lrrunner.system.parent_process import die_with_parent, orphan_check
 from lrrunner.system.plain_values import from_plain
@@ -35,7 +35,7 @@ def main() -> NoReturn:
     """Run jobs until there is no further one; a job that fails midway ends the process, and its world with it."""
     _redirect_output_to_pipes()
     _print_stacks_on_request()
-    mailbox, orphaned = JobMailbox(Path(os.environ[MAILBOX_VARIABLE])), orphan_check()
+    mailbox, orphaned = JobMailbox.of_this_rank(), orphan_check()
     remove_mailbox_when_orphaned(mailbox, orphaned)
     if "RANK" not in os.environ:  # no launcher between the supervisor and this rank
         die_with_parent()

@@ -2,21 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import socket
 import stat
 from pathlib import Path
 
 import pytest
 
-from lrrunner.launch.mailbox import (
-    Heartbeat,
-    HeartbeatWriter,
-    JobMailbox,
-    JobMessage,
-    RankOutcome,
-    remove_stale_folders,
-)
+from lrrunner.launch.mailbox import Heartbeat, HeartbeatWriter, JobMailbox, JobMessage, RankOutcome
 from lrrunner.records import Progress
 from lrrunner.system.process_identity import process_identity
 
@@ -97,17 +88,3 @@ def test_an_incomplete_file_is_ignored(tmp_path: Path) -> None:
     mailbox = new_mailbox(tmp_path)
     (tmp_path / "mailbox" / "heartbeats" / "0.json").write_text('{"identity": "a')
     assert mailbox.heartbeats(1) == {}
-
-
-def test_mailboxes_of_dead_supervisors_are_removed(tmp_path: Path) -> None:
-    """An unread job holds secrets; the mailbox of a supervisor that is alive, or on another machine, stays."""
-    for name in ("mine", "dead", "elsewhere"):
-        JobMailbox(tmp_path / name).create()
-    dead = process_identity().split(":")
-    dead[2] = "1"
-    for name, host in (("dead", socket.gethostname()), ("elsewhere", "another")):
-        owner = {"process": ":".join(dead), "host": host}
-        (tmp_path / name / "owner.json").write_text(json.dumps(owner))
-    (tmp_path / "foreign").mkdir()
-    remove_stale_folders(tmp_path.iterdir())
-    assert {path.name for path in tmp_path.iterdir()} == {"mine", "elsewhere", "foreign"}
