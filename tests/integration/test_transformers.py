@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import itertools
 import math
-import os
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,11 +14,8 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from torch import nn
-from torch.utils.data import Dataset, SequentialSampler, Subset
+from torch.utils.data import SequentialSampler, Subset
 from transformers import (
-    BertConfig,
-    BertForSequenceClassification,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
@@ -33,7 +29,6 @@ from lrrunner.integrations.transformers import range_test
 from lrrunner.tasks.data import language_batch, text
 from lrrunner.training.snapshot import seed_rngs
 from tests.integration.launching import NO_TRACKING, launch
-from tests.multiprocess.ranks import on_ranks
 from tests.multiprocess.trainings import digest, forget_accelerate
 from tests.unit.library.guide import blocks
 
@@ -269,103 +264,3 @@ def test_a_trainers_own_meters_do_not_remember_the_sweep(tmp_path: Path) -> None
     assert trainer.num_tokens == 0
     assert trainer.meters is meters
     assert meters == {"loss": []}
-
-
-class Rows(Dataset[Any]):
-    """Token ids and a class."""
-
-    ids = torch.randint(5, 60, (1024, 16), generator=torch.Generator().manual_seed(0))
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return {"input_ids": self.ids[index], "labels": (self.ids[index, 0] > 32).long()}
-
-
-class OwnLoss(Ordered):
-    """A compute_loss that knows nothing of item counts."""
-
-    def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, *args: Any, **_: Any) -> Any:
-        return nn.functional.cross_entropy(model(input_ids=inputs["input_ids"]).logits, inputs["labels"])
-
-
-def classifier() -> BertForSequenceClassification:
-    seed_rngs(0)
-    sizes: dict[str, Any] = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
-    no_dropout: dict[str, Any] = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-    return BertForSequenceClassification(BertConfig(**sizes, **no_dropout, intermediate_size=64))
-
-
-def gradient_norms(folder: Path, kind: type[Trainer], changes: dict[str, Any]) -> tuple[list[float], list[float]]:
-    """Those of a sweep and of ``train``, step by step, on the same data; the LR is too small to move anything."""
-    num_steps, norms = 3, []
-    settings = {"per_device_train_batch_size": 16, "max_steps": num_steps, "learning_rate": 1e-9, "logging_steps": 1}
-    for sweeps in (True, False):
-        trainer = kind(model=classifier(), args=arguments(folder, **settings, **changes), train_dataset=Rows())
-        if sweeps:
-            result = range_test(trainer, start_lr=1e-9, end_lr=2e-9, num_steps=num_steps, auto_range=False)
-            norms.append([step.grad_norm for step in result.steps])
-        else:
-            trainer.train()
-            norms.append([log["grad_norm"] for log in trainer.state.log_history if "grad_norm" in log])
-        forget_accelerate()
-    return norms[0], norms[1]
-
-
-GRADIENTS: list[tuple[type[Trainer], dict[str, Any]]] = [
-    (Ordered, {}),
-    (Ordered, {"gradient_accumulation_steps": 4}),
-    (Ordered, {"label_smoothing_factor": 0.1}),
-    (Ordered, {"max_grad_norm": 0.01, "gradient_accumulation_steps": 4}),
-    (OwnLoss, {"gradient_accumulation_steps": 4}),
-]
-
-
-@pytest.mark.parametrize(("kind", "changes"), GRADIENTS)
-def test_the_gradient_is_that_of_train(tmp_path: Path, kind: type[Trainer], changes: dict[str, Any]) -> None:
-    """A loss that ignores the number of items is summed over micro-batches, not averaged."""
-    swept, trained = gradient_norms(tmp_path, kind, changes)
-    assert swept == pytest.approx(trained, rel=1e-4)
-
-
-def all_gradient_norms(folder: Path) -> list[tuple[list[float], list[float]]]:
-    os.environ["ACCELERATE_MIXED_PRECISION"] = "no"
-    transformers.utils.logging.set_verbosity_error()
-    return [gradient_norms(folder, kind, changes) for kind, changes in GRADIENTS]
-
-
-def test_the_gradient_is_that_of_train_on_two_ranks(tmp_path: Path) -> None:
-    """It was half as large, so that an SGD's LR came out twice too large, and max_grad_norm clipped elsewhere."""
-    for rank in on_ranks(all_gradient_norms, 2, tmp_path / "ranks", tmp_path):
-        for swept, trained in rank:
-            assert swept == pytest.approx(trained, rel=1e-4)
-
-
-class PartlyLabelled(Dataset[Any]):
-    """Windows of a text; the first batch of rank 1 has no label that counts."""
-
-    def __len__(self) -> int:
-        return 32
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        ids = windows()[index][0]
-        return {"input_ids": ids, "labels": torch.full_like(ids, -100) if 4 <= index < 8 else ids}
-
-
-def swept_with_an_empty_first_batch(folder: Path) -> list[float]:
-    os.environ["ACCELERATE_MIXED_PRECISION"] = "no"
-    transformers.utils.logging.set_verbosity_error()
-    model = gpt2()
-    model.register_buffer("steps", torch.zeros(1))  # DDP broadcasts buffers in each forward pass
-    trainer = Ordered(
-        model=model, args=arguments(folder, per_device_train_batch_size=4), train_dataset=PartlyLabelled()
-    )
-    return [step.num_items for step in range_test(trainer, num_steps=3, auto_range=False).steps]
-
-
-def test_ranks_find_out_together_whether_a_loss_uses_the_number_of_items(tmp_path: Path) -> None:
-    """A rank whose first batch cannot show it must take part: an extra forward pass communicates."""
-    per_row = 63
-    for items in on_ranks(swept_with_an_empty_first_batch, 2, tmp_path / "ranks", tmp_path):
-        assert items == [4 * per_row, 8 * per_row, 8 * per_row]
