@@ -2,10 +2,42 @@
 
 from __future__ import annotations
 
+import html
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields
 from enum import StrEnum
+
+
+class _Record:
+    """A record whose repr is one line: the fields that differ from their defaults, floats in full."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        shown = ((item.name, getattr(self, item.name)) for item in fields(self) if item.repr)  # type: ignore[arg-type]
+        defaults = {item.name: item.default for item in fields(self)}  # type: ignore[arg-type]
+        given = ((name, value) for name, value in shown if not _same(value, defaults[name]))
+        return f"{type(self).__name__}({', '.join(f'{name}={_text(value)}' for name, value in given)})"
+
+
+def html_table(rows: Mapping[str, str]) -> str:
+    """A table of names and values, escaped.
+
+    >>> html_table({"loss": "<0.1"})
+    '<table><tr><th>loss</th><td>&lt;0.1</td></tr></table>'
+    """
+    cells = (f"<tr><th>{html.escape(name)}</th><td>{html.escape(text)}</td></tr>" for name, text in rows.items())
+    return f"<table>{''.join(cells)}</table>"
+
+
+def _same(value: object, default: object) -> bool:
+    """Whether a value is the default, of which NaN is the same as NaN."""
+    return value is default or value == default or (value != value and default != default)
+
+
+def _text(value: object) -> str:
+    return str(value) if isinstance(value, StrEnum) else repr(value)
 
 
 class StopReason(StrEnum):
@@ -46,8 +78,8 @@ class TrialOutcome(StrEnum):
     """A rank was asked to stop (a signal): it has no loss."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Step:
+@dataclass(frozen=True, kw_only=True, slots=True, repr=False)
+class Step(_Record):
     """One optimizer step of a sweep, as every rank agreed on it.
 
     Attributes:
@@ -98,8 +130,8 @@ class Step:
         return math.isfinite(self.loss) and (self.val_loss is None or math.isfinite(self.val_loss))
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Stop:
+@dataclass(frozen=True, kw_only=True, slots=True, repr=False)
+class Stop(_Record):
     """Why and where one repeat of a pass ended.
 
     Attributes:
@@ -125,8 +157,8 @@ class Stop:
         return f"{self.reason} at step {self.step}{where}"
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Trial:
+@dataclass(frozen=True, kw_only=True, slots=True, repr=False)
+class Trial(_Record):
     """One confirmation run: a short training under a complete schedule, from the state the sweep started from.
 
     Attributes:
@@ -149,8 +181,8 @@ class Trial:
     elapsed_s: float = 0.0
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Suggestion:
+@dataclass(frozen=True, kw_only=True, slots=True, repr=False)
+class Suggestion(_Record):
     """What a curve supports.
 
     Attributes:
@@ -167,7 +199,7 @@ class Suggestion:
     verdict: Verdict | None
     reason: str
     interval: tuple[float, float] | None = None
-    candidates: dict[str, float | None] = field(default_factory=dict)
+    candidates: dict[str, float | None] = field(default_factory=dict, repr=False)
 
     def __str__(self) -> str:
         if self.verdict is None:
@@ -177,9 +209,21 @@ class Suggestion:
         low, high = self.interval
         return f"suggested lr: {self.lr:.1e}   [{low:.1e}, {high:.1e}]   verdict: {self.verdict}"
 
+    def _repr_html_(self) -> str:
+        """A table for notebooks."""
+        interval = "none" if self.interval is None else f"{self.interval[0]:.1e} to {self.interval[1]:.1e}"
+        rows = {
+            "suggested LR": "none" if self.lr is None else f"{self.lr:.3g}",
+            "interval": interval,
+            "verdict": "none" if self.verdict is None else str(self.verdict),
+            "reason": self.reason,
+        }
+        rules = {f"rule {name}": "none" if lr is None else f"{lr:.1e}" for name, lr in self.candidates.items()}
+        return html_table(rows | rules)
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SweepPass:
+
+@dataclass(frozen=True, kw_only=True, slots=True, repr=False)
+class SweepPass(_Record):
     """One pass of a range test: a sweep over one range of LRs.
 
     Attributes:
@@ -195,8 +239,8 @@ class SweepPass:
     extension: str = ""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Training:
+@dataclass(frozen=True, kw_only=True, slots=True, repr=False)
+class Training(_Record):
     """The training that a suggestion is for.
 
     Attributes:
@@ -210,8 +254,8 @@ class Training:
     warmup_steps: int = 0
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Confirmation:
+@dataclass(frozen=True, kw_only=True, slots=True, repr=False)
+class Confirmation(_Record):
     """How confirmation runs were compared.
 
     Attributes:
@@ -238,8 +282,8 @@ class Confirmation:
         return self.measured_steps is not None and self.horizon is not None and self.horizon > self.measured_steps
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Progress:
+@dataclass(frozen=True, kw_only=True, slots=True, repr=False)
+class Progress(_Record):
     """How far a part of a job is.
 
     Attributes:
@@ -255,8 +299,8 @@ class Progress:
     detail: str = ""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class NoiseScale:
+@dataclass(frozen=True, kw_only=True, slots=True, repr=False)
+class NoiseScale(_Record):
     """Critical batch size, above which a larger batch stops paying, from the noise in the gradient.
 
     Attributes:
@@ -285,8 +329,8 @@ class NoiseScale:
         return f"critical batch size: {self.critical_batch_size:.3g}   [{self.low:.3g}, {high}]"
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RangeTestResult:
+@dataclass(frozen=True, kw_only=True, slots=True, repr=False)
+class RangeTestResult(_Record):
     """A whole range test: records of all passes and repeats, where each of them ended, and the suggestion.
 
     Attributes:
@@ -316,6 +360,11 @@ class RangeTestResult:
     noise_scale: NoiseScale | None = None
     group_ratios: tuple[float, ...] = (1.0,)
     training: Training = Training()
+
+    def __repr__(self) -> str:
+        counts = {"step": len(self.steps), "confirmation run": len(self.trials), "rank": self.world_size}
+        text = ", ".join(f"{number} {noun}{'' if number == 1 else 's'}" for noun, number in counts.items())
+        return f"{type(self).__name__}({self.suggestion}   ({text}, global batch {self.global_batch_size}))"
 
     @property
     def group_lrs(self) -> tuple[float, ...] | None:

@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Mapping
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 from lrrunner.config.schema import DEFAULT_EXPERIMENT, Config, batch_summary
 from lrrunner.library.argument_names import argument_errors
@@ -31,6 +31,7 @@ from lrrunner.version import __version__
 
 if TYPE_CHECKING:
     import torch
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 SECTIONS = ("model", "data", "objective", "optimizer", "sweep", "suggestion", "confirm", "train")
@@ -59,11 +60,40 @@ class RangeTest(RangeTestResult):
         """The records of all steps as arrays."""
         return Records(self.steps)
 
-    def plot(self) -> Figure:
-        """A figure of the curve, the suggested LR with its interval, every rule's LR and the stop."""
-        from lrrunner.reporting.sweep_figure import job_figure
+    def _repr_html_(self) -> str:
+        """The figure, and tables of suggestion and confirmation runs, for notebooks."""
+        from lrrunner.reporting.notebook_html import notebook_html
 
-        return job_figure(self, self.job)
+        return notebook_html(self, self.job)
+
+    @overload
+    def plot(self) -> Figure: ...
+
+    @overload
+    def plot(self, *, ax: Axes) -> Axes: ...
+
+    def plot(self, *, ax: Axes | None = None) -> Figure | Axes:
+        """A figure of the curve, the suggested LR with its interval, every rule's LR, the stop, and confirmation runs.
+
+        Args:
+            ax: Axes of the script's own figure, on which to draw curve, suggestion and stop instead, in its own style.
+
+        Returns:
+            The figure, or ``ax``.
+
+        Raises:
+            TypeError: ``ax`` is not matplotlib's.
+        """
+        from matplotlib.axes import Axes
+
+        from lrrunner.reporting.sweep_figure import draw_sweep, job_figure
+
+        if ax is None:
+            return job_figure(self, self.job)
+        if not isinstance(ax, Axes):
+            raise TypeError(f"ax must be one matplotlib Axes, got {type(ax).__name__}; give the Axes of plt.subplots()")
+        draw_sweep(ax, self, beta=self.job.sweep.smoothing)
+        return ax
 
     def apply(self, optimizer: torch.optim.Optimizer) -> None:
         """Set the suggested LR on an optimizer, keeping the ratios between its parameter groups.

@@ -88,8 +88,13 @@ def finish_panel(figure: Figure, axes: Axes, *, lr_limits: tuple[float, float], 
     legend.set_bbox_to_anchor((0.5, 1 - legend_px / height_px(figure)), transform=y_of_figure)
 
 
-def draw_suggestion(panels: Sequence[Axes], suggestion: Suggestion) -> str:
+def draw_suggestion(panels: Sequence[Axes], suggestion: Suggestion, *, is_labelled: bool = False) -> str:
     """Draw the suggested LR and its interval through every panel.
+
+    Args:
+        panels: The panels.
+        suggestion: The suggestion.
+        is_labelled: Whether the legend shows it.
 
     Returns:
         Both as text; empty without a suggestion.
@@ -103,7 +108,8 @@ def draw_suggestion(panels: Sequence[Axes], suggestion: Suggestion) -> str:
     for axes in panels:
         if suggestion.interval is not None:
             axes.axvspan(low, high, color=SUGGESTED, alpha=0.13, lw=0, zorder=0, gid="interval")
-        axes.axvline(suggestion.lr, color=SUGGESTED, lw=2, zorder=3, gid="suggestion")
+        label = text if is_labelled else None
+        axes.axvline(suggestion.lr, color=SUGGESTED, lw=2, zorder=3, gid="suggestion", label=label)
     return text
 
 

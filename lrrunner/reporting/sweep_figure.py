@@ -85,6 +85,25 @@ def lr_sweep_figure(test: RangeTestResult, *, beta: float, title: str, subtitle:
     return figure
 
 
+def draw_sweep(axes: Axes, test: RangeTestResult, *, beta: float) -> None:
+    """Draw the curve, its suggested LR and the stop on axes of the user's, in the user's style.
+
+    Args:
+        axes: Where to draw; they get a log scale. Title and figure stay as they are.
+        test: As for :func:`lr_sweep_figure`.
+        beta: As for :func:`lr_sweep_figure`.
+    """
+    axes.set_xscale("log")
+    draw_losses(axes, test, curve_from_steps(test.curve_steps, beta=beta))
+    axes.set_xlim(*_lr_limits(test))
+    draw_suggestion([axes], test.suggestion, is_labelled=True)
+    if test.steps and test.stops:
+        draw_stop(axes, test.curve_stop, test.curve_steps)
+    axes.set_xlabel("learning rate (log scale)")
+    axes.set_ylabel(test.monitored)
+    axes.legend(fontsize="small")
+
+
 class _NotebookFigure(Figure):
     """A figure that a notebook shows, although pyplot does not know it."""
 

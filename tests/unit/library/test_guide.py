@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 from torch import nn
 
 import lrrunner
@@ -49,7 +50,9 @@ def test_the_call_its_options_and_its_result_are_as_written(tmp_path: Path, monk
     exec(with_accelerate, scope)
     assert scope["result"].job.train.accumulation_steps == 2
     assert scope["result"].global_batch_size == 64
+    scope["axes"] = Figure().subplots()
     exec(blocks("The result")[0], scope)
+    assert scope["axes"].get_legend() is not None
     assert (tmp_path / "sweep.png").stat().st_size > 1000
     assert (tmp_path / "runs" / "my-lr" / "suggestion.json").exists()
 

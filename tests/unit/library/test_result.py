@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 import lrrunner
 from lrrunner.results.reader import read_run
@@ -27,6 +28,38 @@ def test_the_result_holds_suggestion_records_and_figure() -> None:
     assert len(repr(result)) < 200
     png = result.plot()._repr_png_()  # type: ignore[attr-defined]
     assert png.startswith(b"\x89PNG")
+
+
+def test_the_curve_can_be_drawn_on_axes_of_the_script() -> None:
+    """Two sweeps side by side: the figure, its title and its style are the script's own."""
+    result = swept()
+    figure = Figure()
+    first, second = figure.subplots(1, 2)
+    first.set_title("mine")
+    assert result.plot(ax=first) is first
+    assert first.get_title() == "mine"
+    assert (first.get_xscale(), first.get_xlabel(), first.get_ylabel()) == ("log", "learning rate (log scale)", "loss")
+    legend = first.get_legend()
+    assert legend is not None
+    labels = [text.get_text() for text in legend.get_texts()]
+    assert f"suggested lr {result.suggestion.lr:.1e}" in labels[-1]
+    assert "smoothed loss" in labels[1]
+    assert not second.lines
+    with pytest.raises(TypeError, match=r"ax must be one matplotlib Axes, got ndarray; give the Axes of plt.subplots"):
+        result.plot(ax=figure.subplots(1, 2))
+
+
+def test_a_notebook_shows_picture_and_table() -> None:
+    """Whatever a reason holds is text."""
+    result = swept(confirm=60)
+    odd = dataclasses.replace(result.suggestion, reason="a <script> & more")
+    page = dataclasses.replace(result, suggestion=odd)._repr_html_()
+    assert page.startswith('<img alt="LR sweep" src="data:image/png;base64,iVBOR')
+    assert "a &lt;script&gt; &amp; more" in page
+    assert "<script>" not in page
+    assert f"<td>{result.suggestion.lr:.3g}</td>" in page
+    assert "1 rank, global batch 48 = 1 rank x 48 x 1 accumulation step" in page
+    assert page.count("<th>confirmation run ") == len(result.trials)
 
 
 def test_a_saved_result_is_a_run_directory(tmp_path: Path) -> None:
