@@ -19,7 +19,7 @@ from lrrunner.library.caller_state import (
 )
 from lrrunner.library.interrupt_request import InterruptRequest
 from lrrunner.library.loader_agreement import agreement_errors
-from lrrunner.library.loss_function import CountedLoss
+from lrrunner.library.loss_function import ObservedLoss
 from lrrunner.library.model_wrappers import innermost, no_sync
 from lrrunner.library.options import OBJECT_NAMES, call_text, config_from_options, disagreements
 from lrrunner.library.progress import ScriptProgress
@@ -35,6 +35,7 @@ from lrrunner.sweep.range_test_result import range_test_result
 from lrrunner.training import collectives
 from lrrunner.training.collectives import Collective
 from lrrunner.training.engine import RankContext
+from lrrunner.training.item_counts import num_samples
 from lrrunner.training.learning_rate import LearningRate
 from lrrunner.training.loss_modules import loss_modules
 from lrrunner.training.optimizers import lr_remark, set_optimizer_mode, unwrapped
@@ -102,7 +103,7 @@ class _ScriptSweep:
     def run(self) -> RangeTest:
         """Sweep and confirm. Every rank must call this."""
         objects, collective = self.objects, self.collective
-        loss = CountedLoss(objects.loss_fn, num_micro_batches=self.job.train.accumulation_steps)
+        loss = ObservedLoss(objects.loss_fn, num_micro_batches=self.job.train.accumulation_steps)
         progress = ScriptProgress(self.job, is_shown=collective.rank == 0)
         interrupt = InterruptRequest()
         measurement = Measurement(
@@ -139,13 +140,13 @@ class _ScriptSweep:
             raise ConfirmationInterrupted(self._result(passes, trials))
         return self._result(passes, trials)
 
-    def _trainable(self, loss: CountedLoss) -> Trainable:
+    def _trainable(self, loss: ObservedLoss) -> Trainable:
         objects, train = self.objects, self.job.train
         return ScriptTrainable(
             model=objects.model,
             optimizer=unwrapped(objects.optimizer),
             objective=loss,
-            micro_batch_size=1,  # unused: each loss comes with its own number of items
+            count_items=num_samples,
             accumulation_steps=train.accumulation_steps,
             max_grad_norm=train.max_grad_norm,
             scaler=objects.active_scaler,

@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 from lrrunner.training.collectives import Collective
+from lrrunner.training.loss_result import loss_and_count
 from lrrunner.training.optimizers import set_optimizer_mode
 from lrrunner.training.snapshot import RngState, restore_buffers, saved_buffers
 from lrrunner.training.trainable import Trainable
@@ -136,12 +137,12 @@ def _loss_count_and_error(
     if unreadable is not None:
         return 0.0, 0.0, unreadable
     try:
+        batch = trainable.to_device(batch)
         with trainable.autocast():
-            result = trainable.objective(trainable.model, trainable.to_device(batch))
-        if result is None:
-            return 0.0, 0.0, None
-        loss, count = result if isinstance(result, tuple) else (result, weight)
-        return float(loss), float(count) if weight else 0.0, None
+            result = trainable.objective(trainable.model, batch)
+        count_items = trainable.count_items or (lambda batch: weight)
+        loss, count = loss_and_count(result, batch=batch, count_items=count_items, on_cpu=True)
+        return 0.0 if loss is None else float(loss), float(count) if weight else 0.0, None
     except Exception as error:  # noqa: BLE001 - whatever a user's objective raises
         return 0.0, 0.0, error
 

@@ -1,10 +1,10 @@
-"""Whether a number that comes with a loss can be its number of items."""
+"""How many items a batch holds, and whether a number that comes with a loss can be its number of items."""
 
 from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -24,7 +24,9 @@ def count_error(count: Any, batch: Any) -> str:
     >>> count_error(9, torch.zeros(4, 2)), count_error(8, torch.zeros(4, 2))
     ('9, above the 8 elements of the batch', '')
     """
-    if not isinstance(count, numbers.Real):
+    if isinstance(count, torch.Tensor):
+        return f"a tensor of shape {tuple(count.shape)}"
+    if isinstance(count, bool) or not isinstance(count, numbers.Real):
         return f"a {type(count).__name__}"
     number = float(count)
     if not math.isfinite(number):
@@ -49,3 +51,36 @@ def num_elements(batch: Any) -> int | None:
         sizes = [n for part in batch if (n := num_elements(part)) is not None]
         return sum(sizes) if sizes else None
     return None
+
+
+def num_samples(batch: Any) -> int | None:
+    """Size of the first dimension of the first tensor in a batch; None without one.
+
+    A batch is a tensor, or a sequence or mapping of fields, (inputs, targets) for example. Lists inside a batch are not
+    searched, since they may hold one sample per entry; nor is a list of mappings that have the same keys.
+
+    >>> num_samples({"ids": torch.zeros(3, 7), "mask": torch.zeros(3)})
+    3
+    >>> num_samples(([torch.zeros(2, 5)] * 8, [torch.zeros(1)] * 8))
+    """
+    if isinstance(batch, list | tuple):
+        if batch and isinstance(batch[0], torch.Tensor) and batch[0].ndim:
+            return batch[0].shape[0]
+        return None if _are_samples(batch) else _first(map(_num_rows, batch))
+    return _num_rows(batch)
+
+
+def _num_rows(field: Any) -> int | None:
+    """Size of the first dimension of the first tensor in a field of a batch, which may be a mapping of fields."""
+    if isinstance(field, torch.Tensor):
+        return len(field) if field.ndim else None
+    return _first(map(_num_rows, field.values())) if isinstance(field, Mapping) else None
+
+
+def _are_samples(batch: Sequence[Any]) -> bool:
+    """Whether a sequence holds samples instead of fields."""
+    return len(batch) > 1 and all(isinstance(part, Mapping) and part.keys() == batch[0].keys() for part in batch)
+
+
+def _first(counts: Iterable[int | None]) -> int | None:
+    return next((count for count in counts if count is not None), None)

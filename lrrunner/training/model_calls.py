@@ -74,7 +74,7 @@ class ModelCalls:
 
 def _ddp_wrappers(model: nn.Module, parameters: set[int]) -> list[_Wrapper]:
     """Each trained part in DDP: the module that is called (compiled or not), and the wrapper."""
-    found: dict[nn.Module, nn.Module] = {}
+    found: dict[DistributedDataParallel, nn.Module] = {}
     for module in model.modules():
         inner = getattr(module, "_orig_mod", module)
         if isinstance(inner, DistributedDataParallel) and any(id(p) in parameters for p in inner.parameters()):

@@ -98,6 +98,7 @@ class TrainStep:
         self._parameters = trainable.parameters
         self._num_micro_batches = collective.world_size * trainable.accumulation_steps
         self._clears_gradients = type(trainable.optimizer).zero_grad is torch.optim.Optimizer.zero_grad
+        self._count_items = trainable.count_items or (lambda batch: trainable.micro_batch_size)
         self._calls = None
         if collective.world_size > 1:
             self._calls = ModelCalls(trainable.model, self._parameters, is_sharded=self._is_sharded)
@@ -236,7 +237,7 @@ class TrainStep:
     def _loss_and_count(self, batch: Any) -> tuple[torch.Tensor | None, Count]:
         t = self.trainable
         return loss_and_count(
-            t.objective(t.model, batch), batch=batch, default_count=t.micro_batch_size, on_cpu=self._on_cpu
+            t.objective(t.model, batch), batch=batch, count_items=self._count_items, on_cpu=self._on_cpu
         )
 
     def _value(self, tensor: torch.Tensor) -> torch.Tensor | float:
@@ -262,7 +263,7 @@ class TrainStep:
         That makes sum(n * gradient) / sum(n) of the mean over micro-batches of n / reference * gradient.
         """
         scaler = self.trainable.scaler
-        norm = torch.as_tensor(square_sum).sqrt() if self._is_sharded else local_norm
+        norm = torch.as_tensor(square_sum, dtype=torch.float64).sqrt() if self._is_sharded else local_norm
         if not (isinstance(factor, float) and factor == 1.0):
             norm = norm * factor
             for parameter in self._parameters:

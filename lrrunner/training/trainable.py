@@ -37,6 +37,7 @@ class Trainable:
         optimizer: Holds the model's parameters; its LRs are the base LRs.
         objective: Computes the loss of a micro-batch.
         micro_batch_size: Samples of a micro-batch; the item count of a loss that is returned without one.
+        count_items: Counts the items of such a batch instead; None if they cannot be counted.
         accumulation_steps: Micro-batches per optimizer step.
         max_grad_norm: L2 norm to clip the gradient to; None records the norm only.
         scaler: Gradient scaler for fp16.
@@ -50,7 +51,8 @@ class Trainable:
     model: nn.Module
     optimizer: torch.optim.Optimizer
     objective: Objective
-    micro_batch_size: int
+    micro_batch_size: int = 1
+    count_items: Callable[[Any], int | None] | None = None
     accumulation_steps: int = 1
     max_grad_norm: float | None = None
     scaler: torch.amp.GradScaler | None = None

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from lrrunner.library.loss_function import num_samples
+from lrrunner.training.item_counts import num_samples
 from tests.multiprocess.sweeps import regression_data, small_model, squared_error
 from tests.unit.library.script import losses, swept
 
@@ -18,11 +18,14 @@ def test_a_loss_that_is_not_a_mean_is_refused_and_everything_restored() -> None:
     before = [p.detach().clone() for p in model.parameters()]
     for loss_fn, message in (
         (lambda m, b: (m(b[0]) - b[1]) ** 2, r"got a tensor of shape \(48, 1\); return its mean"),
-        (lambda m, b: {"loss": squared_error(m, b)}, "got dict; return its mean"),
-        (lambda m, b: (squared_error(m, b), m(b[0])), r"number of items, got a tensor of shape \(48, 1\); count them"),
-        (lambda m, b: (squared_error(m, b), -3), "number of items, got -3; count them"),
-        (lambda m, b: (squared_error(m, b), torch.tensor(math.nan)), "number of items, got nan; count them"),
-        (lambda m, b: (squared_error(m, b), "8"), "number of items, got str; count them"),
+        (lambda m, b: {"loss": squared_error(m, b)}, "got dict; return its loss"),
+        (
+            lambda m, b: (squared_error(m, b), m(b[0])),
+            r"\(loss, num_items\), got a tensor of shape \(48, 1\) for num_items; return the loss alone",
+        ),
+        (lambda m, b: (squared_error(m, b), -3), r"\(loss, num_items\), got -3, below 0 for num_items"),
+        (lambda m, b: (squared_error(m, b), torch.tensor(math.nan)), r"\(loss, num_items\), got nan for num_items"),
+        (lambda m, b: (squared_error(m, b), "8"), r"\(loss, num_items\), got a str for num_items"),
     ):
         with pytest.raises(ValueError, match=message):
             swept(model, loss_fn=loss_fn)
