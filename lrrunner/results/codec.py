@@ -5,6 +5,7 @@ The writer, the reader and the records of the library call all take their column
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from enum import Enum
 from typing import Any
@@ -39,7 +40,8 @@ def optional_step_columns(sweep: SweepConfig) -> tuple[str, ...]:
 
 def cells(record: Step | Trial, columns: Sequence[str]) -> list[str]:
     """Fields of a record as text that gives the same number back."""
-    return [_text(getattr(record, name)) for name in columns]
+    values = map(functools.partial(getattr, record), columns)
+    return [float.__repr__(value) if type(value) is float else _text(value) for value in values]
 
 
 def step_from(row: Mapping[str, str]) -> Step:

@@ -12,6 +12,9 @@ from pathlib import Path
 TIMES = ("elapsed_s", "timestamp_ms")
 """Columns in which two attempts of a run may differ."""
 
+SPECIAL = frozenset('"\r\n')
+"""Characters that a row of numbers and names does not contain; other rows are quoted."""
+
 
 class CsvTable:
     """Rows of fixed columns.
@@ -67,6 +70,9 @@ class CsvTable:
 
 
 def _line(row: Sequence[object]) -> bytes:
+    plain = ",".join(map(str, row))
+    if plain.count(",") == len(row) - 1 and not SPECIAL.intersection(plain):
+        return f"{plain}\r\n".encode()
     text = io.StringIO()
     csv.writer(text).writerow(row)
     return text.getvalue().encode()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -25,7 +26,7 @@ class Supervised:
         output = model(inputs)
         try:
             loss = self._criterion(output, target)
-            return (loss, 0) if self._ignores_all(target) else loss
+            return (loss, 0) if self._ignores_all(target, loss) else loss
         except (TypeError, AttributeError) as error:
             if isinstance(output, torch.Tensor):
                 raise
@@ -35,10 +36,15 @@ class Supervised:
                 "function (model, batch) -> loss"
             ) from error
 
-    def _ignores_all(self, target: Any) -> bool:
-        """Whether every label is the one that the criterion ignores; not read on a GPU, where the host would wait."""
+    def _ignores_all(self, target: Any, loss: torch.Tensor) -> bool:
+        """Whether every label is the one that the criterion ignores; not read on a GPU, where the host would wait.
+
+        The mean over nothing is NaN, or 0 where the criterion avoids that.
+        """
         ignored = getattr(self._criterion, "ignore_index", None)
         if ignored is None or not isinstance(target, torch.Tensor) or target.device.type != "cpu":
+            return False
+        if loss.ndim or not (math.isnan(value := loss.item()) or value == 0):
             return False
         return not target.is_floating_point() and bool((target == ignored).all())
 

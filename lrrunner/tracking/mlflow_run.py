@@ -99,7 +99,7 @@ class MlflowRun:
         self.run_id = run_id
         self._connection, self._sweep, self._base_name = connection, sweep, base_name
         self._held: list[Step] = []
-        self._progress = ""
+        self._last_step: Step | None = None
         self._last_ms = 0
         self._uploader = MetricUploader(
             functools.partial(_log_metrics, connection, run_id),
@@ -117,7 +117,7 @@ class MlflowRun:
 
         MLflow cannot take back a metric, and only the end of a sweep with auto-range shows which pass is its curve.
         """
-        self._progress = f"step {step.step + 1} of {self._sweep.num_steps}, lr {step.lr:.1e}, loss {step.loss:.4g}"
+        self._last_step = step
         if self._sweep.auto_range:
             self._held.append(step)
         else:
@@ -179,8 +179,9 @@ class MlflowRun:
 
     def _show_progress(self) -> None:
         """Say in a tag where the sweep is; called in the uploader's thread."""
-        if self._progress:
-            self._connection.client.set_tag(self.run_id, PROGRESS, self._progress)
+        if (step := self._last_step) is not None:
+            progress = f"step {step.step + 1} of {self._sweep.num_steps}, lr {step.lr:.1e}, loss {step.loss:.4g}"
+            self._connection.client.set_tag(self.run_id, PROGRESS, progress)
 
     def _log_result(self, test: RangeTestResult) -> None:
         """Log suggested LR and verdict, with the time of the last record, so that a second upload changes nothing."""
