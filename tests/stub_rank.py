@@ -109,6 +109,8 @@ class Imitation:
         if number == self.at and rank in self.failing_ranks:
             if self.how in ("kill", "stop"):
                 os.kill(os.getpid(), signal.SIGKILL if self.how == "kill" else signal.SIGSTOP)
+            if self.how == "vanish":
+                os._exit(0)
             while self.how == "hang":
                 time.sleep(0.01)
             if self.how == "raise":
@@ -122,7 +124,12 @@ def imitation(model: Mapping[str, Any], world_size: int) -> Imitation:
     if name == "SlowMlp":
         return Imitation(seconds=model.get("seconds", 0.05))
     if name == "Failing":
-        return Imitation(failing_ranks=(model["rank"],), at=model["at"], how=model.get("how", "raise"))
+        return Imitation(
+            seconds=model.get("seconds", 0.0),
+            failing_ranks=(model["rank"],),
+            at=model["at"],
+            how=model.get("how", "raise"),
+        )
     if name == "Moody":
         hows = {"all_raise": "raise", "raise": "raise", "kill": "kill", "stop": "stop"}
         failing = tuple(range(world_size)) if model["mood"] == "all_raise" else (1,)
@@ -207,6 +214,8 @@ def _steps(world: World, request: JobRequest, directory: RunDirectory | None, st
 
 def main() -> NoReturn:
     """The real rank program with the functions of this module in place of those that load torch."""
+    if os.environ.get("STUB_STOPS_AT_START") == os.environ.get("RANK", "0"):
+        os.kill(os.getpid(), signal.SIGSTOP)
     here = sys.modules[__name__]
     for name in ("lrrunner.worker.world", "lrrunner.worker.run_job"):
         module = ModuleType(name)

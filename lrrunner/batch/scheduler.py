@@ -98,6 +98,7 @@ class BatchScheduler:
     def __post_init__(self) -> None:
         self._num_ended = self._num_failed = 0
         self._num_jobs = 0
+        self._ends_at_once = False
 
     def __enter__(self) -> Self:
         remove_stale_folders()
@@ -225,7 +226,12 @@ class BatchScheduler:
         running.output.flush()
         result = as_recorded(job.directory, replace(result, cause=_one_line(result.cause)))
         run_id = self.mlflow_runs.end(
-            job.config.tracking, job.directory, result, run_id=running.run_id, redactor=job.redactor
+            job.config.tracking,
+            job.directory,
+            result,
+            run_id=running.run_id,
+            redactor=job.redactor,
+            at_once=self._ends_at_once,
         )
         self._record(running.batch_job, result, run_id=run_id, seconds=seconds)
 
@@ -246,6 +252,7 @@ class BatchScheduler:
             self.progress.print(f"[{self._num_ended}/{self._num_jobs}] {label}   {describe_outcome(entry)}")
 
     def _interrupt(self, *, at_once: bool, number: int) -> None:
+        self._ends_at_once = at_once
         for slot in self.slots:
             if slot.running is not None and slot.workers is not None:
                 if at_once:

@@ -21,6 +21,7 @@ from lrrunner.system import exit_codes
 from lrrunner.system.environment import is_launched
 from lrrunner.system.garbage_collection import collection_paused, exempt_from_collection
 from lrrunner.system.job_log import JobLog
+from lrrunner.system.output_streams import forgive_closed_output
 from lrrunner.system.plain_values import to_plain
 from lrrunner.system.redaction import Redactor, shortened
 from lrrunner.system.terminal import write_line
@@ -34,6 +35,7 @@ MAX_MESSAGE_LENGTH = 2000
 
 def main() -> NoReturn:
     """Console script ``lrrunner``, and ``python -m lrrunner``."""
+    forgive_closed_output()
     code = run(sys.argv[1:])
     exempt_from_collection()
     sys.exit(code)

@@ -13,11 +13,13 @@ from lrrunner.batch.sync_batch import sync_batch
 from lrrunner.errors import ConfigError
 from lrrunner.results.reader import read_run
 from lrrunner.system import exit_codes
+from lrrunner.system.output_streams import forgive_closed_output
 from lrrunner.tracking.sync_run import sync_run
 
 
 def main() -> NoReturn:
     """Console script ``lrrunner-sync``."""
+    forgive_closed_output()
     sys.exit(run(sys.argv[1:]))
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 import signal
+import tempfile
 from collections.abc import Mapping, Sequence
 
 from lrrunner.launch.mailbox import SECONDARY_CAUSES, RankOutcome
+from lrrunner.results.run_state import COULD_NOT_REPORT
 from lrrunner.system import exit_codes
 
 WAITING_FRAMES = ("in _engine_run_backward", "distributed_c10d.py")
@@ -37,7 +39,7 @@ def root_cause(launcher_output: str) -> tuple[int, int] | None:
     if found is None:
         return None
     first = int(found[1]), int(found[2])
-    killed = [int(rank) for rank, exit_code in _FAILURE.findall(launcher_output) if int(exit_code) == -signal.SIGKILL]
+    killed = [rank for rank, exit_code in _failures(launcher_output) if exit_code == -signal.SIGKILL]
     return (killed[0], -signal.SIGKILL) if killed and first[1] >= 0 else first
 
 
@@ -49,7 +51,27 @@ def describe_exit(rank: int, exit_code: int) -> str:
     """
     if exit_code < 0:
         return f"rank {rank}: killed by {_signal_name(-exit_code)}"
+    if exit_code == exit_codes.UNREPORTED:
+        return f"rank {rank}: {COULD_NOT_REPORT} to {tempfile.gettempdir()}; free some space there"
     return f"rank {rank}: ended with exit code {exit_code} without reporting a cause"
+
+
+def describe_disappearance(rank: int, launcher_output: str) -> str:
+    """The cause for a rank whose process is gone before its job was over, with what the launcher has seen of it.
+
+    Without an error, the launcher reports nothing: ``os._exit(0)`` in the user's code, say.
+    """
+    seen = dict(_failures(launcher_output))
+    return describe_exit(rank, seen.get(rank, exit_codes.OK))
+
+
+def describe_launcher(exit_code: int) -> str:
+    """The cause for ranks whose launcher was killed.
+
+    >>> describe_launcher(-9)
+    'the launcher of the ranks: killed by SIGKILL'
+    """
+    return f"the launcher of the ranks: killed by {_signal_name(-exit_code)}"
 
 
 def hung_rank(stacks: Mapping[int, str], symptom: str) -> str:
@@ -70,6 +92,11 @@ def innermost_frame(stack: str) -> str:
     threads = re.split(r"^(?=(?:Current thread|Thread) )", stack, flags=re.MULTILINE)
     frame = _FRAME.search(threads[-1]) if threads else None
     return "" if frame is None else f", at {frame[1]}:{frame[2]} in {frame[3]}"
+
+
+def _failures(launcher_output: str) -> list[tuple[int, int]]:
+    """Ranks and exit codes of all failures that torch's launcher has seen."""
+    return [(int(rank), int(exit_code)) for rank, exit_code in _FAILURE.findall(launcher_output)]
 
 
 def _signal_name(number: int) -> str:

@@ -48,6 +48,11 @@ def _config_file_errors(file: str) -> Iterator[str]:
     else:
         if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
             yield f"{rule}, with keys and values, got {file}; write one with accelerate config"
+        elif (num_machines := content.get("num_machines", 1)) != 1:
+            yield (
+                f"{rule} for one machine, got num_machines: {num_machines} in {file}; start the ranks of several "
+                "machines with accelerate launch -m lrrunner, or with Slurm"
+            )
         elif "DEEPSPEED" in text:
             yield DEEPSPEED_REFUSED.format(f"launch.config_file={file}")
 

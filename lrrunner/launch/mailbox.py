@@ -77,6 +77,7 @@ class Heartbeat:
         step: Last step it has finished, -1 before the first.
         count: Number of heartbeats so far.
         progress: Where the job is, if this rank shows it.
+        world_size: Number of ranks that its launcher has started.
     """
 
     identity: str
@@ -84,6 +85,7 @@ class Heartbeat:
     step: int = -1
     count: int = 0
     progress: Progress | None = None
+    world_size: int = 1
 
 
 class JobMailbox:
@@ -166,13 +168,29 @@ class JobMailbox:
         return [RankOutcome(**content) for content in contents if content is not None]
 
     def write_heartbeat(self, rank: int, heartbeat: Heartbeat) -> None:
-        """Replace the heartbeat of a rank."""
-        write_json(self.folder / "heartbeats" / f"{rank}.json", asdict(heartbeat), private=True)
+        """Replace the heartbeat of a rank; where no file can be written, the old one gets a new time instead."""
+        path = self._heartbeat_file(rank)
+        try:
+            write_json(path, asdict(heartbeat), private=True)
+        except OSError:  # the disk is full
+            os.utime(path)
 
     def heartbeats(self, world_size: int) -> dict[int, Heartbeat]:
         """The last heartbeat of each rank that has written one."""
-        found = {rank: read_json(self.folder / "heartbeats" / f"{rank}.json") for rank in range(world_size)}
+        found = {rank: read_json(self._heartbeat_file(rank)) for rank in range(world_size)}
         return {rank: _heartbeat(content) for rank, content in found.items() if content is not None}
+
+    def heartbeat_stamps(self, world_size: int) -> dict[int, tuple[int, int]]:
+        """For each rank that has written a heartbeat, what differs from one heartbeat to the next."""
+        found = {}
+        for rank in range(world_size):
+            with contextlib.suppress(OSError):
+                stat = self._heartbeat_file(rank).stat()
+                found[rank] = stat.st_ino, stat.st_mtime_ns
+        return found
+
+    def _heartbeat_file(self, rank: int) -> Path:
+        return self.folder / "heartbeats" / f"{rank}.json"
 
     def _job_file(self, number: int) -> Path:
         return self.folder / "jobs" / f"{number}.json"
@@ -184,6 +202,7 @@ class HeartbeatWriter:
     def __init__(self, mailbox: JobMailbox, rank: int) -> None:
         self._mailbox, self._rank = mailbox, rank
         self._identity = process_identity()
+        self._world_size = int(os.environ.get("WORLD_SIZE", "1"))
         self._count = 0
         self._written_at = 0.0
         self._progress: Progress | None = None
@@ -196,7 +215,14 @@ class HeartbeatWriter:
         """Write that a job begins, or that this rank waits for one."""
         self._count += 1
         self._written_at = time.monotonic()
-        heartbeat = Heartbeat(identity=self._identity, job=job, step=step, count=self._count, progress=self._progress)
+        heartbeat = Heartbeat(
+            identity=self._identity,
+            job=job,
+            step=step,
+            count=self._count,
+            progress=self._progress,
+            world_size=self._world_size,
+        )
         with contextlib.suppress(OSError):  # a supervisor that is gone has removed the folder
             self._mailbox.write_heartbeat(self._rank, heartbeat)
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import functools
 import os
+import shlex
 import sys
+import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
 
-from lrrunner.config.command_line import CommandLine
+from lrrunner.config.command_line import CommandLine, resume_command
 from lrrunner.config.schema import Config
 from lrrunner.errors import ConfigError
 from lrrunner.launch.job import Job
@@ -17,7 +19,8 @@ from lrrunner.launch.machine_checks import machine_errors
 from lrrunner.launch.rank_output import RankOutputFiles
 from lrrunner.launch.worker_group import WorkerGroup
 from lrrunner.reporting.progress_display import ProgressDisplay, progress_display
-from lrrunner.results.artifacts import RANKS_FOLDER, STATUS_FILE
+from lrrunner.reporting.run_summary import interrupted_lines
+from lrrunner.results.artifacts import CONFIG_FILE, RANKS_FOLDER, STATUS_FILE
 from lrrunner.results.run_state import JobResult, RunState
 from lrrunner.results.status_file import as_recorded
 from lrrunner.results.writer import new_run_path
@@ -26,7 +29,7 @@ from lrrunner.system.devices import visible_gpus
 from lrrunner.system.interrupt_counter import InterruptCounter
 from lrrunner.system.job_log import JobLog
 from lrrunner.system.temporary_folders import new_private_folder, remove_stale_folders
-from lrrunner.system.terminal import counted, write_line
+from lrrunner.system.terminal import counted, shown_path, write_line
 from lrrunner.tracking.run_names import default_run_name
 from lrrunner.tracking.supervised_run import SupervisedRuns
 
@@ -54,7 +57,7 @@ def supervise(config: Config, command_line: CommandLine) -> int:
         raise ConfigError(errors)
     with JobLog(job.redactor), InterruptCounter() as interrupts:
         result = _run(job, gpus, interrupts)
-    _print_failure(result, job)
+    _print_end(result, job)
     return result.exit_code
 
 
@@ -71,15 +74,13 @@ def _run(job: Job, gpus: tuple[str, ...], interrupts: InterruptCounter) -> JobRe
     output = RankOutputFiles(job.directory, job.redactor, echo=functools.partial(_print, display))
     display.announce(f"starting {counted(job.num_processes, 'rank')} ...")
     remove_stale_folders()
-    mailbox = new_private_folder("mailbox-")
-    group = WorkerGroup(job.plan(gpus=gpus), mailbox, environ=os.environ, sink=output.write)
+    group = _started_group(job, gpus, output)
     try:
         if not job.is_resumed:  # else rank 0 reopens the run; made while the ranks load torch
             run_id = mlflow_runs.create(
                 job.config.tracking, job.directory, name=default_run_name(job.config), redactor=job.redactor
             )
-        group.start_job(job.message(0, run_id=run_id), timeout_s=job.timeout_s)
-        result = as_recorded(job.directory, _wait(group, interrupts, display))
+        result = as_recorded(job.directory, _result(group, job, run_id, interrupts, display))
     finally:
         display.clear()
         group.close()
@@ -88,8 +89,42 @@ def _run(job: Job, gpus: tuple[str, ...], interrupts: InterruptCounter) -> JobRe
     if is_config_error and run_id is not None:
         mlflow_runs.delete(job.config.tracking, run_id, redactor=job.redactor)
     elif not (is_config_error and job.is_resumed):  # a run that could not be resumed stays as it was
-        mlflow_runs.end(job.config.tracking, job.directory, result, run_id=run_id, redactor=job.redactor)
+        mlflow_runs.end(
+            job.config.tracking,
+            job.directory,
+            result,
+            run_id=run_id,
+            redactor=job.redactor,
+            at_once=interrupts.count > 1,
+        )
     return result
+
+
+def _started_group(job: Job, gpus: tuple[str, ...], output: RankOutputFiles) -> WorkerGroup:
+    try:
+        return WorkerGroup(job.plan(gpus=gpus), new_private_folder("mailbox-"), environ=os.environ, sink=output.write)
+    except OSError as error:
+        raise ConfigError([_no_room(error)]) from None
+
+
+def _result(
+    group: WorkerGroup, job: Job, run_id: str | None, interrupts: InterruptCounter, display: ProgressDisplay
+) -> JobResult:
+    """Give the ranks the job, and wait for its end."""
+    try:
+        group.start_job(job.message(0, run_id=run_id), timeout_s=job.timeout_s)
+    except OSError as error:
+        cause = str(ConfigError([_no_room(error)]))
+        return JobResult(state=RunState.FAILED, exit_code=exit_codes.CONFIG_ERROR, cause=cause, is_reported=False)
+    return _wait(group, interrupts, display)
+
+
+def _no_room(error: OSError) -> str:
+    folder = tempfile.gettempdir()
+    return (
+        f"TMPDIR must have room for the jobs and the output of the ranks, got {folder} ({error.strerror or error}); "
+        "free some, or set it to another folder"
+    )
 
 
 def _wait(group: WorkerGroup, interrupts: InterruptCounter, display: ProgressDisplay) -> JobResult:
@@ -123,9 +158,15 @@ def _print(display: ProgressDisplay, name: str, text: str) -> None:
         write_line(text, sys.stdout if name == "out" else sys.stderr, end="")
 
 
-def _print_failure(result: JobResult, job: Job) -> None:
-    """Print once what failed, and where the ranks' logs are."""
-    if result.exit_code == exit_codes.CONFIG_ERROR and result.cause:
+def _print_end(result: JobResult, job: Job) -> None:
+    """Print once what failed, and where the ranks' logs are, or what goes on with a run that was interrupted."""
+    if result.state == RunState.KILLED and not result.is_reported:
+        is_recorded = (job.directory / CONFIG_FILE).exists()
+        command = shlex.join(["lrrunner", *job.command_line.arguments])
+        resume = resume_command(command, shown_path(job.directory)) if is_recorded else None
+        for line in interrupted_lines(result.cause or "", resume=resume):
+            write_line(job.redactor.text(line))
+    elif result.exit_code == exit_codes.CONFIG_ERROR and result.cause:
         write_line(job.redactor.text(result.cause), sys.stderr)
     elif result.state == RunState.FAILED:
         logs = job.directory / RANKS_FOLDER

@@ -5,26 +5,34 @@ Nothing here blocks for long, so that one thread can watch several groups.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import subprocess
 import tempfile
 import time
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lrrunner.launch.failure_cause import describe_exit, hung_rank, primary_cause, reported_causes, root_cause
-from lrrunner.launch.mailbox import ANOTHER_RANK_IS_SILENT, Heartbeat, JobMailbox, JobMessage, RankOutcome
+from lrrunner.launch.failure_cause import (
+    describe_disappearance,
+    describe_exit,
+    describe_launcher,
+    hung_rank,
+    primary_cause,
+    reported_causes,
+    root_cause,
+)
+from lrrunner.launch.mailbox import ANOTHER_RANK_IS_SILENT, JobMailbox, JobMessage, RankOutcome
 from lrrunner.launch.rank_command import DEFAULT_SETTINGS, RankPlan, launch_argv, launch_environment
 from lrrunner.launch.rank_output import LineSink, RankPipes
+from lrrunner.launch.rank_processes import RankProcesses, send_signal
 from lrrunner.records import Progress
 from lrrunner.results.run_state import JobResult, RunState
 from lrrunner.system import exit_codes
 from lrrunner.system.environment import OUTPUT_VARIABLE
-from lrrunner.system.process_identity import descendants, is_stopped, pid_of, process_identity
+from lrrunner.system.process_identity import is_stopped, process_identity
 
 RECORD_FAILURE_WITHIN_S = 15.0
 """How long ranks may take to record a failure: rank 0 reports it to MLflow, which may not answer."""
@@ -46,6 +54,7 @@ class _RunningJob:
         heartbeat_at: When the last heartbeat was noticed.
         failing_since: When a failure was noticed.
         hung_cause: The rank that the others gave up waiting for, noticed together with the failure.
+        gone: Ranks whose process was gone then, without a report.
         stopping_since: When the ranks were asked to stop.
     """
 
@@ -54,6 +63,7 @@ class _RunningJob:
     heartbeat_at: float
     failing_since: float | None = None
     hung_cause: str | None = None
+    gone: Sequence[int] = ()
     stopping_since: float | None = None
 
 
@@ -76,12 +86,14 @@ class WorkerGroup:
         self._pipes = RankPipes(self.world_size, self._receive)
         self._last_lines: deque[str] = deque(maxlen=MAX_LAST_LINES)
         self._stacks: dict[int, list[str]] | None = None
-        self._heartbeats: dict[int, Heartbeat] = {}
         self._job: _RunningJob | None = None
         self._next_number = 0
         # A file, not a pipe: it never blocks the launcher and needs no reader.
         self._launcher_output = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115 - closed with the group
         self._process = self._start(folder.resolve(), environ)
+        self._ranks = RankProcesses(
+            self._mailbox, world_size=self.world_size, root=self._process.pid, is_launcher=plan.needs_launcher
+        )
 
     def _start(self, folder: Path, environ: Mapping[str, str]) -> subprocess.Popen[bytes]:
         settings_file = folder / "accelerate.yaml"
@@ -115,7 +127,7 @@ class WorkerGroup:
     @property
     def progress(self) -> Progress | None:
         """Where the job is, as rank 0 last reported it; None before its first step and after its last."""
-        heartbeat = self._heartbeats.get(0)
+        heartbeat = self._ranks.heartbeats.get(0)
         if self._job is None or heartbeat is None or heartbeat.job != self._job.message.number:
             return None
         return heartbeat.progress
@@ -153,15 +165,12 @@ class WorkerGroup:
         """Ask the ranks to save and stop, by a signal; a group without any heartbeat is killed at the next poll."""
         if self._job is not None and self._job.stopping_since is None:
             self._job.stopping_since = time.monotonic()
-        _send(number, [pid_of(heartbeat.identity) for heartbeat in self._heartbeats.values()])
+        send_signal(number, self._ranks.pids_with_heartbeat())
 
     def kill(self) -> None:
         """Kill every process of the group."""
-        self._heartbeats |= self._mailbox.heartbeats(self.world_size)
-        pids = [pid_of(heartbeat.identity) for heartbeat in self._heartbeats.values()]
-        if self._process.poll() is None:
-            pids += [*descendants(self._process.pid), self._process.pid]
-        _send(signal.SIGKILL, pids)
+        self._ranks.read_heartbeats()
+        send_signal(signal.SIGKILL, self._ranks.everything(launcher_is_alive=self.is_alive))
         self._process.wait()
 
     def dismiss(self) -> None:
@@ -191,38 +200,52 @@ class WorkerGroup:
         outcomes = self._mailbox.outcomes(job.message.number)
         has_failed = any(outcome.exit_code == exit_codes.FAILED for outcome in outcomes)
         by_rank = {outcome.rank: outcome for outcome in outcomes}
-        if not has_failed and len(by_rank) == self.world_size:
+        if not has_failed and by_rank.keys() >= set(range(self.world_size)):
             return _reported_result(by_rank[0])
         now = time.monotonic()
         self._read_heartbeats(job, now)
+        if (error := self._world_error()) is not None:
+            self.kill()
+            return JobResult(state=RunState.FAILED, exit_code=exit_codes.CONFIG_ERROR, cause=error, is_reported=False)
         if has_failed or not self.is_alive:
             return self._failure(job, outcomes, now)
         if job.stopping_since is not None:
-            if not self._heartbeats or now - job.stopping_since > STOP_WITHIN_S:
+            if not self._ranks.heartbeats or now - job.stopping_since > STOP_WITHIN_S:
                 self.kill()
                 return _stopped_early()
         elif now - job.heartbeat_at > job.timeout_s:
-            cause = self._hung_rank(self._heartbeats, f"no step for {job.timeout_s:g} s")
+            cause = self._hung_rank(f"no step for {job.timeout_s:g} s")
             self.kill()
             return _failed(cause, is_reported=False)
         return None
 
     def _read_heartbeats(self, job: _RunningJob, now: float) -> None:
-        heartbeats = self._mailbox.heartbeats(self.world_size)
-        if heartbeats == self._heartbeats:
+        if not self._ranks.read_heartbeats():
             return
-        self._heartbeats, job.heartbeat_at = heartbeats, now
+        job.heartbeat_at = now
         number = job.message.number
-        if sum(heartbeat.job >= number for heartbeat in heartbeats.values()) == self.world_size:
+        if sum(heartbeat.job >= number for heartbeat in self._ranks.heartbeats.values()) == self.world_size:
             self._mailbox.withdraw(number)  # every rank has read it
+
+    def _world_error(self) -> str | None:
+        """What is wrong with the number of ranks that a file of the user's has started."""
+        sizes = {heartbeat.world_size for heartbeat in self._ranks.heartbeats.values()} - {self.world_size}
+        if not sizes:
+            return None
+        return (
+            f"launch.num_processes must equal the ranks that are started, got {self.world_size} and {sizes.pop()} with "
+            f"launch.config_file={self.plan.config_file}; correct its distributed_type (MULTI_GPU starts several ranks)"
+        )
 
     def _failure(self, job: _RunningJob, outcomes: Sequence[RankOutcome], now: float) -> JobResult | None:
         """The result after a failure; None while the ranks may still record it."""
         if job.failing_since is None:
             job.failing_since, job.hung_cause = now, self._silent_rank(outcomes)
+            job.gone = self._ranks.gone({outcome.rank for outcome in outcomes})
         if self.is_alive and now - job.failing_since <= RECORD_FAILURE_WITHIN_S:
             return None
         outcomes = self._mailbox.outcomes(job.message.number)
+        launcher_code = self._process.poll()
         self.kill()
         by_rank = {outcome.rank: outcome for outcome in outcomes}
         if 0 in by_rank and by_rank[0].exit_code != exit_codes.FAILED:  # the job itself was over
@@ -233,15 +256,28 @@ class WorkerGroup:
         cause = primary_cause(causes)
         if cause is not None:
             return _failed(cause, is_reported=0 in by_rank)
-        cause = job.hung_cause or self._unreported_exit() or next(iter(causes), None) or self._failed_start()
-        return _failed(cause, is_reported=False)
+        cause = job.hung_cause or self._unreported_exit(by_rank, job.gone, launcher_code)
+        return _failed(cause or next(iter(causes), None) or self._failed_start(), is_reported=False)
 
-    def _unreported_exit(self) -> str | None:
-        """The rank that ended first without reporting a cause; None where no rank had begun."""
-        first: tuple[int, int] | None = (0, self._process.returncode)
-        if self.plan.needs_launcher:
-            first = root_cause(self._launcher_text())
-        return describe_exit(*first) if first is not None and self._heartbeats else None
+    def _unreported_exit(self, reported: Collection[int], gone: Sequence[int], launcher_code: int | None) -> str | None:
+        """The process that ended first without reporting a cause; None where no rank had begun.
+
+        Args:
+            reported: Ranks that have reported a cause.
+            gone: Ranks whose process was gone, without a report, when the failure was noticed.
+            launcher_code: Exit code of the process that the supervisor has started, before it was killed by this one.
+        """
+        if not self._ranks.heartbeats:
+            return None
+        if not self.plan.needs_launcher:
+            return describe_exit(0, self._process.returncode)
+        if launcher_code is not None and launcher_code < 0:
+            return describe_launcher(launcher_code)
+        output = self._launcher_text()
+        first = root_cause(output)
+        if first is not None and first[0] not in reported:
+            return describe_exit(*first)
+        return describe_disappearance(gone[0], output) if gone else None
 
     def _failed_start(self) -> str:
         lines = [line for line in self._launcher_text().splitlines() if line.strip()] + list(self._last_lines)
@@ -257,22 +293,33 @@ class WorkerGroup:
         if not any(ANOTHER_RANK_IS_SILENT in (outcome.cause or "") for outcome in outcomes):
             return None
         reported = {outcome.rank for outcome in outcomes}
-        others = {rank: heartbeat for rank, heartbeat in self._heartbeats.items() if rank not in reported}
-        return self._hung_rank(others, "no answer within run.timeout_s") if others else None
+        if reported >= self._ranks.heartbeats.keys():
+            return None
+        return self._hung_rank("no answer within run.timeout_s", reported=reported)
 
-    def _hung_rank(self, suspects: Mapping[int, Heartbeat], symptom: str) -> str:
-        """The rank that the others wait for, and its position; the stacks are added to the ranks' output."""
-        pids = {rank: pid_of(heartbeat.identity) for rank, heartbeat in suspects.items()}
+    def _hung_rank(self, symptom: str, *, reported: Collection[int] = ()) -> str:
+        """The rank that the others wait for, and its position; the stacks are added to the ranks' output.
+
+        Args:
+            symptom: What was noticed.
+            reported: Ranks that are not suspected, since they have reported how the job ended.
+        """
+        pids = {rank: pid for rank, pid in self._ranks.pids().items() if rank not in reported}
         for rank, pid in sorted(pids.items()):
-            if pid is not None and is_stopped(pid):
+            if is_stopped(pid):
                 return f"rank {rank}: stopped by a signal (SIGSTOP), {symptom}"
+        for rank in range(self.world_size):
+            if rank not in pids and rank not in reported:
+                return f"rank {rank}: its process is gone, {symptom}"
+            if rank not in self._ranks.heartbeats:
+                return f"rank {rank}: no heartbeat since its start, {symptom}"
         stacks = self._request_stacks(pids.values())
         return hung_rank({rank: stacks.get(rank, "") for rank in pids}, symptom)
 
-    def _request_stacks(self, pids: Iterable[int | None]) -> dict[int, str]:
+    def _request_stacks(self, pids: Iterable[int]) -> dict[int, str]:
         """Where every thread of the ranks is, as faulthandler prints it on SIGUSR1."""
         self._stacks = {}
-        _send(signal.SIGUSR1, pids)
+        send_signal(signal.SIGUSR1, pids)
         deadline = time.monotonic() + STACKS_WITHIN_S
         while time.monotonic() < deadline:
             self._pipes.read()
@@ -286,14 +333,6 @@ class WorkerGroup:
             name = "stack"
         self._last_lines.extend(lines)
         self._sink(local_rank, name, lines)
-
-
-def _send(number: int, pids: Iterable[int | None]) -> None:
-    """Send a signal to the processes that still exist."""
-    for pid in pids:
-        if pid is not None:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, number)
 
 
 def _reported_result(outcome: RankOutcome) -> JobResult:

@@ -63,7 +63,7 @@ def interrupted_lines(
     return lines
 
 
-def unfinished_note(state: RunState, *, cause: str, resume: str | None, has_figure: bool = False) -> str:
+def unfinished_note(state: RunState, *, cause: str, resume: str | None = None, has_figure: bool = False) -> str:
     """As :func:`note`, for a run that has not finished: no verdict, but what goes on with it."""
     figure = f"\n{FIGURE_LINK}\n" if has_figure else ""
     go_on = "" if resume is None else f"\nTo go on with it:\n\n```\n{resume}\n```\n"

@@ -13,6 +13,10 @@ ENDED_WITHOUT_REPORT = "its process ended without reporting"
 """Cause of a run whose process has gone while its status.json still has the state running."""
 
 
+COULD_NOT_REPORT = "could not report how the job ended, since no file can be written"
+"""Part of the cause of a rank that ended with :data:`lrrunner.system.exit_codes.UNREPORTED`."""
+
+
 class RunState(StrEnum):
     """State of a run or a batch; its value is the one in status.json, batch.json and the ledger."""
 

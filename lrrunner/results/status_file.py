@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lrrunner.results.artifacts import STATUS_FILE
-from lrrunner.results.run_state import ENDED, ENDED_WITHOUT_REPORT, JobResult, RunState, state_in
+from lrrunner.results.run_state import COULD_NOT_REPORT, ENDED, ENDED_WITHOUT_REPORT, JobResult, RunState, state_in
 from lrrunner.system import exit_codes
 from lrrunner.system.atomic_files import read_json, write_json
 
@@ -37,13 +37,21 @@ def close_abandoned(directory: Path) -> RunState:
 
 
 def as_recorded(directory: Path, result: JobResult) -> JobResult:
-    """How a job ended, when its run directory has the last word: a run that it records as finished is finished.
+    """How a job ended, when its run directory has the last word.
+
+    A run that it records as finished is finished; and what it says counts where the ranks could not report.
 
     Args:
         directory: The run directory.
         result: What became of the ranks, which may have died afterwards, in the upload.
     """
-    is_finished = state_in(read_status(directory)) == RunState.FINISHED
-    if not is_finished or result.state == RunState.FINISHED or result.exit_code == exit_codes.CONFIG_ERROR:
+    status = read_status(directory)
+    state = state_in(status)
+    if result.state == RunState.FINISHED or result.exit_code == exit_codes.CONFIG_ERROR:
         return result
-    return JobResult(state=RunState.FINISHED, exit_code=exit_codes.OK, is_reported=False)
+    is_unreported = COULD_NOT_REPORT in (result.cause or "")
+    if state == RunState.FINISHED or (is_unreported and state in ENDED):
+        assert state is not None
+        assert state.exit_code is not None
+        return JobResult(state=state, exit_code=state.exit_code, cause=status.get("cause"), is_reported=False)
+    return result

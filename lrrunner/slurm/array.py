@@ -27,12 +27,14 @@ from lrrunner.config.composition import expand_grid
 from lrrunner.errors import ConfigError
 from lrrunner.results.run_state import RunState
 from lrrunner.system import exit_codes
+from lrrunner.system.output_streams import forgive_closed_output
 
 NEVER_BEGAN = "it never began; see its task's output"
 
 
 def main() -> NoReturn:
     """``python -m lrrunner.slurm.array task DIRECTORY INDEX COUNT ...``, or ``summary DIRECTORY ...``."""
+    forgive_closed_output()
     try:
         command, directory, *arguments = sys.argv[1:]
         if command == "task":

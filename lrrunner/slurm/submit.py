@@ -14,6 +14,7 @@ from lrrunner.config.command_line import parse_command_line
 from lrrunner.config.composition import compose_points, expand_grid
 from lrrunner.errors import ConfigError
 from lrrunner.system import exit_codes
+from lrrunner.system.output_streams import forgive_closed_output
 
 POLL_S = 1.0
 ENDED = re.compile(r"COMPLETED|FAILED|CANCELLED|TIMEOUT|NODE_FAIL|OUT_OF_MEMORY|BOOT_FAIL|DEADLINE")
@@ -21,6 +22,7 @@ ENDED = re.compile(r"COMPLETED|FAILED|CANCELLED|TIMEOUT|NODE_FAIL|OUT_OF_MEMORY|
 
 def main() -> NoReturn:
     """``python -m lrrunner.slurm.submit KIND [overrides]``, or ``follow JOB``."""
+    forgive_closed_output()
     kind, *arguments = sys.argv[1:]
     if kind == "follow":
         sys.exit(follow(arguments[0]))

@@ -14,6 +14,10 @@ CONFIG_ERROR = 2
 """The configuration is wrong."""
 
 
+UNREPORTED = 4
+"""A supervised rank could not report how its job ended, since its mailbox cannot be written."""
+
+
 def signal_exit_code(number: int) -> int:
     """Exit code of a process that a signal has ended.
 

@@ -120,20 +120,42 @@ def is_stopped(pid: int) -> bool:
     return _stat_fields(pid)[:1] in (["T"], ["t"])
 
 
+def children(pid: int) -> list[int]:
+    """Children of a process; empty without /proc."""
+    return _children_by_parent().get(pid, [])
+
+
 def descendants(pid: int) -> list[int]:
     """Children of a process, their children, and so on; empty without /proc."""
-    children: dict[int, list[int]] = {}
-    for folder in Path("/proc").glob("[0-9]*"):
-        fields = _stat_fields(int(folder.name))
-        if fields:
-            children.setdefault(int(fields[1]), []).append(int(folder.name))
+    by_parent = _children_by_parent()
     found: list[int] = []
     waiting = [pid]
     while waiting:
-        next_ones = children.get(waiting.pop(), [])
+        next_ones = by_parent.get(waiting.pop(), [])
         found += next_ones
         waiting += next_ones
     return found
+
+
+def environment_variable(pid: int, name: str) -> str | None:
+    """A variable with which a process was started; None if it has none, or cannot be read."""
+    try:
+        content = Path(f"/proc/{pid}/environ").read_bytes()
+    except OSError:
+        return None
+    start = f"{name}=".encode()
+    found = (item.removeprefix(start) for item in content.split(b"\0") if item.startswith(start))
+    value = next(found, None)
+    return None if value is None else value.decode(errors="replace")
+
+
+def _children_by_parent() -> dict[int, list[int]]:
+    by_parent: dict[int, list[int]] = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        fields = _stat_fields(int(folder.name))
+        if fields:
+            by_parent.setdefault(int(fields[1]), []).append(int(folder.name))
+    return by_parent
 
 
 def pid_of(identity: object) -> int | None:

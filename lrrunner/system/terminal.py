@@ -16,10 +16,10 @@ def write_line(text: str, stream: TextIO | None = None, *, end: str = "\n") -> N
         print(text, file=stream, end=end, flush=True)
     except (OSError, ValueError):  # ValueError: the stream is closed
         with contextlib.suppress(OSError, ValueError):
-            _silence(stream)
+            silence(stream)
 
 
-def _silence(stream: TextIO) -> None:
+def silence(stream: TextIO) -> None:
     """Discard what is buffered: neither the next line nor the end of the interpreter may fail on it."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     try:

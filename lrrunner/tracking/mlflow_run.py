@@ -141,9 +141,12 @@ class MlflowRun:
         """Queue what a confirmation run has measured, at the time of its last step."""
         self._uploader.add(trial_point(trial, timestamp_ms=timestamp_ms))
 
-    def end(self, state: RunState) -> None:
-        """End the run and upload nothing: the process ends within moments. May be called from another thread."""
-        end_run(self._connection, self.run_id, state)
+    def end(self, state: RunState, *, note: str | None = None) -> None:
+        """End the run and upload only a description, if there is one: the process ends within moments.
+
+        May be called from another thread.
+        """
+        end_run(self._connection, self.run_id, state, note=note)
 
     def finish(self, end: RunEnd) -> UploadFailure | None:
         """Upload what is left, the result, the description and the files, and end the run. Never raises.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from lrrunner.results.reader import read_run
 from lrrunner.results.run_state import JobResult, RunState, state_in
 from lrrunner.results.status_file import read_status, write_status
 from lrrunner.system.atomic_files import write_text
+from lrrunner.system.bounded_call import done_within
 from lrrunner.system.redaction import Redactor
 from lrrunner.tracking.connection import Connection, connect_or_warn, first_line, warn_unreachable
 from lrrunner.tracking.runs import create_run, delete_run, end_run, is_running
@@ -20,6 +23,11 @@ from lrrunner.tracking.upload_run import NO_CAUSE, note_from_status, upload_run
 from lrrunner.version import __version__
 
 KEPT_IN = "run directory"
+
+END_WITHIN_S = 5.0
+"""How long a user who wants the end at once waits for the store to take it."""
+
+logger = logging.getLogger(__name__)
 
 
 class SupervisedRuns:
@@ -77,8 +85,17 @@ class SupervisedRuns:
         *,
         run_id: str | None,
         redactor: Redactor,
+        at_once: bool = False,
     ) -> str | None:
         """Record how a job has ended in its files and in MLflow, whatever its ranks could still record.
+
+        Args:
+            tracking: Its section ``tracking``.
+            directory: Its run directory.
+            result: What became of its ranks.
+            run_id: Its run, as :meth:`create` has returned it.
+            redactor: Masks secrets.
+            at_once: Leave the upload to ``lrrunner-sync``, and do not wait for a slow store.
 
         Returns:
             The id of its run.
@@ -86,19 +103,39 @@ class SupervisedRuns:
         run_id = run_id or read_status(directory).get("mlflow_run_id")
         cause = redactor.text(result.cause or "") or None
         _record_end(directory, state=result.state, cause=cause)
-        connection = self._connect(tracking, redactor) if run_id else None
-        if connection is None or run_id is None:
-            return run_id
+        if run_id is not None:
+            end = functools.partial(self._end_run, tracking, directory, result, run_id=run_id, redactor=redactor)
+            if not at_once:
+                end(is_uploaded=True)
+            elif not done_within(END_WITHIN_S, functools.partial(end, is_uploaded=False)):
+                logger.warning("MLflow was not waited for; lrrunner-sync %s gives the run its end", directory)
+        return run_id
+
+    def _end_run(
+        self,
+        tracking: TrackingConfig,
+        directory: Path,
+        result: JobResult,
+        *,
+        run_id: str,
+        redactor: Redactor,
+        is_uploaded: bool,
+    ) -> None:
+        """End a run in MLflow, uploaded before if that is asked for and rank 0 could not do it."""
+        connection = self._connect(tracking, redactor)
+        if connection is None:
+            return
         try:
             running = is_running(connection, run_id)
-            if (running or not result.is_reported) and (files := read_run(directory)).config:
+            if is_uploaded and (running or not result.is_reported) and (files := read_run(directory)).config:
                 upload_run(connection, files, run_id=run_id)
             elif running:
-                note = unfinished_note(result.state, cause=cause or NO_CAUSE, resume=None)
+                cause = redactor.text(result.cause or NO_CAUSE)
+                is_recorded = bool(read_status(directory))
+                note = note_from_status(directory) if is_recorded else unfinished_note(result.state, cause=cause)
                 end_run(connection, run_id, result.state, note=note)
         except Exception as error:  # noqa: BLE001 - as in create
             self._give_up(tracking.uri, redactor.text(first_line(error)))
-        return run_id
 
     def _connect(self, tracking: TrackingConfig, redactor: Redactor) -> Connection | None:
         if not tracking.enabled or tracking.uri in self._unreachable:

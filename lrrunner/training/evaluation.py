@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
+from lrrunner.system.error_message import error_message
 from lrrunner.training.collectives import Collective
 from lrrunner.training.loss_result import loss_and_count
 from lrrunner.training.optimizers import set_optimizer_mode
@@ -127,7 +128,7 @@ def _cause(error: Exception | None, *, is_data: bool) -> str:
     if error is None:
         return ""
     hint = "" if is_data else "; a model that returns no loss in eval mode needs train.eval_mode=false"
-    return f"{type(error).__name__}: {error}{hint}"
+    return f"{type(error).__name__}: {error_message(error)}{hint}"
 
 
 def _loss_count_and_error(

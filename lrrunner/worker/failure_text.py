@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from lrrunner.launch.mailbox import ANOTHER_RANK_IS_GONE, ANOTHER_RANK_IS_SILENT
+from lrrunner.system.error_message import error_message
 
 MAX_LENGTH = 300
 
@@ -42,10 +43,11 @@ def failure_text(error: BaseException, *, masked: Callable[[str], str] = str) ->
     >>> failure_text(RuntimeError("expected scalar type Long but found Float")).partition("; ")[2]
     'the loss needs class indices: convert the target in data.train'
     """
-    text = masked(" ".join(str(error).split()))[:MAX_LENGTH]
+    message = error_message(error)
+    text = masked(" ".join(message.split()))[:MAX_LENGTH]
     if isinstance(error, RuntimeError) and any(part in text for part in LOST_CONNECTION_MESSAGES):
         return f"{ANOTHER_RANK_IS_GONE}, its connection was lost ({text})"
     if isinstance(error, RuntimeError) and any(part in text for part in TIMEOUT_MESSAGES):
         return f"{ANOTHER_RANK_IS_SILENT}, a collective timed out ({text})"
-    hint = next((f"; {hint}" for part, hint in HINTS if part in str(error)), "")
+    hint = next((f"; {hint}" for part, hint in HINTS if part in message), "")
     return f"{type(error).__name__}: {text}{hint}"

@@ -10,6 +10,8 @@ from typing import Any
 import hydra.utils
 from hydra.errors import InstantiationException
 
+from lrrunner.system.error_message import error_message
+
 logger = logging.getLogger(__name__)
 
 
@@ -77,4 +79,4 @@ def _refusal(target: Callable[..., Any], component: Mapping[str, Any], *argument
 
 
 def _first_line(error: BaseException, *, default: str) -> str:
-    return next(iter(str(error).strip().splitlines()), default)
+    return next(iter(error_message(error).strip().splitlines()), default)

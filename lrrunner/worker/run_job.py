@@ -111,8 +111,10 @@ class Session:
         Returns:
             The exit code of a run that had finished; else None.
         """
-        finished = self.reporter is not None and self.reporter.record_kill(cause) == RunState.FINISHED
-        return exit_codes.OK if finished else None
+        if self.reporter is None:
+            return None
+        ended = self.reporter.record_kill(cause, is_shown=not self.request.supervised)
+        return exit_codes.OK if ended == RunState.FINISHED else None
 
 
 def run_in_new_world(config: Config, command_line: CommandLine) -> int:

@@ -201,18 +201,24 @@ class RunReporter:
             text = self._write_unfinished(RunState.FAILED, cause)
         self._mlflow.finish(RunEnd(state=RunState.FAILED, note=text, directory=self.directory.path))
 
-    def record_kill(self, cause: str) -> RunState:
+    def record_kill(self, cause: str, *, is_shown: bool) -> RunState:
         """Record only that the process ends, within moments. Called from another thread.
+
+        Args:
+            cause: What ends it.
+            is_shown: Whether the user is told here, and not by a supervisor.
 
         Returns:
             How the run ended: what was recorded before stays.
         """
+        text = None
         if self._ended is None:
             with contextlib.suppress(OSError):
-                self._write_unfinished(RunState.KILLED, cause)
-            self._terminal.show_interruption(cause, resume=self._resume_command, picture=None, mlflow=None)
+                text = self._write_unfinished(RunState.KILLED, cause)
+            if is_shown:
+                self._terminal.show_interruption(cause, resume=self._resume_command, picture=None, mlflow=None)
         state = self._ended or RunState.KILLED
-        self._mlflow.end(state)
+        self._mlflow.end(state, note=text)
         return state
 
     @property

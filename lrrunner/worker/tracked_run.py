@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import logging
-import threading
 from pathlib import Path
 
 from lrrunner.records import Step, Trial
 from lrrunner.results.run_state import RunState
 from lrrunner.results.writer import RunDirectory
+from lrrunner.system.bounded_call import done_within
 from lrrunner.tracking import tag_names
 from lrrunner.tracking.connection import Connection
 from lrrunner.tracking.mlflow_run import MlflowRun, RunEnd, join_run
@@ -87,12 +88,13 @@ class TrackedRun:
         if failure is not None:
             logger.warning("MLflow lacks a part of the run (%s); the run directory has it all", failure.reason)
 
-    def end(self, state: RunState) -> None:
-        """End the run and upload nothing. May be called from another thread. A slow store is not waited for."""
+    def end(self, state: RunState, *, note: str | None = None) -> None:
+        """End the run and upload nothing but a description, if there is one.
+
+        May be called from another thread. A slow store is not waited for.
+        """
         if self._run is not None:
-            ending = threading.Thread(target=self._run.end, args=(state,), daemon=True)
-            ending.start()
-            ending.join(END_WITHIN_S)
+            done_within(END_WITHIN_S, functools.partial(self._run.end, state, note=note))
 
     def _reopen(self, directory: RunDirectory) -> str | None:
         """Reopen the run of a previous attempt; None if there is none."""

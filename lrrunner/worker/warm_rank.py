@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import faulthandler
 import os
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from lrrunner.worker.run_job import JobRequest
     from lrrunner.worker.world import World
 
+REPORT_WITHIN_S, REPORT_AGAIN_S = 10.0, 0.5
+"""How long a rank tries to report how a job ended, and after which pause again."""
+
 
 def main() -> NoReturn:
     """Run jobs until there is no further one; a job that fails midway ends the process, and its world with it."""
@@ -50,8 +53,8 @@ def main() -> NoReturn:
     while (message := mailbox.next_job(number, orphaned=orphaned)) is not None:
         heartbeats.job_changed(number)
         outcome = _run(world, message, mailbox, heartbeats, orphaned)
-        with contextlib.suppress(OSError):  # another rank may have removed the mailbox of a supervisor that is gone
-            mailbox.write_outcome(number, outcome)
+        if not _report(mailbox, number, outcome, orphaned):
+            exit_now(exit_codes.UNREPORTED)
         heartbeats.job_changed(NO_JOB)
         number += 1
     if orphaned():
@@ -62,6 +65,26 @@ def main() -> NoReturn:
 
 def _rank() -> int:
     return int(os.environ.get("RANK", "0"))
+
+
+def _report(mailbox: JobMailbox, number: int, outcome: RankOutcome, orphaned: Callable[[], bool]) -> bool:
+    """Report how a job ended; a disk that is full may have room again in a moment.
+
+    Returns:
+        Whether the supervisor knows, or is gone: another rank may have removed its mailbox then.
+    """
+    deadline = time.monotonic() + REPORT_WITHIN_S
+    while True:
+        try:
+            mailbox.write_outcome(number, outcome)
+        except OSError:
+            if orphaned():
+                return True
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(REPORT_AGAIN_S)
+        else:
+            return True
 
 
 def _run(
@@ -78,11 +101,11 @@ def _run(
     errors: list[str] = []
 
     def on_failure(cause: str) -> NoReturn:
-        with contextlib.suppress(OSError):
-            mailbox.write_outcome(message.number, RankOutcome(rank=_rank(), exit_code=exit_codes.FAILED, cause=cause))
+        outcome = RankOutcome(rank=_rank(), exit_code=exit_codes.FAILED, cause=cause)
+        is_reported = _report(mailbox, message.number, outcome, orphaned)
         if orphaned():
             mailbox.remove()
-        exit_now(exit_codes.FAILED)
+        exit_now(exit_codes.FAILED if is_reported else exit_codes.UNREPORTED)
 
     request = _request(message, heartbeats)
     exit_code = run_job(world, request, orphaned=orphaned, on_config_error=errors.append, on_failure=on_failure)

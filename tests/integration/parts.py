@@ -40,6 +40,13 @@ class Spoiling(SlowMlp):
             os.chdir("/")
 
 
+class Unprintable(Exception):  # noqa: N818 - named by what is wrong with it
+    """Cannot be shown."""
+
+    def __str__(self) -> str:
+        raise RuntimeError("no message")
+
+
 class Failing(SlowMlp):
     """Fails in forward number ``at`` on ``rank``: with an exception, or killed by the system."""
 
@@ -60,6 +67,10 @@ class Failing(SlowMlp):
                 os.kill(os.getpid(), signal.SIGSTOP)
             if self.how == "exit":
                 raise SystemExit(3)
+            if self.how == "vanish":
+                os._exit(0)
+            if self.how == "unprintable":
+                raise Unprintable
             raise RuntimeError("the model's own error, api_key=canary-in-an-exception")
         return super().forward(x)
 
@@ -101,6 +112,18 @@ class Talking(SlowMlp):
     def __init__(self) -> None:
         super().__init__(0.0)
         print(f"rank {os.environ.get('RANK')} says {os.environ.get('CANARY_TOKEN')}", flush=True)
+
+
+class Chatty(SlowMlp):
+    """Prints in every forward."""
+
+    def __init__(self) -> None:
+        super().__init__(0.05)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Class scores, with a remark."""
+        print("forward of", len(x), "samples", flush=True)
+        return super().forward(x)
 
 
 class Net(nn.Module):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -18,6 +19,7 @@ from mlflow import MlflowClient
 
 from tests.integration.launching import (
     NO_TRACKING,
+    PARTS,
     Finished,
     environment,
     finish,
@@ -296,6 +298,23 @@ def test_a_run_directory_that_vanishes_still_closes_the_run(tmp_path: Path) -> N
     assert done.code == 1
     assert done.err.count("lrrunner: the sweep failed on rank 0: FileNotFoundError") == 1
     assert run_status(tmp_path) == "FAILED"
+
+
+@pytest.mark.parametrize("launcher", [(), pytest.param(("launch.num_processes=1",), marks=pytest.mark.long)])
+def test_a_reader_that_goes_away_costs_only_the_output(tmp_path: Path, launcher: tuple[str, ...]) -> None:
+    """`lrrunner ... | head -1`, with a model that prints as well: the sweep and its exit code are as ever."""
+    shutil.copy(PARTS, tmp_path / "parts.py")
+    job = (*NO_TRACKING, *launcher, "run.dir=run", "sweep.num_steps=12", "model=custom", "model._target_=parts.Chatty")
+    line = shlex.join([sys.executable, "-m", "lrrunner", *job])
+    done = subprocess.run(
+        ["bash", "-c", f"set -o pipefail; {line} | head -1"],
+        cwd=tmp_path, env=environment(ACCELERATE_USE_CPU="1"), capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) == 1
+    assert done.stderr == ""
+    status = json.loads((tmp_path / "run/status.json").read_text())
+    assert (status["state"], status["cause"]) == ("finished", None)
 
 
 def test_sys_exit_in_the_users_code_is_a_failure_with_a_word(tmp_path: Path) -> None:

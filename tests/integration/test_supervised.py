@@ -272,3 +272,83 @@ def test_a_parent_killed_before_its_ranks_have_read_their_job_leaves_no_secret(t
     process.communicate()
     assert_gone(below, 60)
     assert not list((tmp_path / "tmp").iterdir())
+
+
+@STUB_OR_REAL
+def test_a_rank_that_ends_as_if_all_were_well_is_named(tmp_path: Path, rank_program: str) -> None:
+    """os._exit(0): its launcher sees a success, and the rank that lost it is the first one to fail."""
+    vanishing = ("+model.rank=1", "+model.how=vanish")
+    done = launch(tmp_path, *FAILING, *NO_TRACKING, *vanishing, rank_program=rank_program)
+    assert done.code == 1
+    assert done.read("status.json")["cause"] == "rank 1: ended with exit code 0 without reporting a cause"
+
+
+def test_an_exception_without_a_message_is_named_with_its_rank(tmp_path: Path) -> None:
+    """Its __str__ raises, while the rank reports it."""
+    done = launch(tmp_path, *FAILING, *NO_TRACKING, "+model.rank=1", "+model.how=unprintable")
+    assert done.code == 1
+    cause = "rank 1: Unprintable: (its message cannot be shown: RuntimeError)"
+    assert f"lrrunner: the sweep failed on {cause}; see" in done.err
+    assert done.read("status.json")["cause"] == cause
+    assert "Traceback" in (done.run / "ranks" / "1.log").read_text()
+
+
+@STUB_OR_REAL
+def test_a_killed_launcher_is_named(tmp_path: Path, rank_program: str) -> None:
+    """The ranks had started, and worked."""
+    process = start(tmp_path, *SLOW, *NO_TRACKING, rank_program=rank_program)
+    wait_for_rows(tmp_path, 3, process)
+    below = all_below(process)
+    (launcher,) = psutil.Process(process.pid).children()
+    launcher.kill()
+    done = finish(process, tmp_path)
+    assert done.code == 1
+    assert "lrrunner: the sweep failed on the launcher of the ranks: killed by SIGKILL" in done.err
+    assert done.read("status.json")["cause"] == "the launcher of the ranks: killed by SIGKILL"
+    assert_gone(below, 5)
+
+
+def test_a_rank_stopped_before_its_first_heartbeat_is_named(tmp_path: Path) -> None:
+    """Only its process shows it: it has written nothing."""
+    stops = {"STUB_STOPS_AT_START": "1"}
+    done = launch(tmp_path, TWO, *NO_TRACKING, "launch.timeout_s=20", rank_program=STUB_RANKS, env=stops)
+    assert done.code == 1
+    assert "the sweep failed on rank 1: stopped by a signal (SIGSTOP), no step for 20 s" in done.err
+
+
+def test_a_launch_file_that_starts_another_number_of_ranks_is_refused(tmp_path: Path) -> None:
+    """One rank ran the sweep of two, and the supervisor waited for the other one."""
+    settings = ("compute_environment: LOCAL_MACHINE", "distributed_type: MULTI_CPU", "use_cpu: true")
+    (tmp_path / "one.yaml").write_text("\n".join((*settings, "num_machines: 1", "mixed_precision: 'no'")))
+    done = launch(tmp_path, TWO, *NO_TRACKING, "launch.config_file=one.yaml", rank_program=STUB_RANKS)
+    assert done.code == 2
+    assert "launch.num_processes must equal the ranks that are started, got 2 and 1 with" in done.err
+    assert "launch.config_file=one.yaml; correct its distributed_type" in done.err
+
+
+@pytest.mark.parametrize("how", ["none", "raise"])
+def test_ranks_that_cannot_report_leave_it_to_the_run_directory(tmp_path: Path, how: str) -> None:
+    """A full TMPDIR, say: outcomes and heartbeats cannot be written, and everyone waited for half an hour."""
+    (tmp_path / "tmp").mkdir()
+    job: tuple[str, ...] = (*SLOW, "sweep.num_steps=40")
+    if how == "raise":
+        job = (
+            TWO,
+            "model=custom",
+            "model._target_=parts.Failing",
+            "+model.rank=0",
+            "+model.at=30",
+            "+model.seconds=0.1",
+        )
+    process = start(tmp_path, *job, *NO_TRACKING, rank_program=STUB_RANKS, env={"TMPDIR": str(tmp_path / "tmp")})
+    wait_for_rows(tmp_path, 3, process)
+    (mailbox,) = (tmp_path / "tmp").glob("lrrunner-*/mailbox-*")
+    (mailbox / "outcomes").rmdir()
+    (mailbox / "outcomes").write_text("no folder")
+    done = finish(process, tmp_path)
+    if how == "none":
+        assert (done.code, done.read("status.json")["state"]) == (0, "finished")
+    else:
+        assert done.code == 1
+        assert "the sweep failed on rank 0: RuntimeError: the model's own error" in done.err
+        assert done.read("status.json")["cause"].startswith("rank 0: RuntimeError: the model's own error")
