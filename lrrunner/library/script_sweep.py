@@ -17,6 +17,7 @@ from lrrunner.library.caller_state import (
     rng_restored,
     scaler_between_steps,
 )
+from lrrunner.library.failure_hints import failures_explained
 from lrrunner.library.interrupt_request import InterruptRequest
 from lrrunner.library.loader_agreement import agreement_errors
 from lrrunner.library.loss_function import ObservedLoss
@@ -58,7 +59,7 @@ def measured(objects: ScriptObjects, options: Mapping[str, Any]) -> RangeTest:
     job = _checked_job(objects, options, collective)
     given = [name for name in OBJECT_NAMES if getattr(objects, name) is not None and getattr(objects, name) != ()]
     script = _ScriptSweep(objects, job, call_text(options, given_objects=given), collective)
-    with script.objects_restored():
+    with failures_explained(), script.objects_restored():
         return script.run()
 
 

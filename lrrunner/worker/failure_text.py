@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 from lrrunner.launch.mailbox import ANOTHER_RANK_IS_GONE, ANOTHER_RANK_IS_SILENT
 from lrrunner.system.error_message import error_message
+from lrrunner.training.torch_messages import NEEDS_FLOATS, NEEDS_INDICES, UNUSED_PARAMETERS
 
 MAX_LENGTH = 300
 
@@ -22,11 +24,11 @@ TIMEOUT_MESSAGES = ("Timed out waiting", "timed out after", "Watchdog caught col
 
 
 HINTS = (
-    ("Expected to have finished reduction in the prior iteration", "set train.ddp.find_unused_parameters=true"),
-    ("expected scalar type Long", "the loss needs class indices: convert the target in data.train"),
-    ("Found dtype Long but expected", "the loss needs a floating-point target: convert it in data.train"),
+    (UNUSED_PARAMETERS, "set train.ddp.find_unused_parameters=true"),
+    (NEEDS_INDICES, "the loss needs class indices: convert the target in data.train"),
+    (NEEDS_FLOATS, "the loss needs a floating-point target: convert it in data.train"),
 )
-"""Parts of torch's messages, and what helps in a configuration of lrrunner."""
+"""Patterns of torch's messages, and what helps in a configuration of lrrunner."""
 
 
 def failure_text(error: BaseException, *, masked: Callable[[str], str] = str) -> str:
@@ -49,5 +51,5 @@ def failure_text(error: BaseException, *, masked: Callable[[str], str] = str) ->
         return f"{ANOTHER_RANK_IS_GONE}, its connection was lost ({text})"
     if isinstance(error, RuntimeError) and any(part in text for part in TIMEOUT_MESSAGES):
         return f"{ANOTHER_RANK_IS_SILENT}, a collective timed out ({text})"
-    hint = next((f"; {hint}" for part, hint in HINTS if part in message), "")
+    hint = next((f"; {hint}" for pattern, hint in HINTS if re.search(pattern, message)), "")
     return f"{type(error).__name__}: {text}{hint}"

@@ -161,6 +161,35 @@ def refusals() -> list[str]:
     return found
 
 
+class Half(nn.Module):
+    """Uses half of its parameters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.used, self.unused = small_model(), small_model()
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = self.used(inputs)
+        return found
+
+
+def wrapped_wrongly() -> list[str]:
+    """The messages for a static graph that is accumulated, and for unused parameters."""
+    static = DistributedDataParallel(small_model(), static_graph=True)
+    optimizer = torch.optim.SGD(static.parameters(), lr=1.0)
+    loader = [regression_data()]
+    with pytest.raises(ValueError, match="wrong") as refused:
+        lrrunner.range_test(None, static, optimizer, loader, squared_error, accumulation_steps=2)
+    half = DistributedDataParallel(Half())
+    optimizer = torch.optim.SGD(half.parameters(), lr=1.0)
+    with pytest.raises(RuntimeError, match="Expected to have finished reduction") as unused:
+        lrrunner.range_test(None, half, optimizer, loader, squared_error)
+    helped = DistributedDataParallel(Half(), find_unused_parameters=True)
+    optimizer = torch.optim.SGD(helped.parameters(), lr=1.0)
+    result = lrrunner.range_test(None, helped, optimizer, loader, squared_error, num_steps=20, auto_range=False)
+    return [str(refused.value), *unused.value.__notes__, str(result.stop.reason)]
+
+
 def sharded(*, fsdp: bool) -> tuple[list[float], list[float]]:
     """Losses and norms of a sweep with accumulation, unequal counts and clipping; checks that shards are restored."""
     model = small_model()
@@ -220,6 +249,7 @@ def every_case() -> dict[str, Any]:
         "prepared streams": prepared_streams(),
         "accumulation": within_an_accumulation(),
         "refusals": refusals(),
+        "wrapped wrongly": wrapped_wrongly(),
         "sharded": [sharded(fsdp=fsdp) for fsdp in (False, True)],
         "half": sharded_on_half_of_the_ranks(),
         "num bars": num_progress_bars(),
@@ -332,6 +362,15 @@ def test_all_ranks_refuse_an_error_of_one(cases: list[dict[str, Any]]) -> None:
         assert "num_steps must be the same on every rank, got 10 on rank 0, 12 on rank 1" in differing
         assert "accumulation_steps must be the same on every rank, got 1 on rank 0, 2 on rank 1" in resolved
         assert "  - start_lr must be above 0, got -1; try 1e-7" in negative
+
+
+def test_wrappers_that_fail_later_are_named(cases: list[dict[str, Any]]) -> None:
+    """DDP fails somewhere in its second step; the argument that helps does."""
+    for case in cases:
+        refused, note, stop = case["wrapped wrongly"]
+        assert "model must be wrapped without static_graph for 2 accumulation steps (DDP fails on both), got" in refused
+        assert "DistributedDataParallel(model, find_unused_parameters=True)" in note
+        assert stop in ("diverged", "end_of_ladder")
 
 
 def test_the_readmes_example_runs_on_one_and_two_ranks_and_changes_nothing(cases: list[dict[str, Any]]) -> None:

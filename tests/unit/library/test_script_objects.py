@@ -89,6 +89,18 @@ def errors_of_model(model: nn.Module, **options: Any) -> list[str]:
     return object_errors(objects, world_size=1, **options)
 
 
+def test_an_optimizer_must_have_an_lr() -> None:
+    """lr=None is Adafactor's way to set its own; lr=0 leaves nothing to keep ratios to. One message each."""
+    for lr, shown in ((None, "None"), (0.0, "0.0")):
+        model = small_model()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        optimizer.param_groups[0]["lr"] = optimizer.defaults["lr"] = lr
+        with pytest.raises(ValueError, match=r"the arguments are wrong \(1 error\)") as caught:
+            swept(model, optimizer)
+        assert f"optimizer.lr must be a number above 0 in every group, got {shown}; " in str(caught.value)
+        assert "relative_step=False" in str(caught.value)
+
+
 def test_lazy_modules_must_see_a_batch_first() -> None:
     """torch raises about uninitialised parameters somewhere in a snapshot."""
     assert errors_of_model(nn.LazyLinear(2))[0] == (

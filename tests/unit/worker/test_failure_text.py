@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
+import torch
+from torch import nn
 
 from lrrunner.launch.mailbox import ANOTHER_RANK_IS_GONE, ANOTHER_RANK_IS_SILENT
 from lrrunner.system.redaction import Redactor
@@ -34,3 +38,25 @@ def test_a_secret_across_the_end_of_a_long_message_is_masked() -> None:
     message = "x" * (MAX_LENGTH - 10) + " hunter2hunter2hunter2"
     text = failure_text(ValueError(message), masked=Redactor(["hunter2hunter2hunter2"]).text)
     assert text == f"ValueError: {'x' * (MAX_LENGTH - 10)} ***"
+
+
+@pytest.mark.parametrize(
+    ("loss", "hint"),
+    [
+        (lambda x: nn.functional.cross_entropy(x, torch.rand(4)), "the loss needs class indices: convert the target"),
+        (lambda x: nn.functional.nll_loss(x, torch.rand(4)), "the loss needs class indices: convert the target"),
+        (
+            lambda x: nn.functional.binary_cross_entropy(x.sigmoid(), x.gt(0).long()),
+            "the loss needs a floating-point target: convert it",
+        ),
+        (
+            lambda x: nn.functional.binary_cross_entropy_with_logits(x, x.gt(0).long()),
+            "the loss needs a floating-point target: convert it",
+        ),
+    ],
+)
+def test_a_target_of_the_wrong_dtype_names_what_to_convert(loss: Any, hint: str) -> None:
+    """As the installed torch words it, which differs from version to version."""
+    with pytest.raises(RuntimeError) as caught:
+        loss(torch.zeros(4, 3))
+    assert failure_text(caught.value).partition("; ")[2].startswith(hint)
