@@ -304,7 +304,8 @@ def test_a_run_directory_that_vanishes_still_closes_the_run(tmp_path: Path) -> N
 def test_a_reader_that_goes_away_costs_only_the_output(tmp_path: Path, launcher: tuple[str, ...]) -> None:
     """`lrrunner ... | head -1`, with a model that prints as well: the sweep and its exit code are as ever."""
     shutil.copy(PARTS, tmp_path / "parts.py")
-    job = (*NO_TRACKING, *launcher, "run.dir=run", "sweep.num_steps=12", "model=custom", "model._target_=parts.Chatty")
+    job = (*NO_TRACKING, *launcher, "run.dir=run", "sweep.num_steps=12", "sweep.auto_range=false")
+    job += ("model=custom", "model._target_=parts.Chatty")
     line = shlex.join([sys.executable, "-m", "lrrunner", *job])
     done = subprocess.run(
         ["bash", "-c", f"set -o pipefail; {line} | head -1"],

@@ -11,7 +11,13 @@ import pytest
 import yaml
 
 from lrrunner.config.schema import RunConfig
-from lrrunner.results.resume_checks import code_versions, differences, directory_errors
+from lrrunner.results.resume_checks import (
+    code_versions,
+    differences,
+    directory_errors,
+    finished_differences,
+    is_finished,
+)
 from lrrunner.system.process_identity import process_identity
 
 CONFIG = {"model": {"width": 3}, "run": {"dir": "x", "resume": None}, "launch": {"num_processes": 2}}
@@ -37,20 +43,27 @@ def test_a_killed_or_failed_run_and_one_whose_process_is_gone_can_be_resumed(tmp
     assert errors_of(tmp_path) == []
 
 
-@pytest.mark.parametrize(
-    ("status", "text"),
-    [
-        ({"state": "finished"}, "must name a run that has not finished"),
-        (
-            {"state": "running", "host": socket.gethostname(), "process": process_identity()},
-            "must name a run that is not running",
-        ),
-    ],
-)
-def test_other_runs_are_refused(status: dict[str, Any], text: str, tmp_path: Path) -> None:
-    """Two processes in one directory would spoil both; a finished one has nothing left to do."""
-    (message,) = errors_of(run_in(tmp_path, **status))
-    assert text in message
+def test_a_run_that_is_running_is_refused(tmp_path: Path) -> None:
+    """Two processes in one directory would spoil both."""
+    run_in(tmp_path, state="running", host=socket.gethostname(), process=process_identity())
+    (message,) = errors_of(tmp_path)
+    assert "must name a run that is not running" in message
+
+
+def test_a_finished_run_is_known_as_such(tmp_path: Path) -> None:
+    """Its resume completes what is missing, and measures nothing."""
+    assert not is_finished(RunConfig(resume=None))
+    assert not is_finished(RunConfig(resume=str(run_in(tmp_path))))
+    assert is_finished(RunConfig(resume=str(run_in(tmp_path, state="finished"))))
+    assert errors_of(tmp_path) == []
+
+
+def test_a_finished_run_is_compared_with_a_configuration_that_no_rank_has_resolved(tmp_path: Path) -> None:
+    """What that leaves to the launcher is null in it, and a value in the run's own."""
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({"train": {"mixed_precision": "fp32"}, "sweep": {"seed": 0}}))
+    assert finished_differences(tmp_path, {"train": {"mixed_precision": None}, "sweep": {"seed": 0}}) == []
+    (message,) = finished_differences(tmp_path, {"train": {"mixed_precision": None}, "sweep": {"seed": 5}})
+    assert message.startswith("sweep.seed must be 0 to resume")
 
 
 def test_run_dir_beside_resume_is_a_contradiction_unless_it_is_the_same(tmp_path: Path) -> None:
