@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -19,6 +20,7 @@ from torch import nn
 
 from lrrunner.errors import ArgumentError
 from lrrunner.integrations.attribute_snapshot import attributes_preserved
+from lrrunner.integrations.training_plan import TrainingPlan, wants_validation, with_remarks
 from lrrunner.library.range_test import range_test as library_range_test
 from lrrunner.library.result import RangeTest
 from lrrunner.training.snapshot import RngState
@@ -29,6 +31,9 @@ END_OF_FIT: type[Exception] | None = getattr(exceptions, "_TunerExitException", 
 PRECISIONS = (Precision, MixedPrecision, HalfPrecision, DoublePrecision)
 MODULE_INTERNALS = ("_parameters", "_buffers", "_modules")
 """Attributes of a module that the sweep restores itself."""
+
+SCHEDULES = {"CosineAnnealingLR": "cosine", "PolynomialLR": "linear", "ConstantLR": "constant"}
+"""Schedulers of torch, and the schedule of a range test that they follow."""
 
 GRADIENT_HOOKS = ("backward", "configure_gradient_clipping")
 """Methods of a module that would give ``fit`` another gradient than the sweep's."""
@@ -49,13 +54,17 @@ def range_test(
     Module, trainer and random number generators are restored; like ``fit``, the call moves the module to the CPU at its
     end.
 
+    The suggestion is for the trainer's own training: its length (``max_steps``, ``max_epochs``), and its schedule where
+    ``configure_optimizers`` gives a cosine or a linear one; the suggestion's reason names another one. ``confirm`` and
+    ``monitor="val"`` evaluate ``training_step``, in eval mode, on the batches that ``fit`` validates on.
+
     Nothing is applied. Configure the module's optimizer with ``result.suggestion.lr``.
 
     Args:
         trainer: A trainer for one device or DDP; it may start its ranks itself.
         module: A module with automatic optimization and one optimizer.
         datamodule: Data of a module without a ``train_dataloader`` of its own.
-        options: The options of :func:`lrrunner.range_test`.
+        options: The options of :func:`lrrunner.range_test`, which replace the trainer's own.
 
     Returns:
         The result, the same on every rank.
@@ -69,7 +78,8 @@ def range_test(
     rng = RngState.capture(torch.device("cpu"))
     is_training = {name: part.training for name, part in module.named_modules()}
     settings = {name: getattr(trainer, name) for name in TRAINER_SETTINGS}
-    owners = [module, *(part for part in module.modules() if part is not module), trainer.fit_loop]
+    loops = [trainer.fit_loop, trainer.fit_loop.epoch_loop.val_loop]
+    owners = [module, *(part for part in module.modules() if part is not module), *loops]
     try:
         with attributes_preserved(owners, ignored=MODULE_INTERNALS):
             trainer.callbacks, trainer.loggers = [hook], []  # type: ignore[attr-defined]
@@ -83,7 +93,7 @@ def range_test(
         gc.collect()  # DDP removes its hooks from the parameters when it is freed
         rng.restore(torch.device("cpu"))
     assert hook.result is not None
-    return hook.result
+    return with_remarks(hook.result, hook.remarks)
 
 
 class _SweepOnFitStart(pl.Callback):
@@ -92,6 +102,7 @@ class _SweepOnFitStart(pl.Callback):
     def __init__(self, options: dict[str, Any]) -> None:
         self._options = options
         self.result: RangeTest | None = None
+        self.remarks: list[str] = []
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         trainer.fit_loop.setup_data()
@@ -104,13 +115,52 @@ class _SweepOnFitStart(pl.Callback):
             "max_grad_norm": trainer.gradient_clip_val or None,
             "scaler": getattr(trainer.precision_plugin, "scaler", None),
         }
+        training, remark = _training_plan(trainer).options(self._options)
+        self.remarks = [remark]
+        if wants_validation(self._options):
+            trainer_options["val_loader"], remark = _val_loader(trainer)
+            self.remarks.append(remark)
+        if self._options.get("monitor") == "val" and (trainer_options | self._options).get("val_loader") is None:
+            raise ArgumentError(
+                [
+                    'module must have a validation_step and a val_dataloader for monitor="val", got none that '
+                    "trainer.fit would read; give it both, or pass val_loader"
+                ]
+            )
         pl_module.train()
         with _without_logging(pl_module):
             self.result = library_range_test(
-                None, model, trainer.optimizers[0], loader, _training_step(trainer), **(trainer_options | self._options)
+                None,
+                model,
+                trainer.optimizers[0],
+                loader,
+                _training_step(trainer),
+                **(trainer_options | training | self._options),
             )
         assert END_OF_FIT is not None
         raise END_OF_FIT
+
+
+def _training_plan(trainer: pl.Trainer) -> TrainingPlan:
+    """Length of the training, and its schedule as far as it is known."""
+    length = trainer.estimated_stepping_batches
+    known = None if length < 1 or math.isinf(length) else int(length)
+    if not trainer.lr_scheduler_configs:
+        return TrainingPlan(training_steps=known)
+    kind = type(trainer.lr_scheduler_configs[0].scheduler).__name__
+    schedule = SCHEDULES.get(kind, "constant")
+    remark = "" if kind in SCHEDULES else f"the schedule of the training, {kind}, was taken for constant: pass schedule"
+    return TrainingPlan(training_steps=known, schedule=schedule, remark=remark)
+
+
+def _val_loader(trainer: pl.Trainer) -> tuple[Any, str]:
+    """The trainer's loader of its validation set, or of the first one, and a remark in this case. None without one."""
+    trainer.fit_loop.epoch_loop.val_loop.setup_data()
+    loaders = trainer.val_dataloaders
+    if not isinstance(loaders, list | tuple | dict):
+        return loaders, ""
+    name, loader = next(iter(loaders.items() if isinstance(loaders, dict) else enumerate(loaders)), (0, None))
+    return loader, f"the validation loss is that of val_dataloader {name}, the first of {len(loaders)}"
 
 
 def _trainer_errors(trainer: pl.Trainer, module: pl.LightningModule) -> list[str]:

@@ -13,6 +13,7 @@ from torch import nn
 
 from lrrunner.errors import ArgumentError
 from lrrunner.integrations.attribute_snapshot import attributes_preserved
+from lrrunner.integrations.training_plan import TrainingPlan, wants_validation, with_remarks
 from lrrunner.library import range_test as library
 from lrrunner.library.result import RangeTest
 from lrrunner.library.script_objects import accelerator_errors
@@ -28,6 +29,25 @@ IGNORED_LABEL = -100
 PREPARATION_ATTRIBUTES = ("_models", "_optimizers", "_schedulers", "_dataloaders", "step")
 """Attributes of an accelerator that preparing and training change."""
 
+SCHEDULES = {
+    "linear": "linear",
+    "cosine": "cosine",
+    "constant": "constant",
+    "constant_with_warmup": "constant",
+}
+"""Names of ``lr_scheduler_type`` that a range test has under this name."""
+
+NEAREST_SCHEDULES = {
+    "polynomial": "linear",
+    "cosine_with_restarts": "cosine",
+    "cosine_with_min_lr": "cosine",
+    "cosine_warmup_with_min_lr": "cosine",
+    "inverse_sqrt": "constant",
+    "warmup_stable_decay": "constant",
+    "reduce_lr_on_plateau": "constant",
+}
+"""Others, and the schedule whose mean LR is nearest."""
+
 
 def range_test(trainer: Trainer, **options: Any) -> RangeTest:
     """Find the learning rate that ``trainer`` should train with. Every rank must call this, before ``train``.
@@ -39,39 +59,55 @@ def range_test(trainer: Trainer, **options: Any) -> RangeTest:
     plain containers of them in attributes of the trainer, its state and its callbacks (meters, log buffers, token
     counters), but not what other objects that the trainer holds do to themselves.
 
+    The suggestion is for the trainer's own training: its length (``max_steps``, or the epochs), ``lr_scheduler_type``
+    and warm-up. Where lrrunner has no such schedule, it takes the nearest, and the suggestion's reason says so.
+    ``confirm`` and ``monitor="val"`` evaluate the trainer's loss on its ``eval_dataset``.
+
     Nothing is applied. To train with the suggestion, set ``trainer.args.learning_rate = result.suggestion.lr``. An
     optimizer that exists already (passed to the trainer, or left by an earlier ``train``) does not read it again; call
     ``result.apply(trainer.optimizer)``.
 
     Args:
         trainer: A trainer with a training set.
-        options: The options of :func:`lrrunner.range_test`.
+        options: The options of :func:`lrrunner.range_test`, which replace the trainer's own.
 
     Raises:
         ValueError: The trainer, or an option, cannot be swept.
     """
-    if errors := _trainer_errors(trainer):
+    if errors := _trainer_errors(trainer, options):
         raise ArgumentError(errors)
     max_grad_norm = trainer.args.max_grad_norm
-    trainer_options = {
+    trainer_options: dict[str, Any] = {
         "accumulation_steps": trainer.args.gradient_accumulation_steps,
         "max_grad_norm": max_grad_norm if max_grad_norm and max_grad_norm > 0 else None,
     }
     with _restored(trainer):
         optimizer = trainer.create_optimizer()
-        return library.range_test(
+        model, train_loader = _prepared_model(trainer), trainer.get_train_dataloader()
+        training, remark = _training_plan(trainer, train_loader).options(options)
+        remarks = [remark]
+        if wants_validation(options) and trainer.eval_dataset is not None:
+            trainer_options["val_loader"], remark = _eval_loader(trainer)
+            remarks.append(remark)
+        result = library.range_test(
             trainer.accelerator,
-            _prepared_model(trainer),
+            model,
             optimizer,
-            trainer.get_train_dataloader(),
+            train_loader,
             _loss_function(trainer),
-            **(trainer_options | options),
+            **(trainer_options | training | options),
         )
+    return with_remarks(result, remarks)
 
 
-def _trainer_errors(trainer: Trainer) -> list[str]:
+def _trainer_errors(trainer: Trainer, options: Mapping[str, Any]) -> list[str]:
     """Why this trainer cannot be swept; the same on every rank."""
     errors = []
+    if options.get("monitor") == "val" and wants_validation(options) and trainer.eval_dataset is None:
+        errors.append(
+            'trainer.eval_dataset must be a dataset for monitor="val", got None; give the trainer a validation set, or '
+            "pass val_loader"
+        )
     if trainer.train_dataset is None:
         errors.append("trainer.train_dataset must be a dataset, got None; give the trainer a training set")
     if trainer.args.n_gpu > 1:
@@ -96,6 +132,44 @@ def _prepared_model(trainer: Trainer) -> nn.Module:
     return prepared
 
 
+def _training_plan(trainer: Trainer, train_loader: Any) -> TrainingPlan:
+    """Length, schedule and warm-up of ``train``."""
+    args, length = trainer.args, None
+    if args.max_steps > 0:
+        length = args.max_steps
+    elif (num_batches := _length(train_loader)) is not None:
+        steps_per_epoch = max(1, -(-num_batches // args.gradient_accumulation_steps))
+        length = math.ceil(args.num_train_epochs * steps_per_epoch)
+    name = getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)
+    if trainer.lr_scheduler is not None:
+        kind = type(trainer.lr_scheduler).__name__
+        remark = f"the schedule of the training, {kind} of your own, was taken for constant: pass schedule if it is not"
+        return TrainingPlan(training_steps=length, remark=remark)
+    schedule, remark = SCHEDULES.get(name), ""
+    if schedule is None:
+        schedule = NEAREST_SCHEDULES.get(name, "constant")
+        remark = f"the schedule of the training, {name}, was taken for {schedule}, the nearest that lrrunner has"
+    warmup_steps = 0 if length is None or name == "constant" else args.get_warmup_steps(length)
+    return TrainingPlan(training_steps=length, schedule=schedule, warmup_steps=warmup_steps, remark=remark)
+
+
+def _length(loader: Any) -> int | None:
+    """Batches of a loader; None where it does not know."""
+    try:
+        return len(loader)
+    except TypeError:
+        return None
+
+
+def _eval_loader(trainer: Trainer) -> tuple[Any, str]:
+    """The trainer's loader of its validation set, or of the first one, and a remark in this case."""
+    if not isinstance(trainer.eval_dataset, dict):
+        return trainer.get_eval_dataloader(), ""
+    name = next(iter(trainer.eval_dataset))
+    remark = f"the validation loss is that of eval_dataset[{name!r}], the first of {len(trainer.eval_dataset)}"
+    return trainer.get_eval_dataloader(trainer.eval_dataset[name]), remark
+
+
 def _loss_function(trainer: Trainer) -> Callable[[nn.Module, Any], Any]:
     """The trainer's loss of a micro-batch, so that the gradient of a step is that of ``train``.
 
@@ -114,9 +188,11 @@ def _loss_function(trainer: Trainer) -> Callable[[nn.Module, Any], Any]:
 
     def loss_fn(model: nn.Module, batch: Any) -> Any:
         nonlocal ignores_count
-        model.train()  # all submodules, as each training_step does
         inputs = trainer._prepare_inputs(batch)
         num_items = _num_tokens(inputs, shifts=shifts) if counts_items else None
+        if not model.training:
+            return _evaluated_loss(trainer, model, inputs, num_items)
+        model.train()  # all submodules, as each training_step does
         if counts_items and ignores_count is None:
             ignores_count = _agreed(collective.gather(_ignores_count(trainer, model, inputs, num_items)))
         with trainer.compute_loss_context_manager():
@@ -161,6 +237,17 @@ def _accumulation_factor(trainer: Trainer) -> int:
     """What the mean over micro-batches is multiplied by where ``train`` takes their sum."""
     is_scaled = getattr(trainer, "loss_is_scaled_for_ga", None)
     return 1 if is_scaled is False else trainer.args.gradient_accumulation_steps
+
+
+def _evaluated_loss(trainer: Trainer, model: nn.Module, inputs: Any, num_items: torch.Tensor | None) -> Any:
+    """The mean loss of a batch of the validation set, as ``evaluate`` computes it. It must not communicate."""
+    if num_items is not None and not num_items:
+        return None
+    with trainer.compute_loss_context_manager():
+        if num_items is not None and trainer.compute_loss_func is not None:
+            return _normalised_loss(trainer, model, inputs, num_items), num_items
+        loss = trainer.compute_loss(model, inputs)
+        return loss if num_items is None else (loss, num_items)
 
 
 def _normalised_loss(trainer: Trainer, model: nn.Module, inputs: Any, num_items: torch.Tensor) -> Any:

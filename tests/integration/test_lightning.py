@@ -211,6 +211,65 @@ def test_the_gradient_is_that_of_fit() -> None:
     assert [step.grad_norm for step in result.steps] == pytest.approx(fitted.grad_norms, rel=1e-5)
 
 
+class Validated(Net):
+    """With a validation set and a schedule, and dropout, which evaluations leave out."""
+
+    def __init__(self, schedule: Any) -> None:
+        super().__init__()
+        self.net[1] = nn.Dropout(0.5)
+        self.schedule = schedule
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.AdamW(self.parameters(), lr=1e-3)
+        return [optimizer], [self.schedule(optimizer)]
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        raise AssertionError("the range test evaluates training_step")
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        inputs = torch.randn(96, 20, generator=torch.Generator().manual_seed(1))
+        return DataLoader(TensorDataset(inputs, (inputs[:, 0] > 0).long()), 32)
+
+
+def test_the_suggestion_is_for_the_training_and_its_validation_set() -> None:
+    """Length and schedule are the trainer's; the loss before training is that of the module in eval mode."""
+    torch.manual_seed(0)
+    module = Validated(lambda optimizer: torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 500))
+    module.eval()
+    with torch.no_grad():
+        inputs, targets = module.val_dataloader().dataset[:]
+        expected = nn.functional.cross_entropy(module.net(inputs), targets).item()
+    module.train()
+    own = trainer(max_steps=500)
+    result = range_test(own, module, num_steps=30, start_lr=1e-5, confirm=60, auto_range=False)
+    assert (result.job.train.num_steps, result.job.train.schedule.value) == (500, "cosine")
+    assert "schedule of the training" not in result.suggestion.reason
+    assert result.confirmation is not None
+    assert result.confirmation.monitored == "validation loss"
+    assert len(result.trials) >= 2
+    assert own.val_dataloaders is None
+    unmoved: dict[str, Any] = {"start_lr": 1e-12, "end_lr": 1e-11, "num_steps": 20, "auto_range": False}
+    monitored = range_test(own, module, monitor="val", val_batches=3, **unmoved)
+    assert [step.val_loss for step in monitored.steps] == pytest.approx([expected] * 20, rel=1e-5)
+
+
+def test_an_unknown_schedule_is_named_and_epochs_are_counted() -> None:
+    """2,048 samples in batches of 32, two a step."""
+    module = Validated(lambda optimizer: torch.optim.lr_scheduler.StepLR(optimizer, 10))
+    own = trainer(max_steps=-1, max_epochs=3, accumulate_grad_batches=2)
+    result = range_test(own, module, num_steps=2, auto_range=False)
+    assert (result.job.train.num_steps, result.job.train.schedule.value) == (96, "constant")
+    assert "the schedule of the training, StepLR, was taken for constant: pass schedule" in result.suggestion.reason
+    own = trainer(max_steps=-1, max_epochs=-1)
+    assert range_test(own, Net(), num_steps=2, auto_range=False).job.train.num_steps is None
+
+
+def test_monitoring_without_a_validation_set_is_refused() -> None:
+    """By what the module lacks."""
+    with pytest.raises(ValueError, match=r'module must have a validation_step and a val_dataloader for monitor="val"'):
+        range_test(trainer(), Net(), monitor="val")
+
+
 def test_a_skipped_step_contributes_nothing_and_a_dictionary_holds_a_loss() -> None:
     """training_step returns None for a batch that it skips."""
     result = range_test(trainer(accumulate_grad_batches=2), Net(skip_every=3, as_dict=True), num_steps=60)

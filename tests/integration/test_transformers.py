@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import itertools
 import math
+import os
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,6 +30,7 @@ from lrrunner.integrations.transformers import range_test
 from lrrunner.tasks.data import language_batch, text
 from lrrunner.training.snapshot import seed_rngs
 from tests.integration.launching import NO_TRACKING, launch
+from tests.multiprocess.ranks import on_ranks
 from tests.multiprocess.trainings import digest, forget_accelerate
 from tests.unit.library.guide import blocks
 
@@ -264,3 +266,105 @@ def test_a_trainers_own_meters_do_not_remember_the_sweep(tmp_path: Path) -> None
     assert trainer.num_tokens == 0
     assert trainer.meters is meters
     assert meters == {"loss": []}
+
+
+PLANS: dict[str, tuple[dict[str, Any], tuple[int, str, int], str]] = {
+    "steps": ({"max_steps": 70, "warmup_steps": 7}, (70, "linear", 7), ""),
+    "epochs": ({"num_train_epochs": 2.5, "gradient_accumulation_steps": 3}, (8, "linear", 0), ""),
+    "cosine": ({"max_steps": 9, "lr_scheduler_type": "cosine", "warmup_steps": 20}, (9, "cosine", 8), ""),
+    "constant": ({"max_steps": 9, "lr_scheduler_type": "constant", "warmup_steps": 2}, (9, "constant", 0), ""),
+    "warm-up": (
+        {"max_steps": 9, "lr_scheduler_type": "constant_with_warmup", "warmup_steps": 2},
+        (9, "constant", 2),
+        "",
+    ),
+    "nearest": (
+        {"max_steps": 9, "lr_scheduler_type": "polynomial"},
+        (9, "linear", 0),
+        "the schedule of the training, polynomial, was taken for linear, the nearest that lrrunner has",
+    ),
+}
+
+
+@pytest.mark.parametrize(("changes", "plan", "remark"), PLANS.values(), ids=list(PLANS))
+def test_the_suggestion_is_for_the_training_that_the_trainer_is_set_up_for(
+    tmp_path: Path, changes: dict[str, Any], plan: tuple[int, str, int], remark: str
+) -> None:
+    """Its length in optimizer steps, its schedule and its warm-up."""
+    settings: dict[str, Any] = {"per_device_train_batch_size": 4} | changes
+    trainer = Trainer(
+        model=gpt2(),
+        args=arguments(tmp_path, **settings),
+        data_collator=language_batch,
+        train_dataset=Subset(windows(), range(32)),
+    )
+    result = range_test(trainer, num_steps=2, auto_range=False)
+    train = result.job.train
+    assert (train.num_steps, train.schedule.value, train.warmup_steps) == plan
+    assert result.suggestion.reason.endswith(remark)
+    assert ("the schedule of the training" in result.suggestion.reason) == bool(remark)
+
+
+def test_what_the_caller_says_about_the_training_counts(tmp_path: Path) -> None:
+    """A scheduler of their own can have any shape."""
+    model = gpt2()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    scheduler: Any = torch.optim.lr_scheduler.StepLR(optimizer, 2)
+    trainer = Trainer(
+        model=model,
+        args=arguments(tmp_path, max_steps=9, warmup_steps=3),
+        data_collator=language_batch,
+        train_dataset=Subset(windows(), range(32)),
+        optimizers=(optimizer, scheduler),
+    )
+    reason = range_test(trainer, num_steps=2, auto_range=False).suggestion.reason
+    assert (
+        "the schedule of the training, StepLR of your own, was taken for constant: pass schedule if it is not" in reason
+    )
+    result = range_test(trainer, num_steps=2, auto_range=False, schedule="cosine", training_steps=50)
+    assert "StepLR" not in result.suggestion.reason
+    assert (result.job.train.num_steps, result.job.train.schedule.value) == (50, "cosine")
+
+
+def validated(folder: Path) -> tuple[list[float | None], float, str, int]:
+    """The monitored loss of a model that hardly moves, that of ``evaluate``, what trials compare, and their number."""
+    transformers.utils.logging.set_verbosity_error()
+    os.environ["ACCELERATE_MIXED_PRECISION"] = "no"
+    seed_rngs(0)
+    sizes: dict[str, Any] = {"vocab_size": 128, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1}
+    trainer = Trainer(
+        model=LlamaForCausalLM(LlamaConfig(**sizes, num_attention_heads=2, attention_dropout=0.5)),
+        args=arguments(
+            folder,
+            per_device_train_batch_size=4,
+            per_device_eval_batch_size=8,
+            gradient_accumulation_steps=2,
+            max_steps=100,
+        ),
+        data_collator=language_batch,
+        train_dataset=Subset(windows(), range(64)),
+        eval_dataset={"a": Subset(windows(), range(64, 96)), "b": Subset(windows(), range(8))},
+    )
+    result = range_test(trainer, confirm=60, num_steps=30, start_lr=1e-5, auto_range=False)
+    assert "the validation loss is that of eval_dataset['a'], the first of 2" in result.suggestion.reason
+    assert result.confirmation is not None
+    unmoved: dict[str, Any] = {"start_lr": 1e-12, "end_lr": 1e-11, "num_steps": 20, "auto_range": False}
+    monitored = range_test(trainer, monitor="val", val_batches=4, **unmoved)
+    evaluated = trainer.evaluate()["eval_a_loss"]
+    return [step.val_loss for step in monitored.steps], evaluated, result.confirmation.monitored, len(result.trials)
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_confirmation_and_monitoring_evaluate_the_eval_dataset(tmp_path: Path, world_size: int) -> None:
+    """In eval mode, without what accumulation does to a loss."""
+    for losses, evaluated, monitored, num_trials in on_ranks(validated, world_size, tmp_path / "ranks", tmp_path):
+        assert losses == pytest.approx([evaluated] * 20, rel=1e-5)
+        assert monitored == "validation loss"
+        assert num_trials >= 2
+
+
+def test_monitoring_without_a_validation_set_is_refused(tmp_path: Path) -> None:
+    """The message names the trainer's argument."""
+    trainer = Trainer(model=gpt2(), args=arguments(tmp_path), train_dataset=Subset(windows(), range(64)))
+    with pytest.raises(ValueError, match=r'trainer\.eval_dataset must be a dataset for monitor="val", got None'):
+        range_test(trainer, monitor="val")
