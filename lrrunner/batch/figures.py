@@ -21,6 +21,8 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#5
 STYLES = ("-", "--", ":", "-.")
 MAX_LEGEND = 16
 MAX_LABEL = 56
+DOT_POINTS = 11.0
+"""Size of the first dot at a suggested LR."""
 
 
 @matplotlib.style.context("default")
@@ -35,6 +37,7 @@ def overlay_figure(curves: Sequence[tuple[str, Curve, float | None]], *, title: 
         title: One line.
     """
     figure, axes = _figure(title)
+    dots: list[tuple[float, float]] = []
     for number, (label, curve, lr) in enumerate(curves):
         colour, style = COLOURS[number % len(COLOURS)], STYLES[number // len(COLOURS) % len(STYLES)]
         lowest = float(curve.smoothed.min())
@@ -45,7 +48,10 @@ def overlay_figure(curves: Sequence[tuple[str, Curve, float | None]], *, title: 
         line.set_alpha(1.0 if lr is not None else 0.35)
         if lr is not None:
             height = float(np.interp(np.log(lr), np.log(curve.lr), fall))
-            axes.plot([lr], [height], color=colour, marker="o", markersize=7, markeredgecolor="white", zorder=4)
+            num_below = sum(_is_near((lr, height), dot) for dot in dots)
+            dots.append((lr, height))
+            size = DOT_POINTS / 1.35**num_below  # equal suggestions show as rings
+            axes.plot([lr], [height], color=colour, marker="o", markersize=size, markeredgecolor="white", zorder=4)
     axes.set_ylim(-0.05, 1.25)
     axes.set_xscale("log")
     axes.set_xlabel("learning rate (log scale)", color=INK)
@@ -84,6 +90,11 @@ def scaling_figure(key: str, points: Sequence[SweptPoint], law: PowerLaw | None)
     _plain_ticks(axes, sorted({point.value for point in points}))
     _legend(axes)
     return figure
+
+
+def _is_near(dot: tuple[float, float], other: tuple[float, float]) -> bool:
+    """Whether two dots hide each other: within a tenth of a decade, and a twentieth of the height."""
+    return abs(np.log10(dot[0] / other[0])) < 0.1 and abs(dot[1] - other[1]) < 0.05
 
 
 def _draw_points(axes: Axes, points: Sequence[SweptPoint], *, colour: str) -> None:

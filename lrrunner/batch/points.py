@@ -12,7 +12,7 @@ from operator import attrgetter
 from pathlib import Path
 
 from lrrunner.config.command_line import CommandLine
-from lrrunner.config.composition import compose_points, unescaped_override
+from lrrunner.config.composition import compose_points, override_key, unescaped_override
 from lrrunner.config.schema import Config
 from lrrunner.errors import ConfigError
 from lrrunner.launch.job import Job
@@ -35,12 +35,14 @@ class BatchJob:
     Attributes:
         number: Its place in the grid, from 0.
         label: The overrides that tell it from the other jobs.
+        short_label: The same with short keys, for narrow places.
         job: What is run.
         key: Its name in the ledger, see :func:`job_key`.
     """
 
     number: int
     label: str
+    short_label: str
     job: Job
     key: str
 
@@ -107,11 +109,12 @@ def batch_jobs(
         BatchJob(
             number=number,
             label=label,
+            short_label=short_label,
             job=Job(config=_job_config(config, directory, number), command_line=command_line.with_overrides(own)),
             key=key,
         )
-        for number, (config, own, label, key) in enumerate(
-            zip(configs, overrides, labels(overrides), keys, strict=True)
+        for number, (config, own, label, short_label, key) in enumerate(
+            zip(configs, overrides, labels(overrides), short_labels(overrides), keys, strict=True)
         )
     ]
 
@@ -124,8 +127,31 @@ def labels(points: Sequence[Sequence[str]]) -> list[str]:
     >>> labels([("model=mlp", "sweep.seed=1")])
     ['model=mlp sweep.seed=1']
     """
+    return [" ".join(overrides) for overrides in _distinguishing(points)]
+
+
+def _distinguishing(points: Sequence[Sequence[str]]) -> list[Sequence[str]]:
     common = set(points[0]).intersection(*points) if points else set()
-    return [" ".join(override for override in point if override not in common) or " ".join(point) for point in points]
+    return [[override for override in point if override not in common] or point for point in points]
+
+
+def short_labels(points: Sequence[Sequence[str]]) -> list[str]:
+    """Labels for narrow places: a key by its last part, as far as no other key of the batch ends alike.
+
+    >>> short_labels([("optimizer=sgd", "model.width=64"), ("optimizer=sgd", "model.width=96")])
+    ['width=64', 'width=96']
+    >>> short_labels([("model.width=64", "head.width=8"), ("model.width=96", "head.width=9")])
+    ['model.width=64 head.width=8', 'model.width=96 head.width=9']
+    """
+    keys = {override_key(override) for point in points for override in point}
+    endings = Counter(key.rpartition(".")[2] for key in keys)
+
+    def shortened(override: str) -> str:
+        key, sign, value = override.partition("=")
+        ending = key.rpartition(".")[2]
+        return f"{ending}{sign}{value}" if endings[ending] == 1 else f"{key.lstrip('+')}{sign}{value}"
+
+    return [" ".join(map(shortened, label)) for label in _distinguishing(points)]
 
 
 def job_overrides(overrides: Sequence[str]) -> list[str]:

@@ -19,11 +19,12 @@ from lrrunner.batch.scheduler import BatchScheduler, Slot, new_slots
 from lrrunner.batch.state import begin, update_state
 from lrrunner.batch.summary_files import write_summary
 from lrrunner.batch.summary_run import KEPT_IN, finish_summary_run, start_summary_run
-from lrrunner.batch.summary_table import terminal_table
+from lrrunner.batch.summary_table import best_entry, short_entry_labels, terminal_table
 from lrrunner.config.command_line import CommandLine
 from lrrunner.config.composition import expand_grid, override_key
 from lrrunner.config.schema import LaunchConfig, TrackingConfig
 from lrrunner.errors import ConfigError
+from lrrunner.reporting.run_summary import labelled_line
 from lrrunner.results.run_state import RunState
 from lrrunner.system import exit_codes
 from lrrunner.system.devices import usable_cores, visible_gpus
@@ -116,9 +117,21 @@ class _Summary:
         figures = self._write_files(entries)
         if entries:
             write_line(f"\n{terminal_table(entries)}")
-        where = self._publish(entries, figures, state)
-        write_line(f"batch: {shown_path(self.directory)}{where}")
+        for line in self._closing_lines(entries, figures, mlflow=self._publish(entries, figures, state)):
+            write_line(self.redactor.text(line))
         return state
+
+    def _closing_lines(self, entries: Sequence[Entry], figures: Sequence[Path], *, mlflow: str | None) -> list[str]:
+        best = best_entry(entries)
+        lines = {"batch": shown_path(self.directory)}
+        if best is not None:
+            lines["lowest loss"] = short_entry_labels(entries)[entries.index(best)]
+            lines["train with"] = f"optimizer.lr={best.lr:.3g}"
+        if figures:
+            lines["picture"] = shown_path(figures[0])
+        if mlflow is not None:
+            lines["mlflow"] = mlflow
+        return [labelled_line(label, text) for label, text in lines.items()]
 
     def _write_files(self, entries: Sequence[Entry]) -> list[Path]:
         try:
@@ -127,13 +140,13 @@ class _Summary:
             logger.warning("the summary failed (%s: %s)", type(error).__name__, self.redactor.text(str(error)))
             return []
 
-    def _publish(self, entries: Sequence[Entry], figures: Sequence[Path], state: RunState) -> str:
-        """Upload the summary; where it is, as text."""
+    def _publish(self, entries: Sequence[Entry], figures: Sequence[Path], state: RunState) -> str | None:
+        """Upload the summary; where it is, or the command that opens it."""
         if self.run_id is None:
-            return ""
+            return None
         connection = connect_or_warn(self.tracking, self.redactor, kept_in=KEPT_IN)
         if connection is None:
-            return ""
+            return None
         try:
             failure = finish_summary_run(connection, self.directory, entries, figures=figures, state=state)
             if failure is not None:
@@ -141,7 +154,7 @@ class _Summary:
         except Exception as error:  # noqa: BLE001 - a server that fails now must not cost the batch
             logger.warning("the summary run failed (%s: %s)", type(error).__name__, self.redactor.text(str(error)))
             end_run(connection, self.run_id, state)
-        return f"   mlflow: {run_location(connection, self.run_id)}"
+        return run_location(connection, self.run_id)
 
 
 def _run_jobs(scheduler: BatchScheduler, jobs: Sequence[BatchJob], interrupts: InterruptCounter) -> Exception | None:

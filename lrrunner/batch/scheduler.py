@@ -54,7 +54,7 @@ class Slot:
         if self.running is None or self.workers is None:
             return None
         batch_job = self.running.batch_job
-        return JobProgress(label=batch_job.job.redactor.text(batch_job.label), progress=self.workers.progress)
+        return JobProgress(label=batch_job.job.redactor.text(batch_job.short_label), progress=self.workers.progress)
 
     def record_output(self, rank: int, name: str, lines: Sequence[str]) -> None:
         """Pass on what a rank prints; between jobs it is dropped."""
@@ -247,7 +247,7 @@ class BatchScheduler:
         ledger.append(self.directory, entry)
         self._num_ended += 1
         self._num_failed += entry.state == RunState.FAILED
-        label = redactor.text(batch_job.label)
+        label = redactor.text(batch_job.short_label)
         if self.progress is not None:
             self.progress.print(f"[{self._num_ended}/{self._num_jobs}] {label}   {describe_outcome(entry)}")
 

@@ -55,7 +55,7 @@ def slug(key: str) -> str:
 
 def _curves(directory: Path, entries: Sequence[Entry]) -> Iterator[tuple[str, Curve, float | None]]:
     """Label, curve and suggested LR of each finished job that has a curve."""
-    for entry, label in zip(entries, summary_table.entry_labels(entries), strict=True):
+    for entry, label in zip(entries, summary_table.short_entry_labels(entries), strict=True):
         if entry.run_dir is None or entry.state != RunState.FINISHED:
             continue
         run = read_run(directory / entry.run_dir)

@@ -101,11 +101,10 @@ def finish_summary_run(
     recorded = read_state(directory)
     counts = {ended: sum(entry.state == ended for entry in entries) for ended in ENDED}
     summary = Summary(
-        note=_note(recorded, entries, counts, figures),
-        table={
-            "columns": list(summary_table.TABLE_COLUMNS),
-            "data": [list(row) for row in summary_table.rows(entries)],
-        },
+        note=_note(recorded, entries, counts, figures, run_url=f"#/experiments/{connection.experiment_id}/runs/"),
+        table=summary_table.artifact_table(entries),
+        metrics=_metrics(entries, counts),
+        measured_ms=_written_ms(directory / FILE_NAME),
         figures=figures,
         figure_step=len(ledger.read(directory)),  # grows with every job that ends, also when it is run again
         files=[path for name in ("summary.csv", FILE_NAME) if (path := directory / name).exists()],
@@ -115,13 +114,40 @@ def finish_summary_run(
 
 
 def _note(
-    recorded: dict[str, Any], entries: Sequence[Entry], counts: dict[RunState, int], figures: Sequence[Path]
+    recorded: dict[str, Any],
+    entries: Sequence[Entry],
+    counts: dict[RunState, int],
+    figures: Sequence[Path],
+    *,
+    run_url: str,
 ) -> str:
-    """The description of the run, in Markdown."""
+    """The description of the run, in Markdown: the best job, the picture, the table."""
     outcomes = ", ".join(f"{count} {ended}" for ended, count in counts.items() if count) or "no job yet"
     images = "\n\n".join(
         f"![{path.stem}](get-artifact?path={path.name}&run_uuid={recorded['mlflow_run_id']})" for path in figures
     )
-    table = summary_table.markdown_table(entries)
-    jobs = counted(len(entries), "job")
-    return f"**{jobs}: {outcomes}**\n\n{table}\n\n{images}\n\n```\n{recorded.get('command', '')}\n```\n"
+    table = summary_table.markdown_table(entries, run_url=run_url)
+    headline = f"**{counted(len(entries), 'job')}: {outcomes}**{_best_sentence(entries)}"
+    return f"{headline}\n\n{table}\n\n{images}\n\n```\n{recorded.get('command', '')}\n```\n"
+
+
+def _best_sentence(entries: Sequence[Entry]) -> str:
+    best = summary_table.best_entry(entries)
+    if best is None:
+        return ""
+    label = summary_table.entry_labels(entries)[entries.index(best)]
+    return f"; lowest loss {best.best_loss:.4g} (*) with `{label}`, LR {best.lr:.1e}"
+
+
+def _metrics(entries: Sequence[Entry], counts: dict[RunState, int]) -> dict[str, float]:
+    """Numbers by which batches can be compared."""
+    best = summary_table.best_entry(entries)
+    metrics: dict[str, float] = {"jobs": len(entries), **{f"jobs_{state}": count for state, count in counts.items()}}
+    if best is not None and best.best_loss is not None and best.lr is not None:
+        metrics |= {"best_loss": best.best_loss, "suggested_lr": best.lr}
+    return metrics
+
+
+def _written_ms(path: Path) -> int:
+    """When a file was written last: a metric that is sent twice with this time is stored once."""
+    return int(path.stat().st_mtime * 1000) if path.exists() else 0

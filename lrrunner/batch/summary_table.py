@@ -6,9 +6,10 @@ import csv
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from lrrunner.batch.ledger import Entry
-from lrrunner.batch.points import labels
+from lrrunner.batch.points import labels, short_labels
 from lrrunner.results.run_state import RunState
 
 CSV_COLUMNS = (
@@ -16,6 +17,7 @@ CSV_COLUMNS = (
     *("run_dir", "run_id", "cause"),
 )
 TABLE_COLUMNS = ("job", "lr", "interval", "verdict", "best loss", "seconds")
+ARTIFACT_COLUMNS = ("job", "lr", "lr_low", "lr_high", "verdict", "best_loss", "seconds", "state", "cause", "run_id")
 
 NO_HYPERPARAMETERS = ("sweep.", "run.", "launch.", "tracking.")
 MAX_CAUSE = 60
@@ -44,6 +46,22 @@ def entry_labels(entries: Sequence[Entry]) -> list[str]:
     return labels([entry.overrides for entry in entries])
 
 
+def short_entry_labels(entries: Sequence[Entry]) -> list[str]:
+    """The same, for narrow places."""
+    return short_labels([entry.overrides for entry in entries])
+
+
+def best_entry(entries: Sequence[Entry]) -> Entry | None:
+    """The job whose smoothed loss came lowest, of those with a suggestion; None if there are not two of them."""
+    comparable = [entry for entry in entries if entry.lr is not None and entry.best_loss is not None]
+    return min(comparable, key=_best_loss) if len(comparable) > 1 else None
+
+
+def _best_loss(entry: Entry) -> float:
+    assert entry.best_loss is not None
+    return entry.best_loss
+
+
 def csv_text(entries: Sequence[Entry]) -> str:
     """summary.csv: one row a job, in the order of the grid."""
     stream = io.StringIO()
@@ -60,14 +78,32 @@ def csv_text(entries: Sequence[Entry]) -> str:
     return stream.getvalue()
 
 
-def rows(entries: Sequence[Entry]) -> list[tuple[str, ...]]:
-    """The cells of the table, as text; a job that did not finish shows state and cause as its verdict."""
-    table: list[tuple[str, ...]] = []
+def artifact_table(entries: Sequence[Entry]) -> dict[str, Any]:
+    """The table for MLflow, which sorts it by column: numbers stay numbers."""
+    data = []
     for entry, label in zip(entries, entry_labels(entries), strict=True):
+        low, high = entry.interval or (None, None)
+        data.append(
+            [
+                *(label, entry.lr, low, high, entry.verdict, entry.best_loss, entry.seconds),
+                *(str(entry.state), entry.cause, entry.run_id),
+            ]
+        )
+    return {"columns": list(ARTIFACT_COLUMNS), "data": data}
+
+
+def rows(entries: Sequence[Entry]) -> list[tuple[str, ...]]:
+    """The cells of the table, as text; a job that did not finish shows state and cause as its verdict.
+
+    The job whose loss came lowest is marked with a star.
+    """
+    table: list[tuple[str, ...]] = []
+    best = best_entry(entries)
+    for entry, label in zip(entries, short_entry_labels(entries), strict=True):
         interval = "" if entry.interval is None else f"[{entry.interval[0]:.1e}, {entry.interval[1]:.1e}]"
         verdict = entry.verdict or f"{entry.state}: {_cut(entry.cause or '')}"
         lr = "" if entry.state != RunState.FINISHED else "none" if entry.lr is None else f"{entry.lr:.1e}"
-        loss = "" if entry.best_loss is None else f"{entry.best_loss:.4g}"
+        loss = "" if entry.best_loss is None else f"{entry.best_loss:.4g}{' *' if entry is best else ''}"
         table.append((label, lr, interval, verdict, loss, f"{entry.seconds:.1f}"))
     return table
 
@@ -81,12 +117,19 @@ def terminal_table(entries: Sequence[Entry]) -> str:
     )
 
 
-def markdown_table(entries: Sequence[Entry]) -> str:
-    """The table in Markdown, cut at a row before it exceeds the length of MLflow's descriptions."""
+def markdown_table(entries: Sequence[Entry], *, run_url: str) -> str:
+    """The table in Markdown, cut at a row before it exceeds the length of MLflow's descriptions.
+
+    Args:
+        entries: The jobs.
+        run_url: Start of the URL of a run's page, which its id completes.
+    """
     lines = [f"| {' | '.join(TABLE_COLUMNS)} |", "|---" * len(TABLE_COLUMNS) + "|"]
     length = 0
-    for number, row in enumerate(rows(entries)):
-        line = f"| {' | '.join(cell.replace('|', '/') for cell in row)} |"
+    for number, (entry, row) in enumerate(zip(entries, rows(entries), strict=True)):
+        label, *cells = [cell.replace("|", "/") for cell in row]
+        linked = f"[{label}]({run_url}{entry.run_id})" if entry.run_id else label
+        line = f"| {' | '.join([linked, *cells])} |"
         length += len(line)
         if length > MAX_MARKDOWN:
             return "\n".join([*lines, "", f"and {len(entries) - number} more: see summary.csv"])

@@ -34,14 +34,14 @@ def closing_lines(test: RangeTestResult, job: Config, *, directory: str, mlflow:
     suggestion = test.suggestion
     lines = _wrapped("", str(suggestion))
     if suggestion.lr is not None:
-        lines.append(_labelled("train with", f"optimizer.lr={suggestion.lr:.3g}"))
+        lines.append(labelled_line("train with", f"optimizer.lr={suggestion.lr:.3g}"))
         if suggestion.verdict != Verdict.OK:
             lines += _wrapped("why", suggestion.reason)
     for label, text in _details(test, job).items():
         lines += _wrapped(label, text)
-    lines.append(_labelled("picture", f"{directory}/{FIGURE_FILE}"))
+    lines.append(labelled_line("picture", f"{directory}/{FIGURE_FILE}"))
     if mlflow is not None:
-        lines.append(_labelled("mlflow", mlflow))
+        lines.append(labelled_line("mlflow", mlflow))
     return [*lines, *_wrapped("batch", batch_summary(job, world_size=test.world_size))]
 
 
@@ -59,7 +59,7 @@ def interrupted_lines(
     lines = _wrapped("interrupted", cause.removeprefix("interrupted "))
     for label, text in (("go on with", resume), ("picture", picture), ("mlflow", mlflow)):
         if text is not None:
-            lines.append(_labelled(label, text))
+            lines.append(labelled_line(label, text))
     return lines
 
 
@@ -68,6 +68,11 @@ def unfinished_note(state: RunState, *, cause: str, resume: str | None = None, h
     figure = f"\n{FIGURE_LINK}\n" if has_figure else ""
     go_on = "" if resume is None else f"\nTo go on with it:\n\n```\n{resume}\n```\n"
     return f"**{state.text}**: {cause}\n{figure}{go_on}"
+
+
+def labelled_line(label: str, text: str) -> str:
+    """One closing line; a path or a command in it is not broken."""
+    return f"{label + ':':<{LABEL_WIDTH}}{text}"
 
 
 def note(test: RangeTestResult, job: Config, *, command: str, directory: str) -> str:
@@ -171,15 +176,10 @@ def _details(test: RangeTestResult, job: Config) -> dict[str, str]:
     return {label: text for label, text in texts.items() if text}
 
 
-def _labelled(label: str, text: str) -> str:
-    """One closing line; a path or a command in it is not broken."""
-    return f"{label + ':':<{LABEL_WIDTH}}{text}"
-
-
 def _wrapped(label: str, text: str) -> list[str]:
     """A sentence as closing lines; without a label it brings its own."""
     return textwrap.wrap(
-        _labelled(label, text) if label else text,
+        labelled_line(label, text) if label else text,
         width=LINE_WIDTH,
         subsequent_indent=" " * LABEL_WIDTH,
         break_long_words=False,

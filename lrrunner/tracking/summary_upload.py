@@ -24,14 +24,18 @@ class Summary:
     Attributes:
         note: Markdown for the description.
         table: Columns and rows of a table artifact.
+        metrics: Counts of jobs, and the best of them.
+        measured_ms: When these were known.
         figures: PNGs, pinned under their names.
-        figure_step: Tells the figures of an earlier state of the batch from later ones.
+        figure_step: Tells figures and metrics of an earlier state of the batch from later ones.
         files: Further artifacts.
         tags: Counts of jobs.
     """
 
     note: str
     table: Mapping[str, Any]
+    metrics: Mapping[str, float]
+    measured_ms: int
     figures: Sequence[Path]
     figure_step: int
     files: Sequence[Path]
@@ -53,6 +57,7 @@ def upload_summary(connection: Connection, run_id: str, summary: Summary, *, sta
     failure = None
     try:
         _log_table(connection, run_id, summary.table)
+        _log_metrics(connection, run_id, summary)
         for figure in summary.figures:
             connection.client.log_artifact(run_id, str(figure))
             if not has_image(connection, run_id, key=figure.stem, step=summary.figure_step):
@@ -66,6 +71,13 @@ def upload_summary(connection: Connection, run_id: str, summary: Summary, *, sta
         failure = upload_failure(error, connection.redactor)
     ended = end_run(connection, run_id, state)
     return failure or ended
+
+
+def _log_metrics(connection: Connection, run_id: str, summary: Summary) -> None:
+    from mlflow.entities import Metric
+
+    metrics = [Metric(name, value, summary.measured_ms, summary.figure_step) for name, value in summary.metrics.items()]
+    connection.client.log_batch(run_id, metrics=metrics, synchronous=True)
 
 
 def _log_table(connection: Connection, run_id: str, table: Mapping[str, Any]) -> None:

@@ -20,7 +20,7 @@ from tests.composing import composed
 def batch_job(directory: Path, number: int, *overrides: str) -> BatchJob:
     config = composed(*overrides, world_size=None)
     job = Job(config=config, command_line=parse_command_line(overrides)).in_directory(directory / f"{number:03d}")
-    return BatchJob(number=number, label="x", job=job, key=f"k{number}")
+    return BatchJob(number=number, label="x", short_label="x", job=job, key=f"k{number}")
 
 
 @pytest.mark.parametrize(("recorded", "state"), [("running", "killed"), ("failed", "failed")])

@@ -47,7 +47,9 @@ def test_what_jobs_must_share_to_share_ranks() -> None:
 def test_a_finished_attempt_without_a_ledger_line_is_not_run_again(tmp_path: Path) -> None:
     """Whichever attempt it was: the batch was killed between the run's end and its line."""
     jobs = [
-        BatchJob(number=number, label="x", job=job(f"sweep.seed={number}", "run.dir=x"), key=f"k{number}")
+        BatchJob(
+            number=number, label="x", short_label="x", job=job(f"sweep.seed={number}", "run.dir=x"), key=f"k{number}"
+        )
         for number in range(2)
     ]
     update_state(tmp_path, attempts={"000": "k0", "000-2": "k0", "001": "k1"})

@@ -6,10 +6,13 @@ import pytest
 
 from lrrunner.batch.ledger import Entry
 from lrrunner.batch.summary_table import (
+    artifact_table,
+    best_entry,
     csv_text,
     describe_outcome,
     entry_labels,
     markdown_table,
+    rows,
     swept_numbers,
     terminal_table,
 )
@@ -61,10 +64,30 @@ def test_terminal_table() -> None:
 
 def test_markdown_is_cut_at_a_row() -> None:
     """MLflow's description holds 8000 characters."""
-    text = markdown_table([entry(number, f"model.width={number}") for number in range(300)])
+    text = markdown_table([entry(number, f"model.width={number}") for number in range(300)], run_url="#/runs/")
     assert text.startswith("| job | lr | interval | verdict | best loss | seconds |\n|---|---|---|---|---|---|\n")
     assert len(text) < 7500
     assert text.splitlines()[-1].endswith("more: see summary.csv")
+
+
+def test_the_lowest_loss_is_marked_and_each_job_links_to_its_run() -> None:
+    """A team lead sees which job is best, and opens it."""
+    jobs = [entry(0, "model.width=64", best_loss=0.3), entry(1, "model.width=96", best_loss=0.2), FAILED]
+    assert best_entry(jobs) is jobs[1]
+    assert [row[4] for row in rows(jobs)] == ["0.3", "0.2 *", ""]
+    lines = markdown_table(jobs, run_url="#/experiments/1/runs/").splitlines()
+    assert lines[3].startswith("| [width=96](#/experiments/1/runs/r1) | 1.0e-03 | ")
+    assert best_entry(jobs[1:]) is None, "one job is no comparison"
+
+
+def test_the_artifact_has_numbers_to_sort_by() -> None:
+    """Text would sort 1e-2 before 2e-3; a failed job has its cause."""
+    table = artifact_table([entry(0, "model=mlp"), FAILED])
+    assert dict(zip(table["columns"], table["data"][0], strict=True)) == {
+        "job": "model=mlp", "lr": 1e-3, "lr_low": 5e-4, "lr_high": 2e-3, "verdict": "ok", "best_loss": 0.25,
+        "seconds": 1.5, "state": "finished", "cause": None, "run_id": "r0",
+    }  # fmt: skip
+    assert table["data"][1][7:9] == ["failed", "rank 1: killed by SIGKILL"]
 
 
 def test_swept_numbers_are_grouped_by_what_else_was_swept() -> None:

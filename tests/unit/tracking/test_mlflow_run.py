@@ -166,6 +166,8 @@ def test_a_summary_is_uploaded_once_and_ends_its_run_whatever_fails(directory: P
     summary = Summary(
         note="2 jobs",
         table={"columns": ["lr"], "data": [[0.1]]},
+        metrics={"jobs": 2},
+        measured_ms=5,
         figures=[directory / "lr_sweep.png"],
         figure_step=2,
         files=[directory / "records.csv"],
