@@ -19,7 +19,7 @@ from lrrunner.batch.scheduler import BatchScheduler, Slot, new_slots
 from lrrunner.batch.state import begin, update_state
 from lrrunner.batch.summary_files import write_summary
 from lrrunner.batch.summary_run import KEPT_IN, finish_summary_run, start_summary_run
-from lrrunner.batch.summary_table import best_entry, short_entry_labels, terminal_table
+from lrrunner.batch.summary_table import batch_name, best_entry, short_entry_labels, terminal_table
 from lrrunner.config.command_line import CommandLine
 from lrrunner.config.composition import expand_grid, override_key
 from lrrunner.config.schema import LaunchConfig, TrackingConfig
@@ -78,7 +78,9 @@ def run_batch(command_line: CommandLine) -> int:
         write_line(f"{counted(len(jobs), 'job')} in {shown_path(directory)}")
         summary = _Summary(directory, tracking=configs[0].tracking, redactor=redactor)
         scheduler.warm_up(jobs)
-        parent = summary.start(shlex.join(["lrrunner", "-m", *command_line.arguments]))
+        parent = summary.start(
+            batch_name([job.overrides for job in jobs]), shlex.join(["lrrunner", "-m", *command_line.arguments])
+        )
         if parent is not None:
             scheduler.tags = {tag_names.PARENT: parent}
         failure = _run_jobs(scheduler, jobs, interrupts)
@@ -104,9 +106,11 @@ class _Summary:
     redactor: Redactor
     run_id: str | None = None
 
-    def start(self, command: str) -> str | None:
+    def start(self, name: str, command: str) -> str | None:
         """Create the summary run; its id, if there is one."""
-        self.run_id = start_summary_run(self.directory, self.tracking, command=command, redactor=self.redactor)
+        self.run_id = start_summary_run(
+            self.directory, self.tracking, name=name, command=command, redactor=self.redactor
+        )
         return self.run_id
 
     def finish(self, jobs: Sequence[BatchJob], *, interrupted: bool) -> RunState:

@@ -31,11 +31,12 @@ def write_summary(directory: Path, entries: Sequence[Entry]) -> list[Path]:
     from lrrunner.batch.figures import overlay_figure, scaling_figure
     from lrrunner.reporting.sweep_figure import save_png
 
+    batch_title = summary_table.batch_name([entry.overrides for entry in entries])
     figures = []
     curves = list(_curves(directory, entries))
     if curves:
         figures.append(directory / "summary.png")
-        save_png(overlay_figure(curves, title=f"{len(curves)} sweeps"), figures[-1])
+        save_png(overlay_figure(curves, title=batch_title), figures[-1])
     for key, points in summary_table.swept_numbers(entries).items():
         values, lrs = np.array([point.value for point in points]), np.array([point.lr for point in points])
         law = power_law(values, lrs, [point.group for point in points])

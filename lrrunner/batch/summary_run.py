@@ -25,7 +25,9 @@ KEPT_IN = "batch directory"
 logger = logging.getLogger(__name__)
 
 
-def start_summary_run(directory: Path, tracking: TrackingConfig, *, command: str, redactor: Redactor) -> str | None:
+def start_summary_run(
+    directory: Path, tracking: TrackingConfig, *, name: str, command: str, redactor: Redactor
+) -> str | None:
     """Create the summary run, or reopen the one that a previous attempt at the batch created.
 
     Its id and the command are kept in batch.json.
@@ -33,6 +35,7 @@ def start_summary_run(directory: Path, tracking: TrackingConfig, *, command: str
     Args:
         directory: The batch directory.
         tracking: Section ``tracking`` of the first job.
+        name: What the batch sweeps, for the run's name.
         command: What repeats the batch.
         redactor: Masks secrets.
 
@@ -53,17 +56,17 @@ def start_summary_run(directory: Path, tracking: TrackingConfig, *, command: str
     connection = connect_or_warn(tracking, redactor, kept_in=KEPT_IN) if tracking.enabled else None
     if connection is not None:
         try:
-            run_id = _reopened_or_created(connection, directory, run_id)
+            run_id = _reopened_or_created(connection, directory, run_id, name=name)
         except Exception as error:  # noqa: BLE001 - a server that fails now must not cost the batch
             logger.warning("MLflow failed (%s); the %s keeps everything", redactor.text(str(error)), KEPT_IN)
     update_state(directory, **(settings | known | {"mlflow_run_id": run_id}))
     return run_id if tracking.enabled else None
 
 
-def create_summary_run(connection: Connection, directory: Path) -> str:
+def create_summary_run(connection: Connection, directory: Path, *, name: str) -> str:
     """A new summary run; its id."""
     tags = {tag_names.VERSION: __version__, **_identity(directory)}
-    return create_run(connection, run_name=directory.name, tags=tags)
+    return create_run(connection, run_name=name, tags=tags)
 
 
 def find_summary_run(connection: Connection, directory: Path) -> str | None:
@@ -76,11 +79,11 @@ def _identity(directory: Path) -> dict[str, str]:
     return {tag_names.BATCH: "true", tag_names.RUN_DIR: str(directory.resolve())}
 
 
-def _reopened_or_created(connection: Connection, directory: Path, known: str | None) -> str:
+def _reopened_or_created(connection: Connection, directory: Path, known: str | None, *, name: str) -> str:
     if known is not None and run_exists(connection, known):
         reopen_run(connection, known)
         return known
-    return create_summary_run(connection, directory)
+    return create_summary_run(connection, directory, name=name)
 
 
 def finish_summary_run(

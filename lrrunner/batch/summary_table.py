@@ -11,6 +11,7 @@ from typing import Any
 from lrrunner.batch.ledger import Entry
 from lrrunner.batch.points import labels, short_labels
 from lrrunner.results.run_state import RunState
+from lrrunner.system.terminal import counted
 
 CSV_COLUMNS = (
     *("job", "overrides", "state", "lr", "lr_low", "lr_high", "verdict", "best_loss", "seconds"),
@@ -49,6 +50,17 @@ def entry_labels(entries: Sequence[Entry]) -> list[str]:
 def short_entry_labels(entries: Sequence[Entry]) -> list[str]:
     """The same, for narrow places."""
     return short_labels([entry.overrides for entry in entries])
+
+
+def batch_name(points: Sequence[Sequence[str]]) -> str:
+    """What a batch sweeps, in one line.
+
+    >>> batch_name([("optimizer=sgd", "model.width=64"), ("optimizer=adamw", "model.width=64")])
+    '2 jobs: optimizer'
+    """
+    keys = dict.fromkeys(text.partition("=")[0] for label in short_labels(points) for text in label.split(" "))
+    swept = f": {', '.join(keys)}" if len(points) > 1 else ""
+    return f"{counted(len(points), 'job')}{swept}"
 
 
 def best_entry(entries: Sequence[Entry]) -> Entry | None:

@@ -13,7 +13,7 @@ from lrrunner.batch.ledger import Entry
 from lrrunner.batch.state import read_state, update_state
 from lrrunner.batch.summary_files import write_summary
 from lrrunner.batch.summary_run import create_summary_run, find_summary_run, finish_summary_run
-from lrrunner.batch.summary_table import entry_labels
+from lrrunner.batch.summary_table import batch_name, entry_labels
 from lrrunner.errors import ConfigError
 from lrrunner.results.reader import read_run
 from lrrunner.results.run_state import RunState, state_in
@@ -52,7 +52,7 @@ def upload_batch(directory: Path, *, uri: str | None = None) -> list[str]:
     if not runs:
         raise ConfigError([f"the batch must have a job that began, got none in {directory}; nothing can be uploaded"])
     connection = connect_for(runs[0][0], uri=uri)
-    parent = _known_or_new(connection, directory)
+    parent = _known_or_new(connection, directory, name=batch_name([entry.overrides for entry in entries]))
     update_state(directory, mlflow_run_id=parent)
     lines = [sync_run(files, uri=uri, name=label, tags={tag_names.PARENT: parent}) for files, label in runs]
     entries = [replace(entry, run_id=_run_id(directory, entry)) for entry in entries]
@@ -62,13 +62,13 @@ def upload_batch(directory: Path, *, uri: str | None = None) -> list[str]:
     return [*lines, f"{directory}: {run_location(connection, parent)}"]
 
 
-def _known_or_new(connection: Connection, directory: Path) -> str:
+def _known_or_new(connection: Connection, directory: Path, *, name: str) -> str:
     """The id of the summary run: that of batch.json, one that was created without batch.json knowing, or a new one."""
     known: str | None = read_state(directory).get("mlflow_run_id")
     if known is not None and run_exists(connection, known):
         return known
     try:
-        return find_summary_run(connection, directory) or create_summary_run(connection, directory)
+        return find_summary_run(connection, directory) or create_summary_run(connection, directory, name=name)
     except Exception as error:  # noqa: BLE001 - a store that was reached and fails now
         raise ConnectionError(f"no summary run for the batch: {type(error).__name__}") from None
 

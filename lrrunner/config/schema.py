@@ -6,6 +6,7 @@ name themselves (model, datasets, loss, objective, optimizer) stay mappings with
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
@@ -241,3 +242,12 @@ def batch_summary(config: Config, *, world_size: int) -> str:
     micro_batch_size = global_batch_size // (world_size * steps)
     ranks, accumulation = counted(world_size, "rank"), counted(steps, "accumulation step")
     return f"{ranks}, global batch {global_batch_size} = {ranks} x {micro_batch_size} x {accumulation}"
+
+
+def target_name(section: Mapping[str, Any]) -> str:
+    """The last part of a section's ``_target_``.
+
+    >>> target_name({"_target_": "torch.optim.AdamW"})
+    'AdamW'
+    """
+    return str(section.get("_target_", "custom")).rpartition(".")[2]

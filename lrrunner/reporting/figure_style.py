@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -11,18 +11,24 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter
 from matplotlib.transforms import blended_transform_factory
 
-from lrrunner.records import Suggestion
+from lrrunner.records import Suggestion, Verdict
 
 WIDTH_PX, DPI = 900, 100
 LEFT_PX, RIGHT_PX, BOTTOM_PX = 100, 72, 70
 EDGE_PX, LINE_PX, ROW_PX = 14, 18, 15
 SMALL, NORMAL, LARGE = 9, 10, 13
 
+LABELLED_MANTISSAS = (1.0, 2.0, 5.0)
+"""Of ticks on a log axis; labels of the others run into each other."""
+
 MAX_LINE_CHARACTERS = 250
 """More never fit, and each that is too many costs a measurement of the line."""
 
 # Okabe and Ito's palette, for colour-blind readers; line styles differ as well, for print in grey.
 CURVE, RAW, SUGGESTED, STOPPED = "#0072B2", "#94BFDC", "#00795A", "#C04A00"
+DOUBTFUL = "#8A6100"
+"""Of an LR whose verdict is not ok."""
+
 INK, MUTED, GRID, EARLIER = "#222222", "#5A5A5A", "#E4E4E4", "#BDBDBD"
 
 
@@ -88,13 +94,13 @@ def finish_panel(figure: Figure, axes: Axes, *, lr_limits: tuple[float, float], 
     legend.set_bbox_to_anchor((0.5, 1 - legend_px / height_px(figure)), transform=y_of_figure)
 
 
-def draw_suggestion(panels: Sequence[Axes], suggestion: Suggestion, *, is_labelled: bool = False) -> str:
+def draw_suggestion(panels: Sequence[Axes], suggestion: Suggestion, *, label: str | None = "") -> str:
     """Draw the suggested LR and its interval through every panel.
 
     Args:
         panels: The panels.
         suggestion: The suggestion.
-        is_labelled: Whether the legend shows it.
+        label: Its entry in the legend; None is the suggestion as text, empty for no entry.
 
     Returns:
         Both as text; empty without a suggestion.
@@ -105,12 +111,31 @@ def draw_suggestion(panels: Sequence[Axes], suggestion: Suggestion, *, is_labell
     if suggestion.interval is not None:
         low, high = suggestion.interval
         text += f"   [{low:.1e}, {high:.1e}]"
+    colour, line_style = suggestion_style(suggestion)
     for axes in panels:
         if suggestion.interval is not None:
-            axes.axvspan(low, high, color=SUGGESTED, alpha=0.13, lw=0, zorder=0, gid="interval")
-        label = text if is_labelled else None
-        axes.axvline(suggestion.lr, color=SUGGESTED, lw=2, zorder=3, gid="suggestion", label=label)
+            axes.axvspan(low, high, color=colour, alpha=0.13, lw=0, zorder=0, gid="interval")
+        shown = text if label is None else label
+        axes.axvline(suggestion.lr, color=colour, ls=line_style, lw=2, zorder=3, gid="suggestion", label=shown)
     return text
+
+
+class SuggestionStyle(NamedTuple):
+    """How a suggested LR is drawn.
+
+    Attributes:
+        colour: Of line, interval and label.
+        line_style: Of the line.
+    """
+
+    colour: str
+    line_style: str
+
+
+def suggestion_style(suggestion: Suggestion) -> SuggestionStyle:
+    """A solid green line only where the verdict is ok."""
+    is_ok = suggestion.verdict == Verdict.OK
+    return SuggestionStyle(SUGGESTED, "-") if is_ok else SuggestionStyle(DOUBTFUL, "--")
 
 
 def lr_limits(lrs: Sequence[float], *, margin: float = 0.04) -> tuple[float, float]:
@@ -128,4 +153,6 @@ class _PlainExponents(LogFormatter):
         if not super().__call__(x, pos):
             return ""
         mantissa, exponent = f"{x:.2e}".split("e")
+        if float(mantissa) not in LABELLED_MANTISSAS:
+            return ""
         return f"{x:.3g}" if x >= 1 else f"{float(mantissa):g}e{exponent}"

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from matplotlib.axes import Axes
 
 from lrrunner.records import RangeTestResult
-from lrrunner.reporting.figure_style import GRID, MUTED, SMALL, SUGGESTED
+from lrrunner.reporting.figure_style import GRID, MUTED, SMALL
 
 
 def rule_lrs(test: RangeTestResult) -> tuple[dict[str, float | None], str]:
@@ -21,13 +21,14 @@ def rule_lrs(test: RangeTestResult) -> tuple[dict[str, float | None], str]:
     return {"confirmed": suggestion.lr, **suggestion.candidates}, "confirmed"
 
 
-def draw_rules(axes: Axes, lrs: Mapping[str, float | None], *, suggested: str) -> None:
+def draw_rules(axes: Axes, lrs: Mapping[str, float | None], *, suggested: str, suggested_colour: str) -> None:
     """Draw each rule's name, a dot at its LR, and the LR as text. Rules tend to agree: rows keep their names apart.
 
     Args:
         axes: The panel.
         lrs: LR of every rule; None for a rule that found none.
         suggested: The rule whose LR is suggested.
+        suggested_colour: Colour of its row.
     """
     axes.set_ylim(len(lrs) - 0.5, -0.5)
     axes.set_yticks(range(len(lrs)), labels=list(lrs), size=SMALL)
@@ -36,7 +37,7 @@ def draw_rules(axes: Axes, lrs: Mapping[str, float | None], *, suggested: str) -
     axes.grid(axis="y", color=GRID, lw=0.8)
     for row, (name, lr) in enumerate(lrs.items()):
         is_suggested = name == suggested
-        colour, weight = (SUGGESTED, "bold") if is_suggested else (MUTED, "normal")
+        colour, weight = (suggested_colour, "bold") if is_suggested else (MUTED, "normal")
         axes.get_yticklabels()[row].set(color=colour, weight=weight)
         lr_text = "none" if lr is None else f"{lr:.1e}"
         label = axes.text(1.01, row, lr_text, transform=axes.get_yaxis_transform(), va="center_baseline")

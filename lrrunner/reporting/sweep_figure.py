@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from lrrunner.config.schema import Config, batch_summary
+from lrrunner.config.schema import Config, batch_summary, target_name
 from lrrunner.core.curve import curve_from_steps
 from lrrunner.records import RangeTestResult, Suggestion, Verdict
 from lrrunner.reporting.curve_panel import draw_losses, draw_stop
@@ -26,12 +26,12 @@ from lrrunner.reporting.figure_style import (
     NORMAL,
     ROW_PX,
     STOPPED,
-    SUGGESTED,
     WIDTH_PX,
     add_panel,
     draw_suggestion,
     finish_panel,
     lr_limits,
+    suggestion_style,
     write_line,
 )
 from lrrunner.reporting.rule_panel import draw_rules, rule_lrs
@@ -45,13 +45,13 @@ MAX_REASON_CHARACTERS = 122
 
 
 def job_figure(test: RangeTestResult, job: Config) -> Figure:
-    """The figure of a job's range test, titled with its model and optimizer. See :func:`lr_sweep_figure`."""
-    names = [str(part["_target_"]).rpartition(".")[2] for part in (job.model, job.optimizer)]
+    """The figure of a job's range test, titled with its model, optimizer and data. See :func:`lr_sweep_figure`."""
+    kind = "LR range test" if test.confirmation is None else "LR range test with confirmation runs"
     return lr_sweep_figure(
         test,
         beta=job.sweep.smoothing,
-        title=" with ".join(names),
-        subtitle=batch_summary(job, world_size=test.world_size),
+        title=f"{target_name(job.model)} with {target_name(job.optimizer)} on {target_name(job.data.train)}",
+        subtitle=f"{kind}, {batch_summary(job, world_size=test.world_size)}",
     )
 
 
@@ -96,7 +96,7 @@ def draw_sweep(axes: Axes, test: RangeTestResult, *, beta: float) -> None:
     axes.set_xscale("log")
     draw_losses(axes, test, curve_from_steps(test.curve_steps, beta=beta))
     axes.set_xlim(*_lr_limits(test))
-    draw_suggestion([axes], test.suggestion, is_labelled=True)
+    draw_suggestion([axes], test.suggestion, label=None)
     if test.steps and test.stops:
         draw_stop(axes, test.curve_stop, test.curve_steps)
     axes.set_xlabel("learning rate (log scale)")
@@ -149,7 +149,7 @@ def _draw_panels(figure: Figure, test: RangeTestResult, *, beta: float, top_px: 
     panels = [axes]
     if has_rules:
         panels.insert(0, add_panel(figure, top_px=top_px, bottom_px=curve_top_px, sharex=axes))
-        draw_rules(panels[0], lrs, suggested=suggested)
+        draw_rules(panels[0], lrs, suggested=suggested, suggested_colour=suggestion_style(test.suggestion).colour)
     finish_panel(figure, axes, lr_limits=_lr_limits(test), loss=test.monitored, legend_px=SWEEP_PX)
     _draw_labelled_suggestion(panels, test.suggestion)
     if test.steps and test.stops:
@@ -166,7 +166,7 @@ def _draw_labelled_suggestion(panels: Sequence[Axes], suggestion: Suggestion) ->
     align = "left" if x < 0.25 else "right" if x > 0.75 else "center"
     edge = top.get_xaxis_transform()
     label = top.annotate(text, (suggestion.lr, 1), (0, 4), xycoords=edge, textcoords="offset points", ha=align)
-    label.set(color=SUGGESTED, weight="bold", size=NORMAL + 1)
+    label.set(color=suggestion_style(suggestion).colour, weight="bold", size=NORMAL + 1)
 
 
 def _lr_limits(test: RangeTestResult) -> tuple[float, float]:

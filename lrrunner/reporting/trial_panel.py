@@ -57,7 +57,8 @@ def draw_trials(figure: Figure, test: RangeTestResult, *, top_px: int, bottom_px
         _mark_at_top(axes, diverged, colour=STOPPED, marker="X", label="diverged")
     if sweep_lr is not None:
         axes.axvline(sweep_lr, color=MUTED, lw=1.4, ls=(0, (2, 2)), zorder=2, label="sweep alone", gid="sweep alone")
-    draw_suggestion([axes], test.suggestion)
+    is_confirmed = confirmation is not None and confirmation.measured_steps is not None
+    draw_suggestion([axes], test.suggestion, label="confirmed lr" if is_confirmed else "suggested lr")
     finish_panel(figure, axes, lr_limits=limits, loss=_monitored(test), legend_px=bottom_px)
 
 

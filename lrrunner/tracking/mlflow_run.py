@@ -35,6 +35,9 @@ FIGURE_KEY = "lr_sweep"
 IMAGES = "images"
 """Artifact folder of images that are logged under a key, which pins them to the run's page."""
 
+UNLOGGED_PARAMS = ("run.dir", "run.resume")
+"""They differ between any two runs, and say nothing of what these compute; a tag has the directory."""
+
 MAX_PARAMS_PER_BATCH = 100
 MAX_PARAM_LENGTH = 6000
 MAX_NAME_LENGTH = 250
@@ -157,10 +160,10 @@ class MlflowRun:
         self._uploader.stop()
         failure = None
         try:
+            if end.test is not None:
+                self._log_result(end.test)  # first: the page lists metrics in the order of their first upload
             self._upload_points(end.test)
             delete_tag(self._connection, self.run_id, PROGRESS)
-            if end.test is not None:
-                self._log_result(end.test)
             set_note(self._connection, self.run_id, link_figure(end.note, run_id=self.run_id))
             if end.figure is not None:
                 pin_image(self._connection, self.run_id, end.figure, key=FIGURE_KEY, step=0)
@@ -175,9 +178,9 @@ class MlflowRun:
         self._uploader.add(point)
 
     def _upload_points(self, test: RangeTestResult | None) -> None:
-        self.log_passes(curve_pass=None if test is None else test.curve_number)
         for point in pooled_points(test, self._sweep) if test is not None else ():
             self._uploader.add(point)
+        self.log_passes(curve_pass=None if test is None else test.curve_number)
         self._uploader.flush()
 
     def _show_progress(self) -> None:
@@ -235,7 +238,8 @@ def _log_inputs(
     texts = {key: redactor.text(str(value)) for key, value in tags.items()}
     client.log_batch(run_id, tags=[RunTag(key, text) for key, text in texts.items()], synchronous=True)
     values = {_valid_name(key): value for key, value in flattened(redactor.tree(params)).items()}
-    new = [Param(key, value[:MAX_PARAM_LENGTH]) for key, value in values.items() if key not in known_params]
+    hidden = {*known_params, *UNLOGGED_PARAMS}
+    new = [Param(key, value[:MAX_PARAM_LENGTH]) for key, value in values.items() if key not in hidden]
     for chunk in _chunks(new, MAX_PARAMS_PER_BATCH):
         client.log_batch(run_id, params=chunk, synchronous=True)
 

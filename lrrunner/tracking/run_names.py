@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from typing import Any
 
-from lrrunner.config.schema import Config
+from lrrunner.config.schema import Config, target_name
 from lrrunner.tracking import tag_names
 
 _LR_SUFFIX = re.compile(r" lr=\S+$")
@@ -24,15 +22,6 @@ def short_labels(job: Config) -> dict[str, str]:
         tag_names.OPTIMIZER: target_name(job.optimizer),
         tag_names.GLOBAL_BATCH_SIZE: str(job.data.global_batch_size),
     }
-
-
-def target_name(section: Mapping[str, Any]) -> str:
-    """The last part of a section's ``_target_``.
-
-    >>> target_name({"_target_": "torch.optim.AdamW"})
-    'AdamW'
-    """
-    return str(section.get("_target_", "custom")).rpartition(".")[2]
 
 
 def name_with_lr(name: str, lr: float | None) -> str:

@@ -104,7 +104,7 @@ def test_a_batch_is_uploaded_with_its_summary_run(tmp_path: Path) -> None:
     first = sync(tmp_path, "run", "--uri", "sqlite:///mlflow.db")
     assert first.returncode == 0, first.stderr
     before = everything(tmp_path)
-    summary = before.pop("run")
+    summary = before.pop("2 jobs: seed")
     assert len(before) == 2
     assert all(
         re.fullmatch(rf"sweep.seed={seed} lr=\S+", name) for seed, name in zip((1, 2), sorted(before), strict=True)
@@ -115,7 +115,7 @@ def test_a_batch_is_uploaded_with_its_summary_run(tmp_path: Path) -> None:
     assert "sweep.seed=1" in summary["note"]
     assert sync(tmp_path, "run", "--uri", "sqlite:///mlflow.db").returncode == 0
     after = everything(tmp_path)
-    assert after.pop("run") == summary
+    assert after.pop("2 jobs: seed") == summary
     assert after == before
     statuses = [tmp_path / "run" / name / "status.json" for name in ("000", "001")]
     ids = {json.loads(path.read_text())["mlflow_run_id"] for path in statuses}

@@ -48,7 +48,7 @@ def test_a_summary_run_ends_whatever_fails(tmp_path: Path, monkeypatch: pytest.M
     isolate_mlflow(monkeypatch, tmp_path)
     tracking = composed(world_size=None).tracking
     summary = _Summary(tmp_path, tracking=tracking, redactor=Redactor())
-    run_id = summary.start("lrrunner -m")
+    run_id = summary.start("2 jobs: lr", "lrrunner -m")
     connection = connect_or_warn(tracking, Redactor(), kept_in="batch directory")
     assert run_id is not None
     assert connection is not None
@@ -70,7 +70,7 @@ def test_a_summary_that_mlflow_misses_is_reported(
     """The store answered at first, and failed in the middle of the upload."""
     isolate_mlflow(monkeypatch, tmp_path)
     summary = _Summary(tmp_path, tracking=composed(world_size=None).tracking, redactor=Redactor())
-    summary.start("lrrunner -m")
+    summary.start("2 jobs: lr", "lrrunner -m")
     failure = UploadFailure(reason="database is locked", is_refusal=False)
     monkeypatch.setattr("lrrunner.batch.run_batch.finish_summary_run", lambda *arguments, **settings: failure)
     summary.finish([], interrupted=True)

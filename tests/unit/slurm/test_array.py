@@ -68,4 +68,4 @@ def test_a_summary_is_uploaded_by_the_process_that_holds_the_batch(
     assert "lrrunner-sync" not in capsys.readouterr().err, "nothing is left to upload by hand"
     client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path}/mlflow.db")
     runs = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
-    assert {found.info.run_name: found.info.status for found in runs} == {"batch": "FAILED", "sweep.seed=1": "FAILED"}
+    assert {found.info.run_name: found.info.status for found in runs} == {"1 job": "FAILED", "sweep.seed=1": "FAILED"}
