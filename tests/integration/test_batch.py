@@ -136,7 +136,7 @@ def test_ranks_are_warm(real_batch: Finished) -> None:
     assert all(set(tag_pids) == set(pids[0]) for tag_pids in pids)
     assert all(pid.endswith(":0") for tag_pids in pids for pid in tag_pids)
     assert [line.split("   ")[0] for line in real_batch.out.splitlines()[1:5]] == [
-        "[1/4] +model.tag=x", "[2/4] +model.tag=bad", "[3/4] +model.tag=y", "[4/4] +model.tag=z",
+        "[1/4] tag=x", "[2/4] tag=bad", "[3/4] tag=y", "[4/4] tag=z",
     ]  # fmt: skip
 
 

@@ -152,12 +152,12 @@ def test_a_batch_is_uploaded_from_anywhere_and_after_a_crash(tmp_path: Path) -> 
     assert not list((tmp_path / "elsewhere").iterdir())
 
     update_state(tmp_path / "run", state="running", num_jobs=3)
-    store.delete_run(before["run"]["id"])
+    store.delete_run(before["2 jobs: seed"]["id"])
     done = sync(tmp_path / "elsewhere", "../run")
     assert done.returncode == 0, done.stderr
     after = everything(tmp_path)
-    assert (after["run"]["status"], len(after)) == ("KILLED", 3)
-    assert after["run"]["id"] != before["run"]["id"]
+    assert (after["2 jobs: seed"]["status"], len(after)) == ("KILLED", 3)
+    assert after["2 jobs: seed"]["id"] != before["2 jobs: seed"]["id"]
     with batch_lock(tmp_path / "run"):
         busy = sync(tmp_path / "elsewhere", "../run")
     assert busy.returncode == 1
