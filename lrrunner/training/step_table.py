@@ -6,13 +6,16 @@ import math
 from collections.abc import Sequence
 from enum import IntEnum
 
+import numpy as np
+import numpy.typing as npt
+
 GRADIENT_TOLERANCE = 1e-4
 """Relative difference of gradient norms that ranks may have after a reduction; today all of them hold the same bits."""
 
 MAX_LISTED_RANKS = 8
 
 Columns = Sequence[Sequence[float]]
-"""The table by column: one value a rank, in rank order."""
+"""The table by column: one value a rank, in rank order; empty instead of zeros."""
 
 
 class Column(IntEnum):
@@ -34,6 +37,11 @@ class Request(IntEnum):
     NONE = 0
     SAVE = 1
     STOP = 2
+
+
+def columns_of(rows: npt.NDArray[np.float64]) -> Columns:
+    """The columns of a table; one of zeros only is empty, since thousands of ranks rarely report anything in it."""
+    return [column.tolist() if column.any() else () for column in rows.T]
 
 
 class StepReading:
@@ -85,7 +93,7 @@ class StepReading:
     def gradient_disagreement(self) -> str:
         """Which ranks hold which gradient norm, where these should be equal and are not; else empty."""
         norms = self._columns[Column.GRADIENT]
-        if not math.isfinite(self.gradient_square_sum):
+        if not norms or not math.isfinite(self.gradient_square_sum):
             return ""
         largest = max(norms)
         if largest - min(norms) <= GRADIENT_TOLERANCE * largest:

@@ -24,7 +24,7 @@ from lrrunner.training.gradient_probe import GradientProbe
 from lrrunner.training.learning_rate import LearningRate
 from lrrunner.training.loss_result import Count, loss_and_count, weighted
 from lrrunner.training.model_calls import ModelCalls
-from lrrunner.training.step_table import Column, Columns, Request, StepReading
+from lrrunner.training.step_table import Column, Columns, Request, StepReading, columns_of
 from lrrunner.training.trainable import Trainable
 
 CHANGED_LR = (
@@ -286,8 +286,7 @@ class TrainStep:
             return [[value] for value in row]
         table = torch.zeros((self._collective.world_size, self._num_columns), dtype=torch.float64)
         table[self._collective.rank] = torch.tensor(row, dtype=torch.float64)
-        columns: list[list[float]] = self._collective.sum_(table).numpy().T.tolist()
-        return columns
+        return columns_of(self._collective.sum_(table).numpy())
 
     def _reduced_table(self, loss_sum: Any, items: Count, local_norm: torch.Tensor) -> torch.Tensor:
         """The table of all ranks, on the device."""
@@ -339,7 +338,7 @@ def _reading(payload: torch.Tensor, copied: torch.cuda.Event | None, num_rows: i
     if copied is not None:
         copied.synchronize()
     values = payload.cpu().numpy()
-    return StepReading(values[:-1].reshape(num_rows, -1).T.tolist(), grad_norm=float(values[-1]))
+    return StepReading(columns_of(values[:-1].reshape(num_rows, -1)), grad_norm=float(values[-1]))
 
 
 def _has_local_parameters(model: torch.nn.Module) -> bool:

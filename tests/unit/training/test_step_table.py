@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from lrrunner.training.step_table import Column, Request, StepReading
+from lrrunner.training.step_table import Column, Request, StepReading, columns_of
 
 
 def reading(*rows: dict[Column, float], grad_norm: float = 1.0) -> StepReading:
@@ -14,7 +14,7 @@ def reading(*rows: dict[Column, float], grad_norm: float = 1.0) -> StepReading:
     for rank, row in enumerate(rows):
         for column, value in row.items():
             table[rank, column] = value
-    return StepReading(table.T.tolist(), grad_norm=grad_norm)
+    return StepReading(columns_of(table), grad_norm=grad_norm)
 
 
 def test_the_mean_is_exact_whatever_the_number_of_ranks() -> None:
