@@ -2,10 +2,11 @@
 
 Everything trains the same models on the same data with the same batch size and optimizer (SGD, whose step is the
 cheapest). On one rank: the bare loop of torch's tutorials, ``lrrunner.range_test``, the command line with tracking on
-(sqlite), and torch-lr-finder and ignite where they are installed. Times are CPU time of the training thread from
-the forward pass of the first step to that of the last one, per step; all of them take turns, so that a busy machine slows each of them down. On two
-ranks: the loop of Accelerate's documentation, with one all-reduce of a small tensor a step, since a loop that watches
-its loss needs one, against the command line; elapsed time. --gpu compares these two on one rank on a GPU.
+(sqlite), and torch-lr-finder and ignite where they are installed. Times are CPU time of the training thread from the
+forward pass of the first step to that of the last one, per step; all of them take turns, so that a busy machine slows
+each of them down. On two ranks: the loop of Accelerate's documentation, with one all-reduce of a small tensor a step,
+since a loop that watches its loss needs one, against the command line; elapsed time. --gpu compares these two on one
+rank on a GPU.
 """
 
 from __future__ import annotations
