@@ -20,13 +20,14 @@ from lrrunner.batch.state import begin, update_state
 from lrrunner.batch.summary_files import write_summary
 from lrrunner.batch.summary_run import KEPT_IN, finish_summary_run, start_summary_run
 from lrrunner.batch.summary_table import batch_name, best_entry, short_entry_labels, terminal_table
-from lrrunner.config.command_line import CommandLine
+from lrrunner.config.command_line import CommandLine, resume_command
 from lrrunner.config.composition import expand_grid, override_key
 from lrrunner.config.schema import LaunchConfig, TrackingConfig
 from lrrunner.errors import ConfigError
 from lrrunner.reporting.run_summary import labelled_line
 from lrrunner.results.run_state import RunState
 from lrrunner.system import exit_codes
+from lrrunner.system.bounded_call import done_within
 from lrrunner.system.devices import usable_cores, visible_gpus
 from lrrunner.system.interrupt_counter import InterruptCounter
 from lrrunner.system.job_log import JobLog
@@ -36,6 +37,7 @@ from lrrunner.system.terminal import counted, shown_path, write_line
 from lrrunner.tracking import tag_names
 from lrrunner.tracking.connection import connect_or_warn
 from lrrunner.tracking.runs import end_run, run_location
+from lrrunner.tracking.supervised_run import END_WITHIN_S
 
 RESERVED_KEYS = {
     "hydra.sweep.dir": "give run.dir=...",
@@ -86,7 +88,7 @@ def run_batch(command_line: CommandLine) -> int:
         failure = _run_jobs(scheduler, jobs, interrupts)
         progress.close()
         scheduler.dismiss()
-        state = summary.finish(jobs, interrupted=bool(interrupts.count))
+        state = summary.finish(jobs, interrupted=bool(interrupts.count), at_once=interrupts.count > 1)
         if failure is not None:
             _show_failure(failure, redactor)
     if interrupts.count:
@@ -105,27 +107,39 @@ class _Summary:
     tracking: TrackingConfig
     redactor: Redactor
     run_id: str | None = None
+    command: str = "lrrunner -m"
 
     def start(self, name: str, command: str) -> str | None:
         """Create the summary run; its id, if there is one."""
+        self.command = command
         self.run_id = start_summary_run(
             self.directory, self.tracking, name=name, command=command, redactor=self.redactor
         )
         return self.run_id
 
-    def finish(self, jobs: Sequence[BatchJob], *, interrupted: bool) -> RunState:
-        """Record how the batch ended."""
+    def finish(self, jobs: Sequence[BatchJob], *, interrupted: bool, at_once: bool = False) -> RunState:
+        """Record how the batch ended.
+
+        Args:
+            jobs: Its jobs.
+            interrupted: Whether a signal has ended it.
+            at_once: Do not wait for a slow store.
+        """
         entries = latest_entries(self.directory, jobs)
         state = batch_state(entries, num_jobs=len(jobs), interrupted=interrupted)
         update_state(self.directory, state=state)
         figures = self._write_files(entries)
         if entries:
             write_line(f"\n{terminal_table(entries)}")
-        for line in self._closing_lines(entries, figures, mlflow=self._publish(entries, figures, state)):
+        publish = self._publish_at_once if at_once else self._publish
+        resume = None if state == RunState.FINISHED else resume_command(self.command, shown_path(self.directory))
+        for line in self._closing_lines(entries, figures, mlflow=publish(entries, figures, state), resume=resume):
             write_line(self.redactor.text(line))
         return state
 
-    def _closing_lines(self, entries: Sequence[Entry], figures: Sequence[Path], *, mlflow: str | None) -> list[str]:
+    def _closing_lines(
+        self, entries: Sequence[Entry], figures: Sequence[Path], *, mlflow: str | None, resume: str | None
+    ) -> list[str]:
         best = best_entry(entries)
         lines = {"batch": shown_path(self.directory)}
         if best is not None:
@@ -135,7 +149,16 @@ class _Summary:
             lines["picture"] = shown_path(figures[0])
         if mlflow is not None:
             lines["mlflow"] = mlflow
+        if resume is not None:
+            lines["go on with"] = resume
         return [labelled_line(label, text) for label, text in lines.items()]
+
+    def _publish_at_once(self, entries: Sequence[Entry], figures: Sequence[Path], state: RunState) -> str | None:
+        """As :meth:`_publish`, for a user who does not wait."""
+        found: list[str | None] = []
+        if not done_within(END_WITHIN_S, lambda: found.append(self._publish(entries, figures, state))):
+            logger.warning("MLflow was not waited for; lrrunner-sync %s uploads the rest", shown_path(self.directory))
+        return found[0] if found else None
 
     def _write_files(self, entries: Sequence[Entry]) -> list[Path]:
         try:

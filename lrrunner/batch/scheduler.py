@@ -162,7 +162,7 @@ class BatchScheduler:
         return sorted(self._unfinished(jobs), key=lambda batch_job: str(group_key(batch_job.job)))
 
     def _unfinished(self, jobs: Sequence[BatchJob]) -> list[BatchJob]:
-        """Jobs to run. A run that finished just before the batch was killed gets its ledger line now."""
+        """Jobs to run. A run that finished just before the batch was killed gets what it still lacks now."""
         finished = {entry.key for entry in ledger.read(self.directory) if entry.state == RunState.FINISHED}
         attempts: dict[str, str] = read_state(self.directory).get("attempts", {})
         by_key = {batch_job.key: batch_job for batch_job in jobs if batch_job.key not in finished}
@@ -172,7 +172,13 @@ class BatchScheduler:
                 batch_job = by_key.pop(key)
                 attempt = replace(batch_job, job=batch_job.job.in_directory(directory))
                 ledger.append(self.directory, entry_from_run(self.directory, attempt))
+                self._complete(attempt.job)
         return list(by_key.values())
+
+    def _complete(self, job: Job) -> None:
+        """Upload a run that finished, and whose process did not live to do it."""
+        result = JobResult(state=RunState.FINISHED, exit_code=exit_codes.OK, is_reported=False)
+        self.mlflow_runs.end(job.config.tracking, job.directory, result, run_id=None, redactor=job.redactor)
 
     def _advance(self, slot: Slot, pending: list[BatchJob]) -> None:
         """Record the slot's job if it has ended, and start the next one."""

@@ -22,7 +22,7 @@ from lrrunner.reporting.progress_display import ProgressDisplay, progress_displa
 from lrrunner.reporting.run_summary import interrupted_lines
 from lrrunner.results.artifacts import CONFIG_FILE, RANKS_FOLDER, STATUS_FILE
 from lrrunner.results.run_state import JobResult, RunState
-from lrrunner.results.status_file import as_recorded
+from lrrunner.results.status_file import as_recorded, read_status
 from lrrunner.results.writer import new_run_path
 from lrrunner.system import exit_codes
 from lrrunner.system.devices import visible_gpus
@@ -164,7 +164,8 @@ def _print_end(result: JobResult, job: Job) -> None:
         is_recorded = (job.directory / CONFIG_FILE).exists()
         command = shlex.join(["lrrunner", *job.command_line.arguments])
         resume = resume_command(command, shown_path(job.directory)) if is_recorded else None
-        for line in interrupted_lines(result.cause or "", resume=resume):
+        cause = read_status(job.directory).get("cause") or result.cause or ""
+        for line in interrupted_lines(cause, resume=resume):
             write_line(job.redactor.text(line))
     elif result.exit_code == exit_codes.CONFIG_ERROR and result.cause:
         write_line(job.redactor.text(result.cause), sys.stderr)

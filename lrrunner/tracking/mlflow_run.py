@@ -149,7 +149,8 @@ class MlflowRun:
 
         May be called from another thread.
         """
-        end_run(self._connection, self.run_id, state, note=note)
+        linked = None if note is None else link_figure(note, run_id=self.run_id)
+        end_run(self._connection, self.run_id, state, note=linked)
 
     def finish(self, end: RunEnd) -> UploadFailure | None:
         """Upload what is left, the result, the description and the files, and end the run. Never raises.

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from lrrunner.config.schema import TrackingConfig
-from lrrunner.reporting.run_summary import unfinished_note
+from lrrunner.reporting.run_summary import link_figure, unfinished_note
 from lrrunner.results.artifacts import NOTE_FILE
 from lrrunner.results.reader import read_run
 from lrrunner.results.run_state import JobResult, RunState, state_in
@@ -133,7 +133,7 @@ class SupervisedRuns:
                 cause = redactor.text(result.cause or NO_CAUSE)
                 is_recorded = bool(read_status(directory))
                 note = note_from_status(directory) if is_recorded else unfinished_note(result.state, cause=cause)
-                end_run(connection, run_id, result.state, note=note)
+                end_run(connection, run_id, result.state, note=link_figure(note, run_id=run_id))
         except Exception as error:  # noqa: BLE001 - as in create
             self._give_up(tracking.uri, redactor.text(first_line(error)))
 

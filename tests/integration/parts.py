@@ -243,3 +243,78 @@ class Mortal(nn.Module):
             sync_folder(folder)
 
         vars(torch)["save"], vars(atomic_files)["_sync_folder"] = dying_save, dying_sync
+
+
+class SoakNet(nn.Module):
+    """One job of a soak: it learns with a width of its own, or does on rank 1 what its mood says in its fourth step."""
+
+    def __init__(self, mood: str) -> None:
+        super().__init__()
+        kind, _, number = mood.partition("_")
+        self.mood = kind if os.environ.get("RANK", "0") == "1" or kind in ("build", "spoil") else "good"
+        if self.mood == "build":
+            raise ValueError("bad build")
+        with open(f"rss-{os.getpid()}", "a") as file:  # noqa: PTH123 - one short write, appended
+            file.write(f"{resident_mib()}\n")
+        width = 8 + int(number or 0)
+        self.layers = nn.Sequential(nn.Linear(64, width), nn.ReLU(), nn.Linear(width, 10))
+        self.calls = 0
+        if self.mood == "spoil":
+            Spoiling(spoils=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Class scores, until the fourth step."""
+        self.calls += 1
+        scores: torch.Tensor = self.layers(x)
+        if self.calls == 4 and self.training:
+            self._misbehave(scores)
+        return scores
+
+    def _misbehave(self, scores: torch.Tensor) -> None:
+        if self.mood == "forward":
+            raise RuntimeError("bad forward")
+        if self.mood == "backward":
+            scores.register_hook(_raise_in_backward)
+        if self.mood == "optimizer":
+            torch.optim.optimizer.register_optimizer_step_pre_hook(_raise_in_optimizer)
+        if self.mood == "exit":
+            os._exit(3)
+        if self.mood in ("kill", "stop"):
+            os.kill(os.getpid(), signal.SIGKILL if self.mood == "kill" else signal.SIGSTOP)
+        while self.mood == "hang":
+            time.sleep(0.01)
+        if self.mood == "hog":
+            self.hog = torch.ones(1 << 29)  # 2 GiB
+
+
+class SoakData(torch.utils.data.Dataset):  # type: ignore[type-arg]
+    """The digits; in the mood ``worker`` one of rank 1's samples cannot be read."""
+
+    def __init__(self, mood: str) -> None:
+        from lrrunner.tasks.data import digits
+
+        self.digits = digits(split="train")
+        self.is_bad = mood.startswith("worker") and os.environ.get("RANK", "0") == "1"
+        self.num_read = 0
+
+    def __len__(self) -> int:
+        return len(self.digits)
+
+    def __getitem__(self, index: int) -> typing.Any:
+        self.num_read += 1
+        if self.is_bad and self.num_read > 40:
+            raise RuntimeError("bad worker")
+        return self.digits[index]
+
+
+def resident_mib() -> int:
+    """Memory of this process."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") >> 20
+
+
+def _raise_in_backward(gradient: torch.Tensor) -> None:
+    raise RuntimeError("bad backward")
+
+
+def _raise_in_optimizer(*arguments: object) -> None:
+    raise RuntimeError("bad optimizer")

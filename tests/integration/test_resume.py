@@ -6,12 +6,14 @@ import csv
 import json
 import random
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from mlflow import MlflowClient
 
+from lrrunner.reporting.run_summary import link_figure
 from tests.integration.launching import NO_TRACKING, Finished, finish, launch, start, wait_for_rows
 
 TIMES = ("elapsed_s", "timestamp_ms")
@@ -219,3 +221,33 @@ def test_a_supervised_run_goes_on(tmp_path: Path) -> None:
     assert again.out == run.out.partition("step\n")[2], "the closing lines once more"
     client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path}/mlflow.db")
     assert client.get_run(first["mlflow_run_id"]).info.status == "FINISHED"
+
+
+@pytest.mark.parametrize("launcher", [(), pytest.param(("launch.num_processes=2",), marks=pytest.mark.long)])
+def test_a_second_interrupt_of_a_resumed_run_leaves_files_that_agree(tmp_path: Path, launcher: tuple[str, ...]) -> None:
+    """note.md was that of the first attempt, and contradicted status.json."""
+    job = (*JOB, *launcher, "sweep.num_steps=40")
+    process = start(tmp_path, *job, "+model.seconds=0.05")
+    wait_for_rows(tmp_path, 5, process)
+    process.send_signal(signal.SIGTERM)
+    assert finish(process, tmp_path).code == 143
+    first = (tmp_path / "run/note.md").read_text()
+    process = start(tmp_path, *job, "+model.seconds=0.05", "run.dir=null", "run.resume=run")
+    wait_for_rows(tmp_path, 9, process)
+    assert not (tmp_path / "run/note.md").exists()
+    for _ in range(2):
+        process.send_signal(signal.SIGINT)
+        time.sleep(1.2)
+    done = finish(process, tmp_path, timeout_s=30)
+    assert done.code == 130, done.err
+    status = done.read("status.json")
+    assert status["state"] == "killed"
+    note = (tmp_path / "run/note.md").read_text()
+    assert note.startswith(f"**Killed**: {status['cause']}\n")
+    assert note != first
+    assert "go on with:   lrrunner" in done.out
+    client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path}/mlflow.db")
+    page = client.get_run(status["mlflow_run_id"])
+    assert page.info.status == "KILLED"
+    assert page.data.tags["mlflow.note.content"] == link_figure(note, run_id=page.info.run_id)
+    assert "lrrunner.verdict" not in page.data.tags

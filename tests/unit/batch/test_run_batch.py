@@ -5,9 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
+from lrrunner.batch import ledger
 from lrrunner.batch.ledger import Entry
 from lrrunner.batch.run_batch import _Summary, run_batch
+from lrrunner.batch.summary_run import finish_summary_run
 from lrrunner.config.command_line import parse_command_line
 from lrrunner.errors import ConfigError
 from lrrunner.results.run_state import RunState
@@ -15,6 +18,7 @@ from lrrunner.system.redaction import Redactor
 from lrrunner.tracking.connection import UploadFailure, connect_or_warn
 from lrrunner.tracking.runs import is_running
 from tests.composing import composed
+from tests.unit.tracking.fake_store import FakeClient, connected
 
 
 def isolate_mlflow(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
@@ -75,3 +79,17 @@ def test_a_summary_that_mlflow_misses_is_reported(
     monkeypatch.setattr("lrrunner.batch.run_batch.finish_summary_run", lambda *arguments, **settings: failure)
     summary.finish([], interrupted=True)
     assert "MLflow misses a part of the summary (database is locked)" in caplog.text
+
+
+def test_a_summary_shows_the_figures_of_its_last_attempt(tmp_path: Path) -> None:
+    """A job that failed and is run again leaves as many jobs as before: their number is no step that grows."""
+    client = FakeClient()
+    (tmp_path / "batch.json").write_text('{"mlflow_run_id": "a1"}')
+    figure = tmp_path / "summary.png"
+    Image.new("RGB", (2, 2)).save(figure)
+    for state, repeated in ((RunState.FAILED, 1), (RunState.FINISHED, 2)):
+        entry = Entry(job=0, overrides=("sweep.seed=1",), key="a", state=state, verdict="flat")
+        ledger.append(tmp_path, entry)
+        for _ in range(repeated):  # a second upload changes nothing
+            finish_summary_run(connected(client), tmp_path, [entry], figures=[figure], state=state)
+    assert client.images == [("summary", 1), ("summary", 2)]

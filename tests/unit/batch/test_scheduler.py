@@ -10,7 +10,10 @@ from lrrunner.batch.points import BatchJob
 from lrrunner.batch.scheduler import BatchScheduler, Slot, group_key, new_slots
 from lrrunner.batch.state import update_state
 from lrrunner.config.command_line import parse_command_line
+from lrrunner.config.schema import TrackingConfig
 from lrrunner.launch.job import Job
+from lrrunner.results.run_state import JobResult, RunState
+from lrrunner.tracking.supervised_run import SupervisedRuns
 from tests.composing import composed
 
 
@@ -28,6 +31,19 @@ def test_worker_groups_side_by_side_have_their_own_cores() -> None:
     ]  # fmt: skip
     assert new_slots(1, num_processes=2, gpus=(), cores=cores) == [Slot(gpus=(), cores=())]
     assert new_slots(3, num_processes=1, gpus=(), cores=(0, 1)) == [Slot(gpus=(), cores=())] * 3
+
+
+class RecordedEnds(SupervisedRuns):
+    """Records which runs are ended, without a store."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ended: list[tuple[str, RunState, bool]] = []
+
+    def end(self, tracking: TrackingConfig, directory: Path, result: JobResult, **settings: object) -> str | None:
+        """Record it; an end that ranks have not reported is uploaded."""
+        self.ended.append((directory.name, result.state, result.is_reported))
+        return None
 
 
 def job(*overrides: str) -> Job:
@@ -56,11 +72,13 @@ def test_a_finished_attempt_without_a_ledger_line_is_not_run_again(tmp_path: Pat
     for name, state in (("000", "killed"), ("000-2", "finished"), ("001", "running")):
         (tmp_path / name).mkdir()
         (tmp_path / name / "status.json").write_text(json.dumps({"state": state, "mlflow_run_id": f"id-{name}"}))
-    scheduler = BatchScheduler(tmp_path, [])
+    runs = RecordedEnds()
+    scheduler = BatchScheduler(tmp_path, [], mlflow_runs=runs)
     assert scheduler._pending(jobs) == [jobs[1]]
     (entry,) = ledger.read(tmp_path)
     assert (entry.key, entry.run_dir, entry.state, entry.run_id) == ("k0", "000-2", "finished", "id-000-2")
     assert scheduler._pending(jobs) == [jobs[1]]
+    assert runs.ended == [("000-2", RunState.FINISHED, False)], "and MLflow gets what it lacks, once"
 
 
 def test_a_scheduler_removes_nothing_that_is_not_its_own(tmp_path: Path) -> None:
