@@ -36,6 +36,7 @@ from lrrunner.system.redaction import Redactor
 from lrrunner.system.terminal import counted, shown_path, write_line
 from lrrunner.tracking import tag_names
 from lrrunner.tracking.connection import connect_or_warn
+from lrrunner.tracking.failures import failure_reason
 from lrrunner.tracking.runs import end_run, run_location
 from lrrunner.tracking.supervised_run import END_WITHIN_S
 
@@ -179,7 +180,7 @@ class _Summary:
             if failure is not None:
                 logger.warning("MLflow misses a part of the summary (%s); upload it with lrrunner-sync", failure.reason)
         except Exception as error:  # noqa: BLE001 - a server that fails now must not cost the batch
-            logger.warning("the summary run failed (%s: %s)", type(error).__name__, self.redactor.text(str(error)))
+            logger.warning("the summary run failed (%s)", failure_reason(error, self.redactor))
             end_run(connection, self.run_id, state)
         return run_location(connection, self.run_id)
 

@@ -15,7 +15,8 @@ from lrrunner.results.run_state import ENDED, RunState
 from lrrunner.system.redaction import Redactor
 from lrrunner.system.terminal import counted
 from lrrunner.tracking import tag_names
-from lrrunner.tracking.connection import Connection, UploadFailure, anchored_uri, connect_or_warn
+from lrrunner.tracking.connection import Connection, anchored_uri, connect_or_warn
+from lrrunner.tracking.failures import UploadFailure, failure_reason
 from lrrunner.tracking.runs import create_run, find_run, reopen_run, run_exists
 from lrrunner.tracking.summary_upload import Summary, upload_summary
 from lrrunner.version import __version__
@@ -58,7 +59,7 @@ def start_summary_run(
         try:
             run_id = _reopened_or_created(connection, directory, run_id, name=name)
         except Exception as error:  # noqa: BLE001 - a server that fails now must not cost the batch
-            logger.warning("MLflow failed (%s); the %s keeps everything", redactor.text(str(error)), KEPT_IN)
+            logger.warning("MLflow failed (%s); the %s keeps everything", failure_reason(error, redactor), KEPT_IN)
     update_state(directory, **(settings | known | {"mlflow_run_id": run_id}))
     return run_id if tracking.enabled else None
 

@@ -21,7 +21,8 @@ from lrrunner.results.run_state import RunState
 from lrrunner.results.writer import RunDirectory
 from lrrunner.system.redaction import Redactor
 from lrrunner.tracking import tag_names
-from lrrunner.tracking.connection import Connection, UploadFailure, connect, script_tracking
+from lrrunner.tracking.connection import Connection, connect, script_tracking
+from lrrunner.tracking.failures import UploadFailure
 from lrrunner.tracking.mlflow_run import RunEnd, join_run
 from lrrunner.tracking.run_names import default_run_name
 from lrrunner.tracking.runs import create_run

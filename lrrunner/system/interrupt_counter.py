@@ -8,6 +8,13 @@ from typing import Self
 
 from lrrunner.system.exit_codes import signal_exit_code
 
+_num_interrupts = 0
+
+
+def num_interrupts() -> int:
+    """Signals that any counter of this process has counted so far: what waits can give up when another one comes."""
+    return _num_interrupts
+
 
 class InterruptCounter:
     """Counts SIGINT, SIGTERM, SIGUSR2 and SIGHUP (a closed terminal, as SIGTERM) instead of ending the process."""
@@ -35,5 +42,7 @@ class InterruptCounter:
         return signal_exit_code(self.signal or signal.SIGTERM)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
+        global _num_interrupts
+        _num_interrupts += 1
         self.count += 1
         self.signal = self.signal or (signal.SIGTERM if number == signal.SIGHUP else number)

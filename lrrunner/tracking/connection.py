@@ -2,31 +2,38 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import logging
 import os
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
-
-from filelock import FileLock
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 from lrrunner.config.schema import TrackingConfig
 from lrrunner.errors import ConfigError
 from lrrunner.system.garbage_collection import collection_paused
 from lrrunner.system.redaction import Redactor
 from lrrunner.tracking.abandoned_runs import end_abandoned_runs
+from lrrunner.tracking.bounded_client import BoundedClient, keep_attempts_off_the_terminal, within
+from lrrunner.tracking.failures import failure_reason, first_line, is_unreachable
+from lrrunner.tracking.sqlite_database import (
+    SCHEME as SQLITE,
+)
+from lrrunner.tracking.sqlite_database import (
+    check_database,
+    database_lock,
+    database_path,
+    warn_of_migration,
+    warn_of_network,
+)
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-SQLITE = "sqlite:///"
 DATABASE_SCHEMES = ("sqlite", "postgresql", "mysql", "mssql")
 
-UNREACHABLE = ("Max retries exceeded", "database is locked", "Connection refused", "could not connect", "timed out")
-HTTP_LIBRARIES = ("requests", "urllib3")
+OPEN_WITHIN_S = 120.0
+"""MLflow makes the tables of a new database in five seconds, on a busy machine in many; half of them are of no use."""
 
 METRICS_FIRST = {"mlflow.experimentKind": "custom_model_development"}
 """Tags of an experiment whose page shows metrics and charts first, not traces and prompts."""
@@ -60,30 +67,58 @@ def connect(*, uri: str, experiment: str, redactor: Redactor, timeout_s: float |
         uri: Tracking URI.
         experiment: Name of the experiment.
         redactor: Masks secrets.
-        timeout_s: Timeout of a request to a server; None keeps what the environment sets.
+        timeout_s: Seconds that a call may take; None does not limit them, and keeps what the environment sets for
+            requests.
 
     Raises:
         ConfigError: the store answers, but cannot be used.
         ConnectionError: the store does not answer.
     """
-    uri = absolute_uri(uri)
+    uri = anchored_uri(uri)
+    if uri.startswith(SQLITE):
+        check_database(database_path(uri))
     try:
         import_mlflow(uri, timeout_s=timeout_s)
-        from mlflow import MlflowClient
-
-        with _schema_lock(uri):
-            client = MlflowClient(tracking_uri=uri)
-            experiment_id = _experiment_id(client, experiment, uri)
+        client = _opened_client(uri, timeout_s=timeout_s)
+        experiment_id = _experiment_id(client, experiment, uri)
         end_abandoned_runs(client, experiment_id)
     except ConfigError:
         raise
     except Exception as error:  # noqa: BLE001 - SQLAlchemy, its drivers and MLflow raise what they like
-        reason = redactor.text(first_line(error))
+        logger.info("MLflow: %s", redactor.text(first_line(error)))
+        reason = failure_reason(error, redactor)
         if is_unreachable(error):
             raise ConnectionError(reason) from None
         message = f"tracking.uri must name a usable store, got {redactor.text(uri)} ({reason})"
         raise ConfigError([f"{message}; or set tracking.enabled=false"]) from None
     return Connection(client=client, uri=uri, experiment=experiment, experiment_id=experiment_id, redactor=redactor)
+
+
+def _opened_client(uri: str, *, timeout_s: float | None) -> MlflowClient:
+    """MLflow's client; its first use of a database makes the tables, which takes seconds."""
+    from mlflow import MlflowClient
+
+    def open_store() -> MlflowClient:
+        if not uri.startswith(SQLITE):
+            return MlflowClient(tracking_uri=uri)
+        path = database_path(uri)
+        warn_of_network(path)
+        with database_lock(path, timeout_s=OPEN_WITHIN_S):
+            warn_of_migration(path, _newest_revision())
+            return MlflowClient(tracking_uri=uri)
+
+    if timeout_s is None:
+        return open_store()
+    keep_attempts_off_the_terminal()
+    client = within(OPEN_WITHIN_S if _is_database(uri) else timeout_s, open_store)
+    return cast("MlflowClient", BoundedClient(client, timeout_s))
+
+
+def _newest_revision() -> str:
+    """The schema of MLflow's tables in this version."""
+    from mlflow.store.db.utils import _get_latest_schema_revision
+
+    return str(_get_latest_schema_revision())  # type: ignore[no-untyped-call]
 
 
 def import_mlflow(uri: str, *, timeout_s: float | None) -> None:
@@ -142,60 +177,13 @@ def limit_requests(timeout_s: float) -> None:
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
 
 
-def absolute_uri(uri: str) -> str:
-    """A SQLite URI with an absolute path, which stays valid after a change of directory; other URIs as they are.
-
-    Raises:
-        ConfigError: the folder of the database does not exist.
-    """
-    uri = anchored_uri(uri)
-    if uri.startswith(SQLITE) and not (folder := Path(uri.removeprefix(SQLITE)).parent).is_dir():
-        raise ConfigError([f"tracking.uri must lie in an existing directory, got {folder}; create it"])
-    return uri
-
-
 def anchored_uri(uri: str) -> str:
-    """As :func:`absolute_uri`, without the check.
+    """A SQLite URI with an absolute path, which stays valid after a change of directory; other URIs as they are.
 
     >>> anchored_uri("sqlite:////data/a.db"), anchored_uri("http://host:5000")
     ('sqlite:////data/a.db', 'http://host:5000')
     """
     return f"{SQLITE}{Path(uri.removeprefix(SQLITE)).resolve()}" if uri.startswith(SQLITE) else uri
-
-
-@dataclass(frozen=True, kw_only=True)
-class UploadFailure:
-    """Why part of a run is missing in MLflow.
-
-    Attributes:
-        reason: One line, secrets masked.
-        is_refusal: The store answered, so that another attempt would fail as well.
-    """
-
-    reason: str
-    is_refusal: bool
-
-
-def upload_failure(error: Exception, redactor: Redactor) -> UploadFailure:
-    """Describe and log what a call raised."""
-    failure = UploadFailure(reason=redactor.text(first_line(error)), is_refusal=not is_unreachable(error))
-    logger.info("MLflow: %s", failure.reason)
-    return failure
-
-
-def first_line(error: Exception) -> str:
-    """First line of an error's message, or its type if it has none."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
-def is_unreachable(error: Exception) -> bool:
-    """Whether a store did not answer, as opposed to refusing."""
-    causes = set()
-    cause: BaseException | None = error
-    while cause is not None:
-        causes.add(type(cause).__module__.partition(".")[0])
-        cause = cause.__cause__ or cause.__context__
-    return any(name in causes for name in HTTP_LIBRARIES) or any(mark in str(error) for mark in UNREACHABLE)
 
 
 class ScriptTracking(NamedTuple):
@@ -254,9 +242,3 @@ def _artifact_location(uri: str) -> str | None:
 
 def _is_database(uri: str) -> bool:
     return uri.partition(":")[0].partition("+")[0] in DATABASE_SCHEMES
-
-
-def _schema_lock(uri: str) -> FileLock:
-    """Lock while a database may be created: two processes that create its schema at once both crash."""
-    name = hashlib.sha256(uri.encode()).hexdigest()[:16]
-    return FileLock(Path(tempfile.gettempdir()) / f"lrrunner-mlflow-{os.getuid()}-{name}.lock")

@@ -15,7 +15,8 @@ from lrrunner.reporting.run_summary import link_figure
 from lrrunner.results.artifacts import artifacts
 from lrrunner.results.run_state import RunState
 from lrrunner.system.plain_values import flattened
-from lrrunner.tracking.connection import Connection, UploadFailure, upload_failure
+from lrrunner.tracking.connection import Connection
+from lrrunner.tracking.failures import UploadFailure, upload_failure
 from lrrunner.tracking.metric_names import (
     MetricPoint,
     live_point,

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from lrrunner.results.run_state import RunState
 from lrrunner.tracking.abandoned_runs import owner_tags
-from lrrunner.tracking.connection import Connection, UploadFailure, upload_failure
+from lrrunner.tracking.connection import Connection
+from lrrunner.tracking.failures import UploadFailure, upload_failure
 from lrrunner.tracking.tag_names import NOTE
 
 MAX_NOTE_LENGTH = 8000

@@ -16,7 +16,8 @@ from lrrunner.results.status_file import read_status, write_status
 from lrrunner.system.atomic_files import write_text
 from lrrunner.system.bounded_call import done_within
 from lrrunner.system.redaction import Redactor
-from lrrunner.tracking.connection import Connection, connect_or_warn, first_line, warn_unreachable
+from lrrunner.tracking.connection import Connection, connect_or_warn, warn_unreachable
+from lrrunner.tracking.failures import upload_failure
 from lrrunner.tracking.runs import create_run, delete_run, end_run, is_running
 from lrrunner.tracking.tag_names import RUN_DIR, VERSION
 from lrrunner.tracking.upload_run import NO_CAUSE, note_from_status, upload_run
@@ -68,7 +69,7 @@ class SupervisedRuns:
                 tags=own_tags | user_tags | dict(tags or {}),
             )
         except Exception as error:  # noqa: BLE001 - a store that fails now must not cost the sweep
-            self._give_up(tracking.uri, redactor.text(first_line(error)))
+            self._give_up(tracking.uri, upload_failure(error, redactor).reason)
             return None
 
     def delete(self, tracking: TrackingConfig, run_id: str, *, redactor: Redactor) -> None:
@@ -135,7 +136,7 @@ class SupervisedRuns:
                 note = note_from_status(directory) if is_recorded else unfinished_note(result.state, cause=cause)
                 end_run(connection, run_id, result.state, note=link_figure(note, run_id=run_id))
         except Exception as error:  # noqa: BLE001 - as in create
-            self._give_up(tracking.uri, redactor.text(first_line(error)))
+            self._give_up(tracking.uri, upload_failure(error, redactor).reason)
 
     def _connect(self, tracking: TrackingConfig, redactor: Redactor) -> Connection | None:
         if not tracking.enabled or tracking.uri in self._unreachable:

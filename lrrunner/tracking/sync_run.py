@@ -15,7 +15,8 @@ from lrrunner.results.status_file import write_status
 from lrrunner.system.process_identity import is_alive, is_gone
 from lrrunner.system.redaction import MASK, Redactor
 from lrrunner.tracking import tag_names
-from lrrunner.tracking.connection import Connection, UploadFailure, connect
+from lrrunner.tracking.connection import Connection, connect
+from lrrunner.tracking.failures import UploadFailure
 from lrrunner.tracking.run_names import default_run_name
 from lrrunner.tracking.runs import create_run, find_run, run_exists, run_location
 from lrrunner.tracking.upload_run import upload_run

@@ -10,7 +10,8 @@ from lrrunner.results.artifacts import FIGURE_FILE
 from lrrunner.results.reader import RunFiles
 from lrrunner.results.run_state import ENDED, RunState, state_in
 from lrrunner.results.status_file import read_status
-from lrrunner.tracking.connection import Connection, UploadFailure
+from lrrunner.tracking.connection import Connection
+from lrrunner.tracking.failures import UploadFailure
 from lrrunner.tracking.mlflow_run import FIGURE_KEY, RunEnd, has_image, join_run
 
 NO_CAUSE = "no cause known"

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from lrrunner.system.redaction import Redactor
-from lrrunner.tracking.connection import upload_failure
+from lrrunner.tracking.failures import upload_failure
 from lrrunner.tracking.metric_names import STEP_METRICS, MetricPoint
 
 if TYPE_CHECKING:

@@ -15,7 +15,8 @@ from lrrunner.config.command_line import parse_command_line
 from lrrunner.errors import ConfigError
 from lrrunner.results.run_state import RunState
 from lrrunner.system.redaction import Redactor
-from lrrunner.tracking.connection import UploadFailure, connect_or_warn
+from lrrunner.tracking.connection import connect_or_warn
+from lrrunner.tracking.failures import UploadFailure
 from lrrunner.tracking.runs import is_running
 from tests.composing import composed
 from tests.unit.tracking.fake_store import FakeClient, connected
