@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 
 import pytest
 
@@ -27,9 +28,13 @@ from lrrunner.reporting.run_summary import (
     describe_passes,
     describe_stop,
     describe_trials,
+    interrupted_lines,
     link_figure,
     note,
+    unfinished_note,
 )
+from lrrunner.results.run_state import RunState
+from lrrunner.results.suggestion_file import range_test_from, suggestion_content
 
 SUGGESTION = Suggestion(
     lr=1.2e-3,
@@ -226,3 +231,57 @@ def test_confirmation_that_failed_gives_its_reason() -> None:
 def test_the_critical_batch_size_is_compared_with_the_swept_one(noise: NoiseScale | None, text: str) -> None:
     """Nothing is shown where nobody asked."""
     assert describe_noise_scale(dataclasses.replace(result(), noise_scale=noise)) == text
+
+
+def test_an_interrupted_run_has_no_verdict_but_the_command_that_goes_on() -> None:
+    """Half a curve supports nothing, and what was measured is not lost."""
+    lines = interrupted_lines(
+        "interrupted at step 30 on rank 0", resume="lrrunner run.resume=runs/a", picture="runs/a/lr_sweep.png"
+    )
+    assert lines == [
+        "interrupted:  at step 30 on rank 0",
+        "go on with:   lrrunner run.resume=runs/a",
+        "picture:      runs/a/lr_sweep.png",
+    ]
+    assert interrupted_lines("stopped at once", resume=None) == ["interrupted:  stopped at once"]
+
+
+def test_the_note_of_an_unfinished_run_says_the_same() -> None:
+    """In note.md and in MLflow."""
+    text = unfinished_note(RunState.KILLED, cause="interrupted at step 30", resume="lrrunner run.resume=a")
+    assert text == ("**Killed**: interrupted at step 30\n\nTo go on with it:\n\n```\nlrrunner run.resume=a\n```\n")
+    assert (
+        unfinished_note(RunState.FAILED, cause="rank 1: killed by SIGKILL") == "**Failed**: rank 1: killed by SIGKILL\n"
+    )
+    assert "](lr_sweep.png)" in unfinished_note(RunState.KILLED, cause="x", has_figure=True)
+
+
+def test_a_range_test_that_is_read_back_ends_with_the_same_lines() -> None:
+    """A finished run that is resumed prints them once more, and draws the picture from its files."""
+    passes = (
+        SweepPass(start_lr=1e-7, end_lr=10.0, suggestion=NO_SUGGESTION, extension="the loss does not diverge"),
+        SweepPass(start_lr=1e-7, end_lr=1e3, suggestion=SUGGESTION),
+    )
+    confirmation = Confirmation(
+        schedule="cosine",
+        monitored="validation loss",
+        horizon=1000,
+        budget_steps=500,
+        sweep=dataclasses.replace(SUGGESTION, lr=3e-3),
+        measured_steps=100,
+    )
+    trials = (trial(0), trial(1, outcome=TrialOutcome.DIVERGED))
+    test = dataclasses.replace(
+        result(),
+        stops=(Stop(reason=StopReason.DIVERGED, step=50, sweep_pass=1),),
+        passes=passes,
+        curve_pass=1,
+        trials=trials,
+        confirmation=confirmation,
+        group_ratios=(1.0, 0.1),
+    )
+    content = json.loads(json.dumps(suggestion_content(test)))
+    again = range_test_from(content, test.steps, trials)
+    assert closing_lines(again, JOB, directory="a", mlflow=None) == closing_lines(test, JOB, directory="a", mlflow=None)
+    assert again.group_lrs == pytest.approx(test.group_lrs)
+    assert [each.extension for each in again.passes] == ["the loss does not diverge", ""]
