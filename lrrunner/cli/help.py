@@ -10,10 +10,8 @@ from hydra.core.global_hydra import GlobalHydra
 
 from lrrunner.config.command_line import CommandLine
 from lrrunner.config.composition import search_path
+from lrrunner.config.override_errors import LAUNCH_FILES
 from lrrunner.config.schema import register_schema
-
-LAUNCH_FILES = "accelerate"
-"""Folder of conf/ whose files are for ``accelerate launch --config_file``: no group."""
 
 
 class _Help(Hydra):

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from lrrunner.cli.hydra_flags import answer
-from lrrunner.config.command_line import CommandLine, parse_command_line
+from lrrunner.config.command_line import CommandLine, parse_command_line, unknown_flag_message
 from lrrunner.config.composition import compose_job
 from lrrunner.config.schema import Config
 from lrrunner.errors import ConfigError
@@ -49,12 +49,13 @@ def run(arguments: Sequence[str]) -> int:
     """
     command_line = parse_command_line(arguments)
     rank = int(os.environ.get("RANK", "0"))
-    if command_line.hydra_flags and not command_line.unsupported:
+    is_wrong = bool(command_line.unsupported or command_line.unknown)
+    if command_line.hydra_flags and not is_wrong:
         return _answered(arguments, command_line) if rank == 0 else exit_codes.OK
     _import_from_working_directory()
     world_size = _world_size() if is_launched() else None
     try:
-        if command_line.multirun and world_size is None and not command_line.unsupported:
+        if command_line.multirun and world_size is None and not is_wrong:
             return _run_grid(command_line)
         config = _checked_config(command_line, world_size)
         if world_size is None and is_finished(config.run):
@@ -123,9 +124,11 @@ def _checked_config(command_line: CommandLine, world_size: int | None) -> Config
     Raises:
         ConfigError: all errors at once.
     """
-    if command_line.unsupported:
+    if command_line.unsupported or command_line.unknown:
+        unsupported = "is not supported; name your own directory with --config-dir"
         raise ConfigError(
-            f"{flag} is not supported; name your own directory with --config-dir" for flag in command_line.unsupported
+            [f"{flag} {unsupported}" for flag in command_line.unsupported]
+            + [unknown_flag_message(flag) for flag in command_line.unknown]
         )
     if command_line.multirun:
         raise ConfigError([_batch_in_ranks(command_line, world_size or 1)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -11,6 +12,11 @@ OPTIONS_WITH_VALUE = ("--config-dir", "-cd", "--config-name", "-cn")
 MULTIRUN = ("--multirun", "-m")
 QUIET = ("--quiet", "-q")
 PLAIN_RUN = ("--run", "-r")
+HYDRA_FLAGS = (
+    *("--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--resolve", "--info", "-i"),
+    *("--shell-completion", "-sc"),
+)
+"""Flags that Hydra, or our help, answers."""
 UNSUPPORTED = ("--config-path", "-cp", "--package", "-p", "--experimental-rerun")
 
 
@@ -26,6 +32,7 @@ class CommandLine:
         quiet: Whether ``-q`` asks for no progress.
         hydra_flags: Flags that Hydra answers itself (help, info, the configuration, completion).
         unsupported: Hydra's flags that lrrunner refuses.
+        unknown: Flags that nobody knows.
     """
 
     overrides: tuple[str, ...] = ()
@@ -35,6 +42,7 @@ class CommandLine:
     quiet: bool = False
     hydra_flags: tuple[str, ...] = ()
     unsupported: tuple[str, ...] = ()
+    unknown: tuple[str, ...] = ()
 
     @property
     def options(self) -> list[str]:
@@ -60,7 +68,7 @@ def parse_command_line(arguments: Sequence[str]) -> CommandLine:
     """
     overrides: list[str] = []
     values: dict[str, str] = {}
-    multirun, quiet, flags, unsupported = False, False, [], []
+    multirun, quiet, flags, unsupported, unknown = False, False, [], [], []
     remaining = iter(arguments)
     for argument in remaining:
         name, sign, value = argument.partition("=")
@@ -74,8 +82,10 @@ def parse_command_line(arguments: Sequence[str]) -> CommandLine:
             quiet = True
         elif name in UNSUPPORTED:
             unsupported.append(name)
-        elif argument.startswith("-"):
+        elif name in HYDRA_FLAGS:
             flags.append(argument)
+        elif argument.startswith("-"):
+            unknown.append(name)
         else:
             overrides.append(argument)
     return CommandLine(
@@ -86,6 +96,7 @@ def parse_command_line(arguments: Sequence[str]) -> CommandLine:
         quiet=quiet,
         hydra_flags=tuple(flags),
         unsupported=tuple(unsupported),
+        unknown=tuple(unknown),
     )
 
 
@@ -105,6 +116,18 @@ def resume_command(command: str, directory: str) -> str:
     except ValueError:  # a masked secret has taken a quote with it
         return f"{command} {shlex.quote(resume)}"
     return shlex.join([*(word for word in words if not word.startswith(("run.dir=", "run.resume="))), resume])
+
+
+def unknown_flag_message(flag: str) -> str:
+    """The error for a flag that nobody knows.
+
+    >>> unknown_flag_message("--confg-dir")
+    '--confg-dir is not an option; did you mean --config-dir?'
+    """
+    known = (*OPTIONS_WITH_VALUE, *MULTIRUN, *QUIET, *HYDRA_FLAGS)
+    close = difflib.get_close_matches(flag, [name for name in known if name.startswith("--")], n=1)
+    hint = f"did you mean {close[0]}?" if close else "keys are written without dashes; see lrrunner --help"
+    return f"{flag} is not an option; {hint}"
 
 
 def launch_command(arguments: Sequence[str], *, num_processes: int, on_cpu: bool) -> str:

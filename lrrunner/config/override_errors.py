@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -16,6 +17,9 @@ from lrrunner.config.validation import known_keys, unknown_key_message
 
 Attempt = Callable[[Sequence[str]], DictConfig | Exception]
 """Composes with some overrides; returns Hydra's exception if it fails."""
+
+LAUNCH_FILES = "accelerate"
+"""Folder of conf/ whose files are for ``accelerate launch --config_file``: no group."""
 
 TYPE_NAMES = {"Integer": "a whole number", "Float": "a number", "bool": "true or false"}
 
@@ -109,6 +113,13 @@ def _override_error(error: Exception, override: str, known: list[str]) -> str:
 def _choice_error(text: str, override: str) -> str | None:
     """An option that its group does not have."""
     key, _, value = override.lstrip("+~").partition("=")
+    if key == LAUNCH_FILES:
+        return (
+            f"{override} is no configuration group: conf/{LAUNCH_FILES} has files for accelerate launch; give "
+            f"launch.config_file=<path of the file>, or accelerate launch --config_file <path> -m lrrunner"
+        )
+    if "Ambiguous value" in text:
+        return f"{override} gives several values to one run; for a batch of runs, write lrrunner -m {override}"
     if options := re.search(r"Could not find '.*Available options in '[^']*':\n((?:\t[^\n]*\n?)+)", text, re.DOTALL):
         names = ", ".join(name for name in options[1].split() if not name.startswith("base_"))
         return f"{key} must be one of {names}; got {value or 'nothing'}"
@@ -136,10 +147,20 @@ def _value_error(text: str, key: str, value: str, known: list[str]) -> str | Non
         return f"{key} must have a value, got {value or 'nothing'}; leave it out to keep the default"
     if conversion := re.search(r"could not be converted to (\w+)|is not a valid (bool)", text):
         name = conversion[1] or conversion[2]
-        return f"{key} must be {TYPE_NAMES.get(name, name)}, got {value}; correct the value"
+        return f"{key} must be {TYPE_NAMES.get(name, name)}, got {value}; {_as_whole_number(name, value)}"
     if choice := re.search(r"expected one of \[(.*)\]", text):
         return f"{key} must be one of {choice[1]}; got {value}"
     return None
+
+
+def _as_whole_number(type_name: str, value: str) -> str:
+    """What to write in place of a whole number in another notation, such as 1e3."""
+    if type_name == "Integer":
+        with contextlib.suppress(ValueError, OverflowError):
+            number = float(value)
+            if number.is_integer() and abs(number) < 1e15:
+                return f"write {int(number)}"
+    return "correct the value"
 
 
 def _text(error: Exception) -> str:

@@ -51,6 +51,23 @@ FSDP_HIDES_NOISE = (
 
 TRACKING_SCHEMES = ("sqlite", "http", "https", "postgresql", "mysql", "mssql", "databricks")
 
+OTHER_NAMES = {
+    "learning_rate": "optimizer.lr",
+    "lr": "optimizer.lr",
+    "batch_size": "data.global_batch_size",
+    "precision": "train.mixed_precision",
+    "amp": "train.mixed_precision",
+    "grad_clip": "train.max_grad_norm",
+    "gradient_accumulation_steps": "train.accumulation_steps",
+    "workers": "data.dataloader.num_workers",
+    "gpus": "launch.num_processes",
+    "nproc_per_node": "launch.num_processes",
+    "output_dir": "run.dir",
+}
+"""What other tools call a key."""
+
+MAX_MEANT = 3
+
 RENAMED_KEYS = {"confirm.horizon": "train.num_steps", "confirm.schedule": "train.schedule"}
 """Key of an earlier version -> the key that replaced it."""
 
@@ -102,17 +119,28 @@ def validated(values: Mapping[str, Any], *, world_size: int | None) -> Config:
 
 
 def unknown_key_message(key: str, known: list[str]) -> str:
-    """The error for a key that does not exist, with the key that may have been meant or how to add one."""
+    """The error for a key that does not exist, with the key that may have been meant or how to add one.
+
+    >>> unknown_key_message("batch_size", ["data.global_batch_size"])
+    'batch_size is not a configuration key; did you mean data.global_batch_size?'
+    """
     if key in RENAMED_KEYS:
         return f"{key} is now {RENAMED_KEYS[key]}, which describes your training; set {RENAMED_KEYS[key]}"
     close = difflib.get_close_matches(key, [name for name in known if name != key.rpartition(".")[0]], n=1, cutoff=0.75)
-    if close:
-        hint = f"did you mean {close[0]}?"
+    meant = [*_keys_called(key.rpartition(".")[2], known), *close][:MAX_MEANT]
+    if meant:
+        hint = f"did you mean {' or '.join(dict.fromkeys(meant))}?"
     elif key.startswith(tuple(f"{name}." for name in FREE_SECTIONS)):
         hint = f"add it as +{key}=..."
     else:
         hint = "see lrrunner --cfg job for all keys"
     return f"{key} is not a configuration key; {hint}"
+
+
+def _keys_called(ending: str, known: list[str]) -> list[str]:
+    """Keys that others call so, and keys that end so."""
+    other = OTHER_NAMES.get(ending)
+    return [name for name in known if name == other or name.endswith(f".{ending}")]
 
 
 def known_keys(schema: type = Config, prefix: str = "") -> list[str]:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import difflib
+import importlib
+import importlib.util
 import inspect
 import logging
 from collections.abc import Callable, Mapping
@@ -11,6 +15,9 @@ import hydra.utils
 from hydra.errors import InstantiationException
 
 from lrrunner.system.error_message import error_message
+
+EXTRAS = {"transformers": "hf", "lightning": "lightning"}
+"""Package -> the extra of lrrunner that installs it."""
 
 logger = logging.getLogger(__name__)
 
@@ -45,9 +52,7 @@ def check_target(name: str, component: Mapping[str, Any], errors: list[str], *ar
         cause = error.__cause__ or error
         logger.info("%s could not be imported", path, exc_info=cause)
         reason = _first_line(cause, default=type(cause).__name__)
-        errors.append(
-            f"{name}._target_ must be importable, got {path} ({reason}); correct the name, or run where it is"
-        )
+        errors.append(f"{name}._target_ must be importable, got {path} ({reason}); {_what_helps(path)}")
         return False
     if not callable(target):
         errors.append(f"{name}._target_ must be a class or a function, got {path}; name something to call")
@@ -61,6 +66,19 @@ def check_target(name: str, component: Mapping[str, Any], errors: list[str], *ar
             hint += ", or name a function that is called with data.train, and returns a sampler, weights or indices"
         errors.append(f"{name} must take the arguments it is given: {path} {refusal}; {hint}")
     return not refusal
+
+
+def _what_helps(path: str) -> str:
+    """A similar name in the same module, or the extra that has the package that is missing."""
+    package, _, _ = path.partition(".")
+    if package in EXTRAS and importlib.util.find_spec(package) is None:
+        return f"install it with: pip install 'lrrunner[{EXTRAS[package]}]'"
+    module_name, _, name = path.rpartition(".")
+    with contextlib.suppress(Exception):  # a module of the user's
+        module = importlib.import_module(module_name)
+        if close := difflib.get_close_matches(name, dir(module), n=1):
+            return f"did you mean {module_name}.{close[0]}?"
+    return "correct the name, or run where it is"
 
 
 def _refusal(target: Callable[..., Any], component: Mapping[str, Any], *arguments: Any) -> str | None:

@@ -1,0 +1,62 @@
+"""One slip of the hand gives one message that says what to write instead, and exit code 2."""
+
+from __future__ import annotations
+
+import pytest
+
+from lrrunner.cli.main import run
+from lrrunner.worker.instantiation import check_target
+
+SLIPS = {
+    "optimizer=sgd,adamw": "for a batch of runs, write lrrunner -m optimizer=sgd,adamw",
+    "optimizer.lr=1e-3,1e-2": "for a batch of runs, write lrrunner -m optimizer.lr=1e-3,1e-2",
+    "lr=0.1": "did you mean optimizer.lr?",
+    "optimizer.learning_rate=0.1": "did you mean optimizer.lr?",
+    "batch_size=64": "did you mean data.global_batch_size?",
+    "num_steps=50": "did you mean sweep.num_steps or train.num_steps?",
+    "gpus=2": "did you mean launch.num_processes?",
+    "optimzer=sgd": "did you mean optimizer?",
+    "model=mlpp": "model must be one of cnn, ",
+    "sweep.num_steps=1e3": "sweep.num_steps must be a whole number, got 1e3; write 1000",
+    "sweep.num_steps=many": "sweep.num_steps must be a whole number, got many; correct the value",
+    "accelerate=cpu2": "give launch.config_file=<path of the file>",
+    "optimizer.lr": "write key=value",
+    "--confg-dir": "--confg-dir is not an option; did you mean --config-dir?",
+    "--num_steps=50": "keys are written without dashes",
+    "--config-path=x": "name your own directory with --config-dir",
+}
+
+
+@pytest.mark.parametrize("argument", SLIPS)
+def test_a_slip_is_answered_with_what_to_write(argument: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """One line about it, no traceback, nothing started."""
+    assert run([argument]) == 2
+    captured = capsys.readouterr()
+    assert SLIPS[argument] in captured.err
+    assert "(1 error)" in captured.err
+    assert "Traceback" not in captured.err
+    assert captured.out == ""
+
+
+@pytest.mark.parametrize(
+    ("target", "hint"),
+    [
+        ("lrrunner.tasks.models.Mpl", "did you mean lrrunner.tasks.models.Mlp?"),
+        ("torch.optim.AdmW", "did you mean torch.optim.AdamW?"),
+        ("nowhere.to.be.found", "correct the name, or run where it is"),
+    ],
+)
+def test_a_target_that_cannot_be_imported_may_be_misspelt(target: str, hint: str) -> None:
+    """The module knows its names."""
+    errors: list[str] = []
+    assert not check_target("model", {"_target_": target}, errors)
+    assert errors[0].startswith(f"model._target_ must be importable, got {target} (")
+    assert errors[0].endswith(hint)
+
+
+def test_a_package_of_an_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What pip has to be told."""
+    monkeypatch.setattr("lrrunner.worker.instantiation.EXTRAS", {"no_such_package": "hf"})
+    errors: list[str] = []
+    assert not check_target("model", {"_target_": "no_such_package.Model"}, errors)
+    assert errors[0].endswith("install it with: pip install 'lrrunner[hf]'")
