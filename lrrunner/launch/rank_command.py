@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from lrrunner.system.environment import CORES_VARIABLE, MAILBOX_VARIABLE, SUPERVISOR_VARIABLE, USE_CPU_VARIABLE
 
@@ -53,7 +54,7 @@ def launch_argv(plan: RankPlan, *, settings_file: str) -> list[str]:
 
     Args:
         plan: What is started.
-        settings_file: Holds :data:`DEFAULT_SETTINGS`; used where the plan has no file.
+        settings_file: Holds :data:`DEFAULT_SETTINGS`; used where the plan has no file. Its folder is the mailbox.
 
     Returns:
         argv; the agent is ``accelerate launch`` that dies with its parent.
@@ -62,7 +63,9 @@ def launch_argv(plan: RankPlan, *, settings_file: str) -> list[str]:
     if not plan.needs_launcher:
         return [sys.executable, *rank_program]
     size = ["--num_processes", str(plan.num_processes)]
-    port = ["--main_process_port", "0"]
+    # by default in TMPDIR, where torch leaves it
+    logs = str(Path(settings_file).with_name("launcher"))
+    port = ["--main_process_port", "0", "--log_dir", logs]
     if plan.config_file is not None:
         flags = ["--config_file", plan.config_file, *size, *port]
     else:

@@ -204,6 +204,7 @@ def test_kills_at_random_points_of_every_phase(tmp_path: Path, undisturbed: dict
         except AssertionError as error:
             result = "lost"
             problems.append((number, kill, str(error)[:3000]))
+            print(problems[-1])
         counts[kill.phase, result] += 1
         print(f"{number} {kill}: {result}, all ended after {took_s:.1f} s", flush=True)
     for phase in PHASES:

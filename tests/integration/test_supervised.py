@@ -352,3 +352,12 @@ def test_ranks_that_cannot_report_leave_it_to_the_run_directory(tmp_path: Path, 
         assert done.code == 1
         assert "the sweep failed on rank 0: RuntimeError: the model's own error" in done.err
         assert done.read("status.json")["cause"].startswith("rank 0: RuntimeError: the model's own error")
+
+
+def test_a_supervised_run_leaves_nothing_in_the_temporary_folder(tmp_path: Path) -> None:
+    """Torch's launcher made a folder for logs there and left it, with every run."""
+    (tmp_path / "tmp").mkdir()
+    environ = {"TMPDIR": str(tmp_path / "tmp")}
+    done = launch(tmp_path, TWO, *NO_TRACKING, "sweep.num_steps=12", rank_program=STUB_RANKS, env=environ)
+    assert done.code == 0, done.err
+    assert not list((tmp_path / "tmp").iterdir())
