@@ -202,7 +202,8 @@ class HeartbeatWriter:
     def __init__(self, mailbox: JobMailbox, rank: int) -> None:
         self._mailbox, self._rank = mailbox, rank
         self._identity = process_identity()
-        self._world_size = int(os.environ.get("WORLD_SIZE", "1"))
+        world_size = os.environ.get("WORLD_SIZE", "")
+        self._world_size = int(world_size) if world_size.isdecimal() else 1
         self._count = 0
         self._written_at = 0.0
         self._progress: Progress | None = None

@@ -230,7 +230,7 @@ class WorkerGroup:
     def _world_error(self) -> str | None:
         """What is wrong with the number of ranks that a file of the user's has started."""
         sizes = {heartbeat.world_size for heartbeat in self._ranks.heartbeats.values()} - {self.world_size}
-        if not sizes:
+        if self.plan.config_file is None or not sizes:
             return None
         return (
             f"launch.num_processes must equal the ranks that are started, got {self.world_size} and {sizes.pop()} with "

@@ -235,9 +235,9 @@ class RunReporter:
         has_figure = (path / FIGURE_FILE).exists()
         resume = resume_command(self._context.command, str(path))
         text = unfinished_note(state, cause=cause, resume=resume, has_figure=has_figure)
-        self.directory.write_note(text)
         self._update_status(state, cause=cause)
         self._ended = state
+        self.directory.write_note(text)
         return text
 
     def _update_status(self, state: RunState, *, cause: str | None) -> None:
