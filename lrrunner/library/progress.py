@@ -24,6 +24,7 @@ class ScriptProgress:
 
     Attributes:
         trials: Confirmation runs that have ended, in order.
+        trial_steps: Steps of each confirmation run, in order.
     """
 
     def __init__(self, job: Config, *, is_shown: bool) -> None:
@@ -31,6 +32,7 @@ class ScriptProgress:
         self._is_shown = is_shown
         self._bar: Any = None
         self.trials: list[Trial] = []
+        self.trial_steps: list[list[Step]] = []
 
     def begin_pass(self, number: int) -> None:
         """Begin the bar of a pass."""
@@ -53,10 +55,12 @@ class ScriptProgress:
 
     def begin_trial(self, number: int, planned: PlannedTrial) -> None:
         """Begin the bar of a confirmation run."""
+        self.trial_steps.append([])
         self._replace_bar(f"trial {number + 1}, lr {planned.lr:.1e}", num_steps=planned.num_steps)
 
     def on_trial_step(self, number: int, step: Step) -> None:
-        """Advance the bar."""
+        """Keep the step, and advance the bar."""
+        self.trial_steps[number].append(step)
         self.on_step(step)
 
     def on_trial(self, trial: Trial) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, overload
 from lrrunner.config.schema import DEFAULT_EXPERIMENT, Config, batch_summary
 from lrrunner.library.argument_names import argument_errors
 from lrrunner.library.record_arrays import Records
-from lrrunner.records import RangeTestResult
+from lrrunner.records import RangeTestResult, Step
 from lrrunner.reporting import run_summary
 from lrrunner.results.artifacts import FIGURE_FILE, NOTE_FILE
 from lrrunner.results.resume_checks import code_versions
@@ -47,11 +47,13 @@ class RangeTest(RangeTestResult):
         job: The call as a configuration.
         call: The call as Python source.
         rank: The rank of this process; only rank 0 writes.
+        trial_steps: Steps of each confirmation run, in order.
     """
 
     job: Config
     call: str
     rank: int = 0
+    trial_steps: tuple[tuple[Step, ...], ...] = ()
 
     def __repr__(self) -> str:
         return f"RangeTest({self.suggestion}   ({batch_summary(self.job, world_size=self.world_size)}))"
@@ -184,6 +186,11 @@ class RangeTest(RangeTestResult):
         run = join_run(connection, run_id, job=job, params=self._content, tags={})
         for step in self.steps:
             run.log_step(step)
+        for number, steps in enumerate(self.trial_steps):
+            for step in steps:
+                run.log_trial_step(number, step)
+        for trial in self.trials:
+            run.log_trial(trial, timestamp_ms=self.trial_steps[trial.trial][-1].timestamp_ms)
         note = (directory / NOTE_FILE).read_text(encoding="utf-8")
         return run.finish(
             RunEnd(state=RunState.FINISHED, note=note, directory=directory, test=self, figure=directory / FIGURE_FILE)
@@ -209,6 +216,11 @@ class RangeTest(RangeTestResult):
             directory.write_inputs(self._content, [])
             for step in self.steps:
                 directory.record(step)
+            for number, steps in enumerate(self.trial_steps):
+                for step in steps:
+                    directory.record_trial_step(number, step)
+            for trial in self.trials:
+                directory.record_trial(trial, schedule=self.training.schedule)
             directory.write_suggestion(self)
             save_png(self.plot(), directory.path / FIGURE_FILE)
             directory.write_note(run_summary.note(self, self.job, command=self.call, directory=shown))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -28,7 +28,7 @@ from lrrunner.library.result import RangeTest
 from lrrunner.library.script_batches import ScriptBatches
 from lrrunner.library.script_objects import ScriptObjects, object_errors, option_errors
 from lrrunner.library.unfinished_confirmation import ConfirmationError, ConfirmationInterrupted
-from lrrunner.records import RangeTestResult, Stop, StopReason
+from lrrunner.records import RangeTestResult, Step, Stop, StopReason
 from lrrunner.sweep.auto_range import Passes
 from lrrunner.sweep.confirmation_runs import Trials
 from lrrunner.sweep.measure import Comparison, Measurement
@@ -133,13 +133,13 @@ class _ScriptSweep:
             stop = Stop(reason=StopReason.INTERRUPTED, step=0, ranks=(self.collective.rank,))
             initial_loss = math.nan if comparison is None else comparison.initial_loss
             trials = Trials(tuple(progress.trials), interruption=stop, initial_loss=initial_loss)
-            raise ConfirmationInterrupted(self._result(passes, trials)) from error
+            raise ConfirmationInterrupted(self._result(passes, trials, progress.trial_steps)) from error
         except Exception as error:
             trials = Trials(failure_reason=f"{type(error).__name__}: {error}")
-            raise ConfirmationError(error, self._result(passes, trials)) from error
+            raise ConfirmationError(error, self._result(passes, trials, progress.trial_steps)) from error
         if trials.interruption is not None:
-            raise ConfirmationInterrupted(self._result(passes, trials))
-        return self._result(passes, trials)
+            raise ConfirmationInterrupted(self._result(passes, trials, progress.trial_steps))
+        return self._result(passes, trials, progress.trial_steps)
 
     def _trainable(self, loss: ObservedLoss) -> Trainable:
         objects, train = self.objects, self.job.train
@@ -157,7 +157,7 @@ class _ScriptSweep:
             loss_modules=loss_modules(objects.loss_fn, objects.model, objects.modules),
         )
 
-    def _result(self, passes: Passes, trials: Trials) -> RangeTest:
+    def _result(self, passes: Passes, trials: Trials, trial_steps: Sequence[Sequence[Step]]) -> RangeTest:
         optimizer = unwrapped(self.objects.optimizer)
         found = range_test_result(
             self.job,
@@ -174,7 +174,8 @@ class _ScriptSweep:
             values["confirmation"] = _in_argument_names(found.confirmation, "failure_reason")
         if found.noise_scale is not None:
             values["noise_scale"] = _in_argument_names(found.noise_scale, "reason")
-        return RangeTest(**values, job=self.job, call=self.call, rank=self.collective.rank)
+        kept = tuple(map(tuple, trial_steps))
+        return RangeTest(**values, job=self.job, call=self.call, rank=self.collective.rank, trial_steps=kept)
 
     def _describe_objects(self, global_batch_size: int) -> None:
         """Fill in the parts of the configuration that describe what was swept."""

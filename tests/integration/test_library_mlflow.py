@@ -20,7 +20,7 @@ def test_a_range_test_is_a_run_below_the_scripts_own(tmp_path: Path, monkeypatch
     mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/mlflow.db")
     try:
         mlflow.set_experiment("mine")
-        result = swept(repeats=2)
+        result = swept(repeats=2, confirm=60)
         with mlflow.start_run() as script:
             mlflow.log_metric("loss", 3.0)
             run_id = result.log_to_mlflow(tags={"stage": "try"})
@@ -45,8 +45,11 @@ def test_a_range_test_is_a_run_below_the_scripts_own(tmp_path: Path, monkeypatch
     steps = {step.step for step in result.curve_steps}
     assert {metric.step for metric in client.get_metric_history(run_id, "loss")} == steps
     assert {metric.step for metric in client.get_metric_history(run_id, "repeat_1/loss")} <= steps
+    trial = result.trials[0]
+    assert len(client.get_metric_history(run_id, "trial_0/loss")) == trial.num_steps_run
+    assert client.get_metric_history(run_id, "confirm/loss")[0].value == trial.loss
     files = {item.path for item in client.list_artifacts(run_id)}
-    assert {"records.csv", "suggestion.json", "lr_sweep.png", "note.md"} <= files
+    assert {"records.csv", "trials.csv", "trial_records.csv", "suggestion.json", "lr_sweep.png", "note.md"} <= files
     assert client.get_run(script.info.run_id).data.metrics == {"loss": 3.0}
     assert client.get_experiment(other.info.experiment_id).name == "other"
     assert other.info.run_name == "alone"

@@ -77,6 +77,13 @@ def test_a_saved_result_is_a_run_directory(tmp_path: Path) -> None:
     assert json.loads((path / "suggestion.json").read_text())["group_lrs"] == [result.suggestion.lr]
     with pytest.raises(ValueError, match="directory must not hold a run yet"):
         result.save(path)
+    confirmed = swept(confirm=60, training_steps=200, schedule="linear")
+    run = read_run(confirmed.save(tmp_path / "confirmed"))
+    assert run.records.trials == list(confirmed.trials)
+    assert len(run.records.trial_steps[1]) == confirmed.trials[1].num_steps_run
+    content = json.loads((tmp_path / "confirmed" / "suggestion.json").read_text())
+    assert content["training"] == {"num_steps": 200, "schedule": "linear", "warmup_steps": 0}
+    assert content["confirmation"]["num_trials"] == len(confirmed.trials)
     other = dataclasses.replace(result, rank=1)
     assert other.save(tmp_path / "other") == tmp_path / "other"
     assert other.log_to_mlflow() is None
