@@ -41,6 +41,7 @@ class Curve:
         noise: Standard deviation of ``loss`` around its trend.
         error: Standard error of ``smoothed``, shape (T,).
         smoother: The linear maps that give ``smoothed`` and ``slope``.
+        steps_per_decade: Steps that the sweep takes for one decade of the LR, shape (T,).
     """
 
     lr: FloatArray
@@ -54,6 +55,7 @@ class Curve:
     noise: float
     error: FloatArray
     smoother: LocalLinear
+    steps_per_decade: FloatArray
 
     @property
     def num_start(self) -> int:
@@ -84,11 +86,12 @@ def usable_points(steps: Iterable[Step]) -> list[Step]:
 
 
 class Pooled(NamedTuple):
-    """The repeats of a sweep as one: three arrays of shape (T,)."""
+    """The repeats of a sweep as one: four arrays of shape (T,)."""
 
     lr: FloatArray
     loss: FloatArray
     grad_norm: FloatArray
+    step: FloatArray
 
 
 def pooled(steps: Iterable[Step]) -> Pooled:
@@ -98,7 +101,7 @@ def pooled(steps: Iterable[Step]) -> Pooled:
     """
     usable = usable_points(steps)
     if not usable:
-        return Pooled(np.array([]), np.array([]), np.array([]))
+        return Pooled(*[np.array([])] * 4)
     lr_by_step = {step.step: step.lr for step in sorted(usable, key=lambda step: step.step)}
     by_repeat = itertools.groupby(sorted(usable, key=lambda s: (s.repeat, s.step)), key=lambda s: s.repeat)
     repeats = []
@@ -112,7 +115,8 @@ def pooled(steps: Iterable[Step]) -> Pooled:
     values = np.array(repeats)
     keep = np.isfinite(values[:, :, 0]).all(axis=0)
     losses, grad_norms = values[:, keep].mean(axis=0).T
-    return Pooled(np.array(list(lr_by_step.values()))[keep], losses, grad_norms)
+    numbers = np.array(list(lr_by_step), dtype=float)
+    return Pooled(np.array(list(lr_by_step.values()))[keep], losses, grad_norms, numbers[keep])
 
 
 def _monitored_loss(step: Step) -> float:
@@ -126,7 +130,7 @@ def pooled_steps(steps: Iterable[Step], *, beta: float) -> list[Step]:
     LRs and losses are those of :func:`pooled`; counts and times are those of the last repeat.
     """
     usable = list(usable_points(steps))
-    lr, loss, _ = pooled(usable)
+    lr, loss, *_ = pooled(usable)
     by_lr: dict[float, list[Step]] = {}
     for step in usable:
         by_lr.setdefault(step.lr, []).append(step)
@@ -152,7 +156,7 @@ def curve_from_steps(steps: Sequence[Step], *, beta: float) -> Curve | None:
     points = pooled(steps)
     if len(points.lr) < 2:
         return None
-    lr, loss, grad_norm = _thinned(points)
+    lr, loss, grad_norm, step = _thinned(points)
     causal = ema(loss, beta=beta)
     num_start = num_start_points(lr)
     level = float(np.median(loss[:num_start]))
@@ -160,7 +164,8 @@ def curve_from_steps(steps: Sequence[Step], *, beta: float) -> Curve | None:
     limit = level + 3 * max(noise_std(loss), least)
     noise = max(noise_std(loss[: max(num_start, _divergence_index(causal, limit))]), least)
     capped = np.minimum(loss, level + 3 * noise)
-    smoother = local_linear(np.log10(lr), bandwidth=BANDWIDTH_DECADES)
+    x = np.log10(lr)
+    smoother = local_linear(x, bandwidth=BANDWIDTH_DECADES)
     return Curve(
         lr=lr,
         raw=loss,
@@ -173,6 +178,7 @@ def curve_from_steps(steps: Sequence[Step], *, beta: float) -> Curve | None:
         noise=noise,
         error=noise * np.linalg.norm(smoother.value, axis=1),
         smoother=smoother,
+        steps_per_decade=np.gradient(step, x),
     )
 
 
@@ -235,4 +241,5 @@ def _thinned(points: Pooled) -> Pooled:
         np.exp([np.log(points.lr[group]).mean() for group in groups]),
         np.array([points.loss[group].mean() for group in groups]),
         np.array([points.grad_norm[group].mean() for group in groups]),
+        np.array([points.step[group].mean() for group in groups]),
     )

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from lrrunner.core.curve import Curve, curve_from_steps
-from lrrunner.core.suggestion_rules import SIGNIFICANCE
+from lrrunner.core.landmarks import SIGNIFICANCE
 from lrrunner.records import Step, Stop, StopReason, Suggestion, Verdict
 
 MAX_PASSES = 3

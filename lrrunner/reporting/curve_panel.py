@@ -29,7 +29,7 @@ def draw_losses(axes: Axes, test: RangeTestResult, curve: Curve | None) -> None:
     if num_repeats > 1:
         label = f"range over {num_repeats} repeats"
         axes.fill_between(lr, low, high, color=CURVE, alpha=0.15, lw=0, label=label)
-    lr, loss, _ = pooled(steps)
+    lr, loss, *_ = pooled(steps)
     label = "mean raw loss" if num_repeats > 1 else "raw loss"
     axes.plot(lr, loss, color=RAW, lw=1.1, marker="o", markersize=_marker_size(len(lr)), label=label)
     if curve is not None:
@@ -110,7 +110,7 @@ def _draw_other_passes(axes: Axes, test: RangeTestResult, *, curve_pass: int) ->
     others = sorted({step.sweep_pass for step in test.steps} - {curve_pass})
     label = "earlier passes" if not others or others[-1] < curve_pass else "other passes"
     for number in others:
-        lr, loss, _ = pooled(step for step in test.steps if step.sweep_pass == number)
+        lr, loss, *_ = pooled(step for step in test.steps if step.sweep_pass == number)
         axes.plot(lr, loss, color=EARLIER, lw=1, label=label if number == others[0] else "")
 
 

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from lrrunner.config.schema import Config, Monitor, SweepConfig, SweepMode
 from lrrunner.core.data_fault import data_fault, fault_suggestion, suspected_fault
+from lrrunner.core.lr_estimate import OptimizerClass
 from lrrunner.core.lr_schedules import SWEEP_SCHEDULES
 from lrrunner.core.range_extension import MAX_PASSES, Extension, curve_pass, extension, range_below
 from lrrunner.core.stop_rules import stop_rule
@@ -60,6 +61,7 @@ def run_passes(
     *,
     collective: Collective,
     highest_lr: float = math.inf,
+    optimizer: OptimizerClass | None = None,
     on_extension: Callable[[Extension], None] = lambda extension: None,
     locate: Callable[[Stop, Sequence[Step]], str] = lambda stop, steps: "",
 ) -> Passes:
@@ -73,6 +75,7 @@ def run_passes(
         job: LR range, whether it may be extended, the suggestion rule, and the training that the LR is for.
         collective: The world this rank belongs to.
         highest_lr: LR that no extended range exceeds.
+        optimizer: Class of the optimizer; None if it is not known.
         on_extension: Called before each further pass.
         locate: Describes which samples a stop's ranks were at; called on rank 0 with the stop and the records.
     """
@@ -90,7 +93,10 @@ def run_passes(
                 where = locate(fault, result.steps)
                 found = fault_suggestion(fault, result.steps, method=method, location=where), None
             else:
-                found = _suggestion_and_extension(result, job, low, high, highest_lr)
+                suggestion = suggest(
+                    result.steps, result.stops, method=method, beta=sweep.smoothing, optimizer=optimizer
+                )
+                found = suggestion, _extension(result, suggestion, job, low, high, highest_lr)
                 if sweep.auto_range and not passes and (suspect := suspected_fault(result.steps, result.stops)):
                     found = found[0], range_below(suspect, low, high)
         steps, stops = steps + result.steps, stops + result.stops
@@ -123,23 +129,20 @@ def sweep_plan(sweep: SweepConfig, number: int, *, start_lr: float, end_lr: floa
     )
 
 
-def _suggestion_and_extension(
-    result: SweepResult, job: Config, low: float, high: float, highest_lr: float
-) -> tuple[Suggestion, Extension | None]:
-    """What one pass supports, and the range of the next one."""
+def _extension(
+    result: SweepResult, suggestion: Suggestion, job: Config, low: float, high: float, highest_lr: float
+) -> Extension | None:
+    """The range of the next pass."""
     sweep = job.sweep
-    suggestion = suggest(result.steps, result.stops, method=job.suggestion.method, beta=sweep.smoothing)
     if not sweep.auto_range:
-        return suggestion, None
-    linear = sweep.mode == SweepMode.linear
-    wider = extension(
+        return None
+    return extension(
         result.steps,
         result.stops,
         suggestion,
         start_lr=low,
         end_lr=high,
-        linear=linear,
+        linear=sweep.mode == SweepMode.linear,
         beta=sweep.smoothing,
         highest_lr=highest_lr,
     )
-    return suggestion, wider

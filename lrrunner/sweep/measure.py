@@ -27,7 +27,7 @@ from lrrunner.sweep.evaluators import JobBatches, trial_evaluator, validation_mo
 from lrrunner.training.engine import RankContext, SweepResult, run_sweep
 from lrrunner.training.evaluation import Evaluation, EvaluationError
 from lrrunner.training.gradient_probe import GradientProbe
-from lrrunner.training.optimizers import highest_useful_lr
+from lrrunner.training.optimizers import highest_useful_lr, optimizer_class
 from lrrunner.training.trainable import Trainable
 
 logger = logging.getLogger(__name__)
@@ -147,6 +147,7 @@ class Measurement:
             self.job,
             collective=self.context.collective,
             highest_lr=highest_useful_lr(self.trainable.optimizer),
+            optimizer=optimizer_class(self.trainable.optimizer),
             on_extension=listener.on_extension if listener is not None else lambda extension: None,
             locate=self.batches.locate,
         )

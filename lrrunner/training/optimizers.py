@@ -9,7 +9,16 @@ from typing import Any
 import torch
 from accelerate.optimizer import AcceleratedOptimizer
 
+from lrrunner.core.lr_estimate import OptimizerClass
 from lrrunner.training.learning_rate import LearningRate
+
+_CLASSES = {
+    OptimizerClass.ADAPTIVE: {"Adam", "AdamW", "NAdam", "RAdam", "Adamax", "RMSprop"},
+    OptimizerClass.ADAGRAD: {"Adagrad"},
+    OptimizerClass.SIGN: {"Lion", "SignSGD"},
+    OptimizerClass.ORTHOGONAL: {"Muon"},
+}
+"""Class of an optimizer -> the names that its Python class, or one it derives from, has there."""
 
 
 def unwrapped(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
@@ -63,6 +72,23 @@ def lr_remark(optimizer: torch.optim.Optimizer) -> str:
     elif len(set(ratios)) > 1:
         remarks.append(f"the LR is that of parameter group {ratios.index(1.0)}, the others keep their ratios to it")
     return "; ".join(remarks)
+
+
+def optimizer_class(optimizer: torch.optim.Optimizer) -> OptimizerClass | None:
+    """What kind of steps the LR of an optimizer stands for; None where that is not known.
+
+    Not known for optimizers of other libraries with other names, and for those that multiply the LR by a step size of
+    their own (see :func:`lr_remark`).
+    """
+    optimizer = unwrapped(optimizer)
+    names = {base.__name__.removesuffix("8bit") for base in type(optimizer).__mro__}
+    groups = optimizer.param_groups
+    if any("d" in group or "train_mode" in group for group in groups):
+        return None
+    if "SGD" in names:
+        has_momentum = any(group.get("momentum", 0) > 0 for group in groups)
+        return OptimizerClass.MOMENTUM if has_momentum else OptimizerClass.SGD
+    return next((kind for kind, known in _CLASSES.items() if names & known), None)
 
 
 def highest_useful_lr(optimizer: torch.optim.Optimizer) -> float:

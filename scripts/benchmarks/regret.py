@@ -10,29 +10,24 @@ it.
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import math
 import multiprocessing
 import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from lrrunner.core import suggestion_rules
-from lrrunner.core.curve import Curve, curve_from_steps
-from lrrunner.core.suggestion_rules import RULES, landmarks
-from lrrunner.records import Verdict
+from lrrunner.core.suggestion_rules import RULES
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 
 from regret_measure import (  # noqa: E402 - the benchmark's own modules lie beside it
-    BETA,
     BUDGETS,
     END_LR,
     NUM_STEPS,
@@ -62,23 +57,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--fast", action="store_true", help="score on the kept results only")
     parser.add_argument("--data-root", type=Path, help="folder with mnist/ and tinyshakespeare/, for two more jobs")
-    parser.add_argument("--leave-one-out", action="store_true", help="fit the constants of `auto` to all jobs but one")
-    parser.add_argument(
-        "--landmarks", action="store_true", help="what each landmark of `auto` and each constant is worth"
-    )
     parser.add_argument("--only", help="measure only the jobs that match this pattern")
     parser.add_argument("--plots", type=Path, metavar="FOLDER", help="draw the jobs and the lengths into this folder")
     arguments = parser.parse_args()
     kept: dict[str, Kept] = json.loads(DATA.read_text()) if DATA.exists() else {}
-    if not (arguments.fast or arguments.leave_one_out or arguments.landmarks):
+    if not arguments.fast:
         kept = measured(arguments.data_root, kept, arguments.only)
-    jobs = {name: Known(job) for name, job in kept.items()}
-    if arguments.leave_one_out:
-        report_left_out(jobs)
-        return
-    if arguments.landmarks:
-        report_landmarks(jobs)
-        return
+    jobs = {name: Known(name, job) for name, job in kept.items()}
     try:
         report(jobs)
         if arguments.plots:
@@ -260,103 +245,6 @@ def report_lengths(jobs: dict[str, Known]) -> None:
     print(f"\n| steps of the sweep | {' | '.join(map(str, SWEEP_LENGTHS))} |\n|---|{'---|' * len(SWEEP_LENGTHS)}")
     for words, points in found.items():
         print(f"| {words} | {' | '.join(f'{mean:.4f}' for _, mean, _ in points)} |")
-
-
-def report_landmarks(jobs: dict[str, Known]) -> None:
-    """Print what each landmark of `auto` loses alone, and what the median loses with other constants."""
-    curves = _curves(jobs)
-    print("| landmark alone, with its best divisor | divisor | regret |\n|---|---|---|")
-    seen = {name: [landmarks(curve) for curve in group] for name, group in curves.items()}
-    for landmark in ("fall", "blow_up", "gradient_rise"):
-        table = {
-            divisor: _mean_regret(
-                jobs,
-                {name: [(lrs.get(landmark) or math.nan) / divisor for lrs in group] for name, group in seen.items()},
-            )
-            for divisor in np.geomspace(0.5, 64, 43)
-        }
-        best = min(table, key=lambda divisor: table[divisor])
-        print(f"| {landmark} | {best:.1f} | {table[best]:.4f} |")
-    print("\n| constant | value: regret of auto |\n|---|---|")
-    for constant, values in {
-        "LOST_SHARE": (0.3, 0.5, 0.75, 1.0),
-        "GRADIENT_RISE": (1.3, 1.5, 1.8),
-        "GRADIENT_NOISE": (1.5, 2.0, 3.0),
-        "ABOVE_FALL": (1.0, 1.5, 2.0, 3.0, 1e9),
-        "CLEAR_FALL": (3.0, 5.0, 10.0, 20.0, 1e9),
-    }.items():
-        default, cells = getattr(suggestion_rules, constant), []
-        for value in values:
-            setattr(suggestion_rules, constant, value)
-            lrs = {name: [suggestion_rules.auto(curve) for curve in group] for name, group in curves.items()}
-            cells.append(f"{value}: {_mean_regret(jobs, lrs):.4f}")
-        setattr(suggestion_rules, constant, default)
-        print(f"| {constant} | {', '.join(cells)} |")
-    report_distances(jobs)
-
-
-def report_distances(jobs: dict[str, Known]) -> None:
-    """Print what the oracle's best LR gains on its neighbours, and how far above the minimum a sweep blows up."""
-    losses = []
-    for known in jobs.values():
-        for schedule in SCHEDULES:
-            share = _bowl(known.kept, schedule)[1]
-            best = int(share.argmin())
-            losses += [share[i] for i in (best - 1, best + 1) if 0 <= i < len(share)]
-    print(f"\nregret of a neighbour of the best LR, a third of a decade away: median {np.median(losses):.4f}")
-    ratios = []
-    for name, curves in _curves(jobs).items():
-        for seed, curve in zip(SWEEP_SEEDS, curves, strict=True):
-            if range_test(jobs[name], NUM_STEPS, seed).suggestion.verdict == Verdict.OK:
-                ratios.append(landmarks(curve)["blow_up"] / curve.lr[curve.minimum_index])
-    low, high = np.quantile(ratios, [0.25, 0.75])
-    print(f"blow-up over minimum in the {len(ratios)} sweeps that are ok: quartiles {low:.1f} and {high:.1f}")
-
-
-def _curves(jobs: dict[str, Known]) -> dict[str, list[Curve]]:
-    """The curve of each sweep of each job."""
-    found = {
-        name: [curve_from_steps(range_test(known, NUM_STEPS, seed).steps, beta=BETA) for seed in SWEEP_SEEDS]
-        for name, known in jobs.items()
-    }
-    return {name: [curve for curve in group if curve is not None] for name, group in found.items()}
-
-
-def _mean_regret(jobs: dict[str, Known], lrs: Mapping[str, Sequence[float | None]]) -> float:
-    """Mean over sweeps, then over jobs; a landmark that is not seen (NaN) costs 1."""
-    return float(
-        np.mean(
-            [
-                np.mean([regret(jobs[name].kept, None if lr is None or math.isnan(lr) else lr) for lr in group])
-                for name, group in lrs.items()
-            ]
-        )
-    )
-
-
-def report_left_out(jobs: dict[str, Known]) -> None:
-    """Print what `auto` loses on each job when its three divisors are fitted to all the others."""
-    names = ("BELOW_FALL", "BELOW_BLOW_UP", "BELOW_GRADIENT_RISE")
-    curves = _curves(jobs)
-    table = {}
-    for divisors in itertools.product(
-        (2.0, 2.8, 4.0, 5.6, 8.0), (4.0, 5.6, 8.0, 11.0, 16.0), (3.0, 4.2, 6.0, 8.5, 12.0)
-    ):
-        for constant, divisor in zip(names, divisors, strict=True):
-            setattr(suggestion_rules, constant, divisor)
-        table[divisors] = {
-            name: float(np.mean([regret(jobs[name].kept, suggestion_rules.auto(curve)) for curve in group]))
-            for name, group in curves.items()
-        }
-    chosen = []
-    print(f"| job left out | {' | '.join(names)} | regret of auto on it |\n|---|---|---|---|---|")
-    for name in jobs:
-        best = min(table, key=lambda key: sum(loss for job, loss in table[key].items() if job != name))
-        chosen.append(table[best][name])
-        print(f"| {name} | {' | '.join(map(str, best))} | {table[best][name]:.4f} |")
-    best = min(table, key=lambda key: sum(table[key].values()))
-    print(f"\nleft-one-out mean {np.mean(chosen):.4f}, median {np.median(chosen):.4f}, worst {max(chosen):.3f}")
-    print(f"fitted to all: {dict(zip(names, best, strict=True))}, mean {np.mean(list(table[best].values())):.4f}")
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from regret_peers import PEER_LADDERS
 
 from lrrunner.core.confirmation import confirmed, next_trial
 from lrrunner.core.curve import curve_from_steps
+from lrrunner.core.lr_estimate import OptimizerClass
 from lrrunner.core.lr_schedules import exponential_lr, training_lrs
 from lrrunner.core.range_extension import MAX_PASSES, curve_pass, extension
 from lrrunner.core.smoothing import Ema
@@ -31,6 +32,29 @@ BUDGETS = [(num_steps, 5) for num_steps in SWEEP_LENGTHS] + [(NUM_STEPS, 20)]
 SCHEDULES = ("constant", "cosine")
 BETA = 0.9
 START_LR, END_LR = 1e-7, 10.0
+
+CLASSES = {
+    "linear_sgd": OptimizerClass.SGD,
+    "mlp_momentum_b16": OptimizerClass.MOMENTUM,
+    "mlp_adamw": OptimizerClass.ADAPTIVE,
+    "mlp_sign_sgd": OptimizerClass.SIGN,
+    "noisy_mlp_sgd_b4": OptimizerClass.SGD,
+    "autoencoder_adam_b128": OptimizerClass.ADAPTIVE,
+    "diabetes_full_batch_sgd": OptimizerClass.SGD,
+    "cancer_adagrad": OptimizerClass.ADAGRAD,
+    "photograph_adam_b512": OptimizerClass.ADAPTIVE,
+    "characters_sgd": OptimizerClass.SGD,
+    "lstm_rmsprop": OptimizerClass.ADAPTIVE,
+    "cnn_bn_momentum": OptimizerClass.MOMENTUM,
+    "shifted_cnn_wd_b256": OptimizerClass.MOMENTUM,
+    "vit_adamw_wd": OptimizerClass.ADAPTIVE,
+    "denoiser_adam": OptimizerClass.ADAPTIVE,
+    "gpt_adamw": OptimizerClass.ADAPTIVE,
+    "photographs_cnn_nesterov": OptimizerClass.MOMENTUM,
+    "mnist_lenet_adam": OptimizerClass.ADAPTIVE,
+    "shakespeare_gpt": OptimizerClass.ADAPTIVE,
+}
+"""What lrrunner takes each job's optimizer for."""
 
 Kept = dict[str, Any]
 """What is known of a job: num_steps, lrs, start, losses (by schedule, LR, seed), sweeps and trials (by name)."""
@@ -65,8 +89,8 @@ class RangeTest(NamedTuple):
 class Known:
     """What is known of one job; what is missing is measured when the job itself is at hand."""
 
-    def __init__(self, kept: Kept, job: Any = None) -> None:
-        self.kept = kept
+    def __init__(self, name: str, kept: Kept, job: Any = None) -> None:
+        self.name, self.kept = name, kept
         self._job = job
 
     def sweep(self, sweep: Sweep) -> tuple[Any, Any, Any]:
@@ -98,7 +122,7 @@ def range_test(known: Known, num_steps: int, seed: int, method: str = "auto") ->
     passes = []
     for _ in range(MAX_PASSES):
         steps, stop = _stopped(known, Sweep(low, high, num_steps, seed))
-        suggestion = suggest(steps, [stop], method=method, beta=BETA)
+        suggestion = suggest(steps, [stop], method=method, beta=BETA, optimizer=CLASSES[known.name])
         passes.append(RangeTest(steps, stop, suggestion))
         wider = extension(steps, [stop], suggestion, start_lr=low, end_lr=high, linear=False, beta=BETA)
         if wider is None:
@@ -139,7 +163,7 @@ def measure(data_root: Path | None, work: tuple[str, Kept]) -> tuple[str, Kept]:
     job = next(job for job in jobs(data_root) if job.name == name)
     if "losses" not in kept:
         kept |= oracle(job)
-    known = Known(kept, job)
+    known = Known(name, kept, job)
     for seed in SWEEP_SEEDS:
         for start_lr, end_lr in [(START_LR, END_LR), *PEER_LADDERS.values()]:
             known.sweep(Sweep(start_lr, end_lr, NUM_STEPS, seed))

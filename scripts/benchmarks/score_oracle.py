@@ -21,7 +21,7 @@ sys.path.insert(0, str(HERE))
 from oracle.alternatives import ALTERNATIVES  # noqa: E402 - the benchmark's own modules lie beside it
 from oracle.bowls import NUM_RESAMPLES, Bowl, TrialTable, bowl, interval_of_mean, noise_floor  # noqa: E402
 from oracle.catalog import Job, jobs  # noqa: E402
-from oracle.optimizers import USUAL_LR  # noqa: E402
+from oracle.optimizers import CLASSES, USUAL_LR  # noqa: E402
 from oracle.replay import END_LR, START_LR, MissingError, range_test  # noqa: E402
 from oracle.store import Ladder, Store, lr_at  # noqa: E402
 from regret_peers import PEER_LADDERS, PEERS, ignite  # noqa: E402
@@ -70,7 +70,7 @@ def main() -> None:
         report_trainings(group)
         report_lengths(group)
         report_intervals(group)
-    report_kinds(measured)
+        report_kinds(group)
     if arguments.jobs:
         report_jobs(measured)
 
@@ -89,7 +89,7 @@ def rule_lrs(store: Store, job: Job) -> Lrs:
     """
     found: Lrs = {}
     for seed in SWEEP_SEEDS:
-        candidates = range_test(store, 100, seed).suggestion.candidates
+        candidates = range_test(store, 100, seed, optimizer=CLASSES[job.optimizer]).suggestion.candidates
         for name in RULES:
             found.setdefault(name, []).append(candidates[name])
         for peer in PEERS:
@@ -187,20 +187,23 @@ def report_trainings(group: Sequence[Measured]) -> None:
 
 def report_lengths(group: Sequence[Measured]) -> None:
     """Print `auto` by length of its sweep, on the jobs that have all lengths."""
-    rows: dict[int, list[list[float]]] = {}
-    for _, store in group:
+    rows: dict[int, list[tuple[Any, ...]]] = {}
+    for job, store in group:
         found = bowl(store, 400, "constant")
         if found is None:
             continue
         try:
-            by_length = {n: [range_test(store, n, seed).suggestion.lr for seed in SWEEP_SEEDS] for n in SWEEP_LENGTHS}
+            by_length = {
+                n: [range_test(store, n, seed, optimizer=CLASSES[job.optimizer]).suggestion.lr for seed in SWEEP_SEEDS]
+                for n in SWEEP_LENGTHS
+            }
         except MissingError:
             continue
         for num_steps, lrs in by_length.items():
             logs = [math.log10(lr) for lr in lrs if lr is not None]
             best = math.log10(lr_at(found.best_position))
-            row = [float(found.regret(lrs).mean()), np.median(logs) - best if logs else math.nan]
-            rows.setdefault(num_steps, []).append([*row, float(np.std(logs)) if logs else math.nan, 3 - len(logs)])
+            distance, spread = (np.median(logs) - best, np.std(logs)) if logs else (math.nan, math.nan)
+            rows.setdefault(num_steps, []).append((found.regret(lrs).mean(), distance, spread, len(lrs) - len(logs)))
     if not rows:
         return
     print(
@@ -211,20 +214,20 @@ def report_lengths(group: Sequence[Measured]) -> None:
     for num_steps, values in rows.items():
         regrets, distances, spreads, none = np.array(values).T
         low, middle, high = np.nanquantile(distances, [0.25, 0.5, 0.75])
-        row = f"{num_steps} | {len(regrets)} | {regrets.mean():.4f} | {regrets.max():.3f}"
-        row += f" | {middle:+.2f} ({low:+.2f}, {high:+.2f})"
-        print(f"| {row} | {np.nanmean(spreads):.2f} | {none.sum():.0f} |")
+        cells = f"{num_steps} | {len(regrets)} | {regrets.mean():.4f} | {regrets.max():.3f}"
+        cells += f" | {middle:+.2f} ({low:+.2f}, {high:+.2f})"
+        print(f"| {cells} | {np.nanmean(spreads):.2f} | {none.sum():.0f} |")
     print()
 
 
 def report_intervals(group: Sequence[Measured]) -> None:
     """Print how many intervals hold an LR of nearly the best regret, by thirds of their width."""
     scores = []
-    for _, store in group:
+    for job, store in group:
         found = bowl(store, 400, "constant")
         for seed in SWEEP_SEEDS if found is not None else ():
             try:
-                interval = range_test(store, 100, seed).suggestion.interval
+                interval = range_test(store, 100, seed, optimizer=CLASSES[job.optimizer]).suggestion.interval
             except MissingError:
                 continue
             if found is not None and interval is not None:
@@ -246,7 +249,7 @@ def report_kinds(measured: Sequence[Measured]) -> None:
         if found is None:
             continue
         try:
-            lrs = [range_test(store, 100, seed).suggestion.lr for seed in SWEEP_SEEDS]
+            lrs = [range_test(store, 100, seed, optimizer=CLASSES[job.optimizer]).suggestion.lr for seed in SWEEP_SEEDS]
         except MissingError:
             continue
         logs = [math.log10(lr / lr_at(found.best_position)) for lr in lrs if lr is not None]
@@ -274,7 +277,7 @@ def report_jobs(measured: Sequence[Measured]) -> None:
         if found is None:
             continue
         try:
-            lrs = [range_test(store, 100, seed).suggestion.lr for seed in SWEEP_SEEDS]
+            lrs = [range_test(store, 100, seed, optimizer=CLASSES[job.optimizer]).suggestion.lr for seed in SWEEP_SEEDS]
         except MissingError:
             continue
         said = ", ".join("none" if lr is None else f"{lr:.1e}" for lr in lrs)

@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from lrrunner.core.lr_estimate import OptimizerClass
+
 MakeOptimizer = Callable[[Any, float], torch.optim.Optimizer]
 
 
@@ -66,6 +68,21 @@ USUAL_LR = {
     "muon": 0.02,
 }
 """What one takes without looking: PyTorch's default or, where that is known to be poor, what papers begin with."""
+
+
+CLASSES = {
+    "adam": OptimizerClass.ADAPTIVE,
+    "adamw": OptimizerClass.ADAPTIVE,
+    "nadam": OptimizerClass.ADAPTIVE,
+    "rmsprop": OptimizerClass.ADAPTIVE,
+    "adagrad": OptimizerClass.ADAGRAD,
+    "momentum": OptimizerClass.MOMENTUM,
+    "nesterov": OptimizerClass.MOMENTUM,
+    "sgd": OptimizerClass.SGD,
+    "lion": OptimizerClass.SIGN,
+    "muon": OptimizerClass.ORTHOGONAL,
+}
+"""What lrrunner takes each of them for."""
 
 
 def make_optimizer(name: str, **options: Any) -> MakeOptimizer:

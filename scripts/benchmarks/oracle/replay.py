@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+from lrrunner.core.lr_estimate import OptimizerClass
 from lrrunner.core.lr_schedules import exponential_lr
 from lrrunner.core.range_extension import MAX_PASSES, curve_pass, extension
 from lrrunner.core.smoothing import Ema
@@ -37,13 +38,13 @@ class RangeTest(NamedTuple):
     suggestion: Suggestion
 
 
-def range_test(store: Store, num_steps: int, seed: int, method: str = "auto") -> RangeTest:
+def range_test(store: Store, num_steps: int, seed: int, *, optimizer: OptimizerClass | None = None) -> RangeTest:
     """The pass that lrrunner's suggestion comes from, by default: its range extended where that is due."""
     low, high = START_LR, END_LR
     passes: list[RangeTest] = []
     for _ in range(MAX_PASSES):
         steps, stop = stopped(store, Ladder(low, high, num_steps, seed))
-        suggestion = suggest(steps, [stop], method=method, beta=BETA)
+        suggestion = suggest(steps, [stop], beta=BETA, optimizer=optimizer)
         passes.append(RangeTest(steps, stop, suggestion))
         wider = extension(steps, [stop], suggestion, start_lr=low, end_lr=high, linear=False, beta=BETA)
         if wider is None:

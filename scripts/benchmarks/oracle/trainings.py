@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from lrrunner.core.lr_schedules import exponential_lr
+from lrrunner.core.lr_schedules import exponential_lr, training_lrs
 from lrrunner.training.collectives import SerialCollective
 from lrrunner.training.engine import RankContext, run_sweep
 from lrrunner.training.sweep_run import SweepPlan
@@ -37,19 +37,6 @@ def batches(train: Tensors, *, batch_size: int, seed: int) -> Iterator[Tensors]:
         order = torch.randperm(len(train[0]), generator=random)
         for indices in order[: len(order) // batch_size * batch_size].split(batch_size):
             yield tuple(part[indices] for part in train)
-
-
-def lr_factor(step: int, *, num_steps: int, schedule: str, warmup: float) -> float:
-    """Share of the LR that a step uses: a linear rise over ``warmup`` of all steps, then the schedule.
-
-    >>> [round(lr_factor(i, num_steps=4, schedule="linear", warmup=0.0), 2) for i in range(4)]
-    [1.0, 0.75, 0.5, 0.25]
-    """
-    rise = int(warmup * num_steps)
-    if step < rise:
-        return (step + 1) / rise
-    done = (step - rise) / max(1, num_steps - rise)
-    return {"constant": 1.0, "linear": 1 - done, "cosine": 0.5 * (1 + math.cos(math.pi * done))}[schedule]
 
 
 class Laboratory:
@@ -107,12 +94,13 @@ class Laboratory:
         model = self.model(seed)
         optimizer = make_optimizer(self.job.optimizer, **self.job.options)(model.parameters(), lr)
         stream = batches(self.split.train, batch_size=self.job.batch_size, seed=seed)
+        warmup_steps = int(self.job.warmup * num_steps)
+        lrs = training_lrs(lr, schedule=schedule, num_steps=num_steps, warmup_steps=warmup_steps)
         first, losses = math.nan, dict.fromkeys(at, math.inf)
         with contextlib.suppress(OverflowError):
-            for step in range(num_steps):
-                factor = lr_factor(step, num_steps=num_steps, schedule=schedule, warmup=self.job.warmup)
+            for step, step_lr in enumerate(lrs.tolist()):
                 for group in optimizer.param_groups:
-                    group["lr"] = lr * factor
+                    group["lr"] = step_lr
                 optimizer.zero_grad()
                 loss = self.loss(model, next(stream))
                 value = loss.item()

@@ -22,7 +22,7 @@ def curve_of(lrs: FloatArray, losses: FloatArray, *, beta: float = 0.9) -> Curve
 
 def pooled_lists(steps: list[Step]) -> tuple[list[float], list[float]]:
     """Pooled points as plain lists."""
-    lr, loss, _ = pooled(steps)
+    lr, loss, *_ = pooled(steps)
     return lr.tolist(), loss.tolist()
 
 

@@ -64,7 +64,7 @@ def test_a_real_suggestion_is_drawn_where_it_is() -> None:
     stops = [Stop(reason=StopReason.DIVERGED, step=99)]
     suggestion = suggest(steps, stops, beta=0.9)
     figure = sweep_figure(steps, stops=stops, suggestion=suggestion)
-    assert suggestion.lr == pytest.approx(9.8e-3, rel=0.1)
+    assert suggestion.lr == pytest.approx(1.5e-2, rel=0.1)
     assert with_gid(figure, "suggestion")[0].get_xdata()[0] == suggestion.lr
     assert len(suggestion.candidates) == 6
     assert set(suggestion.candidates) <= set(texts(figure))

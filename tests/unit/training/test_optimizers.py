@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 
+import pytest
 import torch
 from accelerate.optimizer import AcceleratedOptimizer
 
-from lrrunner.training.optimizers import highest_useful_lr, lr_remark, optimizer_errors, unwrapped
+from lrrunner.core.lr_estimate import OptimizerClass
+from lrrunner.training.optimizers import highest_useful_lr, lr_remark, optimizer_class, optimizer_errors, unwrapped
 from tests.multiprocess.sweeps import small_model
 from tests.unit.training.test_learning_rate import two_groups
 from tests.unit.training.unusual_optimizers import Lookahead, SelfScalingSGD
@@ -66,3 +68,38 @@ def test_adafactor_caps_its_lr_and_says_so() -> None:
     assert (
         lr_remark(torch.optim.Adafactor(parameters, lr=1e-2)) == "Adafactor takes 1/sqrt(step) in place of a larger LR"
     )
+
+
+def test_the_class_of_an_optimizer_is_what_its_lr_means() -> None:
+    """Weak evidence of the best LR; where the LR multiplies a step size of the optimizer's own, there is none."""
+    parameters = list(small_model().parameters())
+    expected = [
+        (torch.optim.Adam(parameters), OptimizerClass.ADAPTIVE),
+        (torch.optim.AdamW(parameters), OptimizerClass.ADAPTIVE),
+        (torch.optim.NAdam(parameters), OptimizerClass.ADAPTIVE),
+        (torch.optim.RMSprop(parameters), OptimizerClass.ADAPTIVE),
+        (torch.optim.Adagrad(parameters), OptimizerClass.ADAGRAD),
+        (torch.optim.SGD(parameters), OptimizerClass.SGD),
+        (torch.optim.SGD(parameters, momentum=0.9), OptimizerClass.MOMENTUM),
+        (torch.optim.Adafactor(parameters), None),
+        (SelfScalingSGD(parameters), None),
+    ]
+    assert [optimizer_class(optimizer) for optimizer, _ in expected] == [kind for _, kind in expected]
+    prepared = object.__new__(AcceleratedOptimizer)
+    prepared.optimizer = torch.optim.SGD(parameters)
+    assert optimizer_class(prepared) == OptimizerClass.SGD
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("Lion", OptimizerClass.SIGN),
+        ("Muon", OptimizerClass.ORTHOGONAL),
+        ("AdamW8bit", OptimizerClass.ADAPTIVE),
+        ("Lamb", None),
+    ],
+)
+def test_an_optimizer_of_another_library_is_known_by_its_name(name: str, expected: OptimizerClass | None) -> None:
+    """Lion and Muon come from many places, and an 8-bit optimizer is what it stands for."""
+    other = type(name, (torch.optim.Optimizer,), {})
+    assert optimizer_class(other(small_model().parameters(), {"lr": 0.1})) == expected
