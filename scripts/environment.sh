@@ -23,16 +23,24 @@ fi
 stamp="$project $(cat pyproject.toml scripts/environment.sh | sha256sum)"
 if ! grep -qxF "$stamp" .venv/lrrunner-stamps 2>/dev/null; then
     echo "installing lrrunner and what it needs into .venv (the first time takes a minute or two) ..."
-    pip=(.venv/bin/python -m pip --disable-pip-version-check install --quiet)
+    # one changing line on a terminal, nothing elsewhere; errors are shown
+    show_last_line() {
+        if [ ! -t 1 ]; then cat >/dev/null && return; fi
+        while IFS= read -r line; do printf '\r\033[K  %.76s' "$line"; done
+        printf '\r\033[K'
+    }
+    install() {
+        .venv/bin/python -m pip --disable-pip-version-check install --progress-bar off "$@" | show_last_line
+    }
     if ! .venv/bin/python -c 'import torch' 2>/dev/null; then
         if command -v nvidia-smi >/dev/null && nvidia-smi -L >/dev/null 2>&1; then
-            "${pip[@]}" 'torch>=2.6'
+            install 'torch>=2.6'
         else
-            "${pip[@]}" torch==2.13.0 # first and pinned: the CPU build where there is one
+            install torch==2.13.0 # first and pinned: the CPU build where there is one
         fi
     fi
-    "${pip[@]}" 'setuptools>=77' wheel
-    "${pip[@]}" --editable "$project"
+    install 'setuptools>=77' wheel
+    install --editable "$project"
     echo "$stamp" >>.venv/lrrunner-stamps
 fi
 export PATH="$PWD/.venv/bin:$PATH"

@@ -17,7 +17,7 @@ from lrrunner.system.terminal import counted
 from lrrunner.tracking import tag_names
 from lrrunner.tracking.connection import Connection, anchored_uri, connect_or_warn
 from lrrunner.tracking.failures import UploadFailure, failure_reason
-from lrrunner.tracking.runs import create_run, find_run, reopen_run, run_exists
+from lrrunner.tracking.runs import create_or_join_run, find_run, reopen_run, run_exists
 from lrrunner.tracking.summary_upload import Summary, upload_summary
 from lrrunner.version import __version__
 
@@ -67,7 +67,7 @@ def start_summary_run(
 def create_summary_run(connection: Connection, directory: Path, *, name: str) -> str:
     """A new summary run; its id."""
     tags = {tag_names.VERSION: __version__, **_identity(directory)}
-    return create_run(connection, run_name=name, tags=tags)
+    return create_or_join_run(connection, run_name=name, tags=tags)
 
 
 def find_summary_run(connection: Connection, directory: Path) -> str | None:

@@ -30,6 +30,7 @@ from lrrunner.tracking.metric_names import (
 from lrrunner.tracking.run_names import name_with_lr, short_labels
 from lrrunner.tracking.runs import delete_tag, end_run, run_location, set_note
 from lrrunner.tracking.tag_names import PROGRESS
+from lrrunner.tracking.training_set import TrainingSet, log_training_set
 from lrrunner.tracking.uploader import MetricUploader
 
 FIGURE_KEY = "lr_sweep"
@@ -74,6 +75,7 @@ def join_run(
     job: Config,
     params: Mapping[str, Any],
     tags: Mapping[str, str],
+    dataset: TrainingSet | None = None,
 ) -> MlflowRun:
     """Log a job's configuration to an existing run, and begin to log metrics to it.
 
@@ -83,11 +85,14 @@ def join_run(
         job: The job. Unless it names its run, the suggested LR is appended to the name in the end.
         params: Resolved configuration. A param that the run has already stays: MLflow lets none change.
         tags: Tags to set.
+        dataset: The training set; None logs none.
     """
     run = connection.client.get_run(run_id)
     short = short_labels(job)
     new_tags = {key: value for key, value in short.items() if key not in run.data.tags} | dict(tags)
     _log_inputs(connection, run_id, params={**short, **params}, tags=new_tags, known_params=run.data.params)
+    if dataset is not None:
+        log_training_set(connection, run_id, dataset)
     base_name = str(run.info.run_name) if job.tracking.run_name is None else None
     return MlflowRun(connection, run_id, sweep=job.sweep, base_name=base_name)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 from lrrunner.results.run_state import RunState
 from lrrunner.tracking.abandoned_runs import owner_tags
 from lrrunner.tracking.connection import Connection
+from lrrunner.tracking.environment_tags import RUN_ID_VARIABLE, environment_tags, git_tags
 from lrrunner.tracking.failures import UploadFailure, upload_failure
 from lrrunner.tracking.tag_names import NOTE
 
@@ -30,13 +32,24 @@ def create_run(connection: Connection, *, run_name: str, tags: Mapping[str, str]
     from mlflow.tracking.context.registry import resolve_tags
 
     redact = connection.redactor.text
-    all_tags = {**resolve_tags(), **owner_tags(), **tags}
+    all_tags = {**resolve_tags(), **git_tags(), **owner_tags(), **environment_tags(os.environ), **tags}
     run = connection.client.create_run(
         connection.experiment_id,
         run_name=redact(run_name),
         tags={key: redact(str(value)) for key, value in all_tags.items()},
     )
     return str(run.info.run_id)
+
+
+def create_or_join_run(connection: Connection, *, run_name: str, tags: Mapping[str, str]) -> str:
+    """As :func:`create_run`, but a run that MLFLOW_RUN_ID names is continued, inside of ``mlflow run`` for example."""
+    run_id = os.environ.get(RUN_ID_VARIABLE)
+    if not run_id or not run_exists(connection, run_id):
+        return create_run(connection, run_name=run_name, tags=tags)
+    reopen_run(connection, run_id)
+    for key, value in {**environment_tags(os.environ), **tags}.items():
+        connection.client.set_tag(run_id, key, connection.redactor.text(str(value)))
+    return run_id
 
 
 def reopen_run(connection: Connection, run_id: str) -> None:
@@ -79,7 +92,9 @@ def delete_tag(connection: Connection, run_id: str, name: str) -> None:
 
 
 def delete_run(connection: Connection, run_id: str) -> None:
-    """Delete a run whose configuration turned out to be wrong. Never raises."""
+    """Delete a run whose configuration turned out to be wrong, unless others have created it. Never raises."""
+    if run_id == os.environ.get(RUN_ID_VARIABLE):
+        return
     try:
         connection.client.delete_run(run_id)
     except Exception as error:  # noqa: BLE001 - as in end_run

@@ -18,8 +18,8 @@ from lrrunner.system.bounded_call import done_within
 from lrrunner.system.redaction import Redactor
 from lrrunner.tracking.connection import Connection, connect_or_warn, warn_unreachable
 from lrrunner.tracking.failures import upload_failure
-from lrrunner.tracking.runs import create_run, delete_run, end_run, is_running
-from lrrunner.tracking.tag_names import RUN_DIR, VERSION
+from lrrunner.tracking.runs import create_or_join_run, create_run, delete_run, end_run, is_running
+from lrrunner.tracking.tag_names import PARENT, RUN_DIR, VERSION
 from lrrunner.tracking.upload_run import NO_CAUSE, note_from_status, upload_run
 from lrrunner.version import __version__
 
@@ -63,7 +63,8 @@ class SupervisedRuns:
         own_tags = {VERSION: __version__, RUN_DIR: str(directory.resolve())}
         user_tags = {key: str(value) for key, value in tracking.tags.items()}
         try:
-            return create_run(
+            create = create_run if PARENT in (tags or {}) else create_or_join_run
+            return create(
                 connection,
                 run_name=tracking.run_name or name,
                 tags=own_tags | user_tags | dict(tags or {}),

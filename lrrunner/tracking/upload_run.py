@@ -13,6 +13,7 @@ from lrrunner.results.status_file import read_status
 from lrrunner.tracking.connection import Connection
 from lrrunner.tracking.failures import UploadFailure
 from lrrunner.tracking.mlflow_run import FIGURE_KEY, RunEnd, has_image, join_run
+from lrrunner.tracking.training_set import TrainingSet
 
 NO_CAUSE = "no cause known"
 
@@ -28,7 +29,9 @@ def upload_run(connection: Connection, files: RunFiles, *, run_id: str) -> Uploa
     Returns:
         Why something is missing in MLflow; None if nothing is.
     """
-    run = join_run(connection, run_id, job=files.job, params=files.config, tags={})
+    recorded = files.status.get("training_set")
+    dataset = None if recorded is None else TrainingSet(**recorded)
+    run = join_run(connection, run_id, job=files.job, params=files.config, tags={}, dataset=dataset)
     records = files.records
     for step in records.steps:
         run.log_step(step)

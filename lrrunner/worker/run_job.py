@@ -14,7 +14,7 @@ from typing import NoReturn
 from accelerate import PartialState
 
 from lrrunner.config.command_line import CommandLine, launch_command
-from lrrunner.config.schema import Config
+from lrrunner.config.schema import Config, target_name
 from lrrunner.errors import ConfigError
 from lrrunner.records import Progress
 from lrrunner.reporting.progress_display import ForwardingDisplay, ProgressDisplay, progress_display
@@ -22,6 +22,7 @@ from lrrunner.results.artifacts import CHECKPOINT_FOLDER
 from lrrunner.results.resume_checks import is_finished
 from lrrunner.results.run_state import RunState
 from lrrunner.sweep.data_loading import RankBatches
+from lrrunner.sweep.fingerprint import fingerprint
 from lrrunner.sweep.measure import Measured, measure
 from lrrunner.system import exit_codes
 from lrrunner.system.garbage_collection import exempt_from_collection
@@ -32,6 +33,7 @@ from lrrunner.system.stop_signal import StopSignal
 from lrrunner.system.terminal import shown_path, write_line
 from lrrunner.tracking.connection import import_mlflow
 from lrrunner.tracking.finished_run import complete_finished_run
+from lrrunner.tracking.training_set import TrainingSet
 from lrrunner.training import checkpoints, collectives
 from lrrunner.training.checkpoints import Checkpoints
 from lrrunner.training.collectives import Collective
@@ -211,12 +213,22 @@ def _run(session: Session, stop_signal: StopSignal) -> int:
             device=f"{PartialState().device}",
             group_ratios=LearningRate(components.optimizer).ratios,
             lr_remark=lr_remark(components.optimizer),
+            training_set=_training_set(session.config, components),
         )
     measured = _measure(session, components, settings, stop_signal, _checkpoints(session, session.directory))
     stop_signal.loop_ended()
     if session.reporter is not None:
         session.reporter.finish(measured.passes, measured.trials)
     return stop_signal.exit_code if measured.interrupted else exit_codes.OK
+
+
+def _training_set(job: Config, components: Components) -> TrainingSet:
+    return TrainingSet(
+        name=target_name(job.data.train),
+        source=str(job.data.train["_target_"]),
+        num_samples=components.datasets.num_samples,
+        digest=fingerprint(components.datasets.train),
+    )
 
 
 def _complete_imports(session: Session) -> None:

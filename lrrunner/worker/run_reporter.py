@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import socket
+from dataclasses import asdict
 from pathlib import Path
 
 from lrrunner.config.command_line import resume_command
@@ -26,6 +27,7 @@ from lrrunner.system.process_identity import process_identity
 from lrrunner.system.terminal import shown_path
 from lrrunner.tracking.connection import Connection, connect_or_warn
 from lrrunner.tracking.mlflow_run import RunEnd
+from lrrunner.tracking.training_set import TrainingSet
 from lrrunner.training import checkpoints
 from lrrunner.worker.run_context import RunContext, open_run_directory
 from lrrunner.worker.tracked_run import TrackedRun
@@ -94,7 +96,15 @@ class RunReporter:
         self._terminal.close()
         self.directory.discard()
 
-    def start(self, *, overrides: list[str], device: str, group_ratios: tuple[float, ...], lr_remark: str) -> None:
+    def start(
+        self,
+        *,
+        overrides: list[str],
+        device: str,
+        group_ratios: tuple[float, ...],
+        lr_remark: str,
+        training_set: TrainingSet,
+    ) -> None:
         """Record the configuration, start the MLflow run and print what will be run; the world is known to be up.
 
         Args:
@@ -102,10 +112,11 @@ class RunReporter:
             device: Where rank 0 trains.
             group_ratios: LR of each parameter group as a multiple of the recorded one.
             lr_remark: What to know about the optimizer's LR; empty for the usual one.
+            training_set: What the sweep trains on.
         """
         self._group_ratios, self._lr_remark = group_ratios, lr_remark
         self.directory.write_inputs(self._context.values, overrides)
-        self._mlflow.start(self.directory)
+        self._mlflow.start(self.directory, training_set)
         self.directory.update_status(
             state=RunState.RUNNING,
             mlflow_run_id=self._mlflow.run_id,
@@ -116,6 +127,7 @@ class RunReporter:
             host=socket.gethostname(),
             process=process_identity(),
             command=self._context.command,
+            training_set=asdict(training_set),
         )
         self._terminal.start(device=device, lr_remark=lr_remark)
 

@@ -14,7 +14,8 @@ from lrrunner.tracking import tag_names
 from lrrunner.tracking.connection import Connection
 from lrrunner.tracking.mlflow_run import MlflowRun, RunEnd, join_run
 from lrrunner.tracking.run_names import default_run_name
-from lrrunner.tracking.runs import create_run, end_run, find_run, reopen_run, run_exists
+from lrrunner.tracking.runs import create_or_join_run, end_run, find_run, reopen_run, run_exists
+from lrrunner.tracking.training_set import TrainingSet
 from lrrunner.version import __version__
 from lrrunner.worker.run_context import RunContext
 
@@ -47,7 +48,7 @@ class TrackedRun:
         """Where to look at the run; None if nothing is logged."""
         return None if self._run is None else self._run.location
 
-    def start(self, directory: RunDirectory) -> None:
+    def start(self, directory: RunDirectory, training_set: TrainingSet) -> None:
         """Create the run, or join the one that exists already, and log the configuration."""
         if self._connection is None:
             return
@@ -55,8 +56,12 @@ class TrackedRun:
         job = self._context.job
         run_name = job.tracking.run_name or default_run_name(job)
         try:
-            run_id = run_id or self._reopen(directory) or create_run(self._connection, run_name=run_name, tags=tags)
-            self._run = join_run(self._connection, run_id, job=job, params=self._context.values, tags=tags)
+            run_id = (
+                run_id or self._reopen(directory) or create_or_join_run(self._connection, run_name=run_name, tags=tags)
+            )
+            self._run = join_run(
+                self._connection, run_id, job=job, params=self._context.values, tags=tags, dataset=training_set
+            )
         except Exception as error:  # noqa: BLE001 - a store that fails now must not cost the sweep
             logger.warning("MLflow failed (%s); the run directory keeps everything", error)
             if run_id is not None:

@@ -33,16 +33,22 @@ class FakeClient:
         self.tags: dict[str, str] = {}
         self.artifacts: list[tuple[str, str | None]] = []
         self.images: list[tuple[str, int]] = []
+        self.datasets: list[tuple[str, str, str]] = []
         self.status = "RUNNING"
         self.name = "my run"
         self.filter_string = ""
 
     def get_run(self, run_id: str) -> Any:
         data = SimpleNamespace(**vars(self._data), tags=dict(self.tags))
-        return SimpleNamespace(info=SimpleNamespace(run_name=self.name, status=self.status), data=data)
+        info = SimpleNamespace(run_name=self.name, status=self.status, lifecycle_stage="active")
+        return SimpleNamespace(info=info, data=data)
 
-    def update_run(self, run_id: str, *, name: str) -> None:
-        self.name = name
+    def update_run(self, run_id: str, *, name: str | None = None, status: str | None = None) -> None:
+        self.name = name or self.name
+        self.status = status or self.status
+
+    def delete_run(self, run_id: str) -> None:
+        self.status = "DELETED"
 
     def delete_tag(self, run_id: str, key: str) -> None:
         del self.tags[key]
@@ -57,6 +63,9 @@ class FakeClient:
         if params:
             self.params.append({item.key: item.value for item in params})
         self.tags |= {item.key: item.value for item in tags}
+
+    def log_inputs(self, run_id: str, *, datasets: Any) -> None:
+        self.datasets += [(item.dataset.name, item.dataset.digest, item.dataset.profile) for item in datasets]
 
     def set_tag(self, run_id: str, key: str, value: str) -> None:
         self.tags[key] = value
