@@ -199,9 +199,13 @@ def test_no_secret_is_found_anywhere(finished: Finished) -> None:
 
 def test_hydra_writes_nothing(finished: Finished) -> None:
     """Ranks that let Hydra write split their directories."""
-    assert {path.name for path in finished.folder.iterdir()} == {"mlflow.db", "mlartifacts", "run", "parts.py"} | {
-        "__pycache__"
-    } & {path.name for path in finished.folder.iterdir()}
+    assert {path.name for path in finished.folder.iterdir()} == {
+        "mlflow.db",
+        ".mlflow.db.lock",
+        "mlartifacts",
+        "run",
+        "parts.py",
+    } | {"__pycache__"} & {path.name for path in finished.folder.iterdir()}
 
 
 def readme_blocks(language: str) -> list[str]:
