@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import matplotlib.style
 import numpy as np
@@ -10,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from lrrunner.batch.summary_table import SweptPoint
+from lrrunner.batch.summary_table import SweptCategories, SweptPoint
 from lrrunner.core.curve import Curve
 from lrrunner.core.power_law import PowerLaw
 
@@ -92,17 +93,40 @@ def scaling_figure(key: str, points: Sequence[SweptPoint], law: PowerLaw | None)
     return figure
 
 
+@matplotlib.style.context("default")
+def category_figure(key: str, categories: SweptCategories) -> Figure:
+    """Suggested LR with its interval against the values of a key that are names; 900 x 560 px.
+
+    Args:
+        key: The configuration key.
+        categories: Its values and the suggested LRs.
+    """
+    figure, axes = _figure(f"suggested LR against {key}")
+    groups = list(dict.fromkeys(point.group for point in categories.points))
+    for number, group in enumerate(groups):
+        shift = 0.5 * ((number + 0.5) / len(groups) - 0.5)  # beside each other, within half of the space
+        members = [replace(point, value=point.value + shift) for point in categories.points if point.group == group]
+        _draw_points(axes, members, colour=COLOURS[number % len(COLOURS)], in_legend=number < MAX_LEGEND)
+    axes.set_yscale("log")
+    axes.set_xlim(-0.5, len(categories.names) - 0.5)
+    axes.set_xticks(range(len(categories.names)), labels=categories.names, parse_math=False)
+    axes.set_xlabel(key, color=INK)
+    axes.set_ylabel("suggested LR (log scale)", color=INK)
+    _legend(axes, more=len(groups) - MAX_LEGEND)
+    return figure
+
+
 def _is_near(dot: tuple[float, float], other: tuple[float, float]) -> bool:
     """Whether two dots hide each other: within a tenth of a decade, and a twentieth of the height."""
     return abs(np.log10(dot[0] / other[0])) < 0.1 and abs(dot[1] - other[1]) < 0.05
 
 
-def _draw_points(axes: Axes, points: Sequence[SweptPoint], *, colour: str) -> None:
+def _draw_points(axes: Axes, points: Sequence[SweptPoint], *, colour: str, in_legend: bool = True) -> None:
     """The suggested LRs of one group, with their intervals."""
     x, lr = _coordinates(points)
     low, high = np.array([point.interval for point in points]).T
     errors = [np.maximum(lr - low, 0), np.maximum(high - lr, 0)]
-    label = points[0].group or "suggested LR and its interval"
+    label = (points[0].group or "suggested LR and its interval") if in_legend else None
     axes.errorbar(x, lr, yerr=errors, color=colour, marker="o", ls="none", capsize=3, label=label)
 
 

@@ -28,7 +28,7 @@ def write_summary(directory: Path, entries: Sequence[Entry]) -> list[Path]:
         The figures.
     """
     write_text(directory / "summary.csv", summary_table.csv_text(entries))
-    from lrrunner.batch.figures import overlay_figure, scaling_figure
+    from lrrunner.batch.figures import category_figure, overlay_figure, scaling_figure
     from lrrunner.reporting.sweep_figure import save_png
 
     batch_title = summary_table.batch_name([entry.overrides for entry in entries])
@@ -42,6 +42,9 @@ def write_summary(directory: Path, entries: Sequence[Entry]) -> list[Path]:
         law = power_law(values, lrs, [point.group for point in points])
         figures.append(directory / f"lr_against_{slug(key)}.png")
         save_png(scaling_figure(key, points, law), figures[-1])
+    for key, categories in summary_table.swept_categories(entries).items():
+        figures.append(directory / f"lr_against_{slug(key)}.png")
+        save_png(category_figure(key, categories), figures[-1])
     return figures
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,6 +40,19 @@ class SweptPoint:
     lr: float
     interval: tuple[float, float]
     group: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweptCategories:
+    """Suggested LRs against the values of a key that are names.
+
+    Attributes:
+        names: The values, in the order of the grid.
+        points: Each at the index of its value.
+    """
+
+    names: list[str]
+    points: list[SweptPoint]
 
 
 def entry_labels(entries: Sequence[Entry]) -> list[str]:
@@ -160,26 +173,55 @@ def describe_outcome(entry: Entry) -> str:
 
 
 def swept_numbers(entries: Sequence[Entry]) -> dict[str, list[SweptPoint]]:
-    """The suggested LRs against each swept key that has three positive numbers or more for values.
+    """The suggested LRs against each swept key that has two positive numbers or more for values.
 
     Keys of sections that are no hyperparameters (sweep, run, launch, tracking) are left out.
     """
-    parsed = [dict(override.lstrip("+").partition("=")[::2] for override in entry.overrides) for entry in entries]
-    keys = list(dict.fromkeys(key for values in parsed for key in values))
-    varying = [key for key in keys if len({values.get(key) for values in parsed}) > 1]
-    hyperparameters = [key for key in varying if not key.startswith(NO_HYPERPARAMETERS)]
     found: dict[str, list[SweptPoint]] = {}
-    for key in hyperparameters:
-        points = []
-        for entry, values in zip(entries, parsed, strict=True):
-            number = _positive_number(values.get(key, ""))
-            if number is not None and entry.lr is not None and entry.interval is not None:
-                others = [other for other in hyperparameters if other != key and other in values]
-                group = " ".join(f"{other}={values[other]}" for other in others)
-                points.append(SweptPoint(value=number, lr=entry.lr, interval=entry.interval, group=group))
-        if len({point.value for point in points}) >= 3:
+    for key, texts in _hyperparameters(entries).items():
+        points = _points(entries, key, {text: number for text in texts if (number := _positive_number(text))})
+        if len({point.value for point in points}) > 1:
             found[key] = points
     return found
+
+
+def swept_categories(entries: Sequence[Entry]) -> dict[str, SweptCategories]:
+    """The suggested LRs against each other swept key, whose values are names."""
+    found: dict[str, SweptCategories] = {}
+    for key, texts in _hyperparameters(entries).items():
+        if not any(_positive_number(text) for text in texts):
+            points = _points(entries, key, {text: float(number) for number, text in enumerate(texts)})
+            if len({point.value for point in points}) > 1:
+                found[key] = SweptCategories(names=texts, points=points)
+    return found
+
+
+def _hyperparameters(entries: Sequence[Entry]) -> dict[str, list[str]]:
+    """Swept keys, without those of sections that are no hyperparameters -> their values, as text."""
+    values: dict[str, dict[str, None]] = {}
+    for entry in entries:
+        for key, text in _parsed(entry).items():
+            values.setdefault(key, {})[text] = None
+    return {
+        key: list(texts) for key, texts in values.items() if len(texts) > 1 and not key.startswith(NO_HYPERPARAMETERS)
+    }
+
+
+def _points(entries: Sequence[Entry], key: str, values: Mapping[str, float]) -> list[SweptPoint]:
+    """A point for each job that has a suggestion and one of the values."""
+    others = [other for other in _hyperparameters(entries) if other != key]
+    points = []
+    for entry in entries:
+        texts = _parsed(entry)
+        value = values.get(texts.get(key, ""))
+        if value is not None and entry.lr is not None and entry.interval is not None:
+            group = " ".join(f"{other}={texts[other]}" for other in others if other in texts)
+            points.append(SweptPoint(value=value, lr=entry.lr, interval=entry.interval, group=group))
+    return points
+
+
+def _parsed(entry: Entry) -> dict[str, str]:
+    return dict(override.lstrip("+").partition("=")[::2] for override in entry.overrides)
 
 
 def _positive_number(text: str) -> float | None:

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lrrunner.batch.figures import overlay_figure, scaling_figure
-from lrrunner.batch.summary_table import SweptPoint
+from lrrunner.batch.figures import category_figure, overlay_figure, scaling_figure
+from lrrunner.batch.summary_table import SweptCategories, SweptPoint
 from lrrunner.core.curve import curve_from_steps
 from lrrunner.core.power_law import power_law
 from lrrunner.reporting.sweep_figure import save_png
@@ -52,3 +52,17 @@ def test_the_law_is_in_the_title_and_the_rules_are_drawn(fitted: bool) -> None:
     assert set(labels) == {"optimizer=sgd", "optimizer=adamw", "linear scaling", "square-root scaling"}
     assert [tick.get_text() for tick in axes.get_xticklabels()] == ["16", "64", "256", "1024"]
     assert len(axes.collections) == 2 + 2 * fitted
+
+
+def test_names_are_the_ticks_and_groups_stand_beside_each_other(tmp_path: Path) -> None:
+    """Two groups with the same LR must not hide each other."""
+    group_points = [
+        SweptPoint(value=float(i), lr=1e-3, interval=(5e-4, 2e-3), group=group) for group in "ab" for i in (0, 1)
+    ]
+    figure = category_figure("optimizer", SweptCategories(names=["sgd", "adamw"], points=group_points))
+    (axes,) = figure.axes
+    assert [tick.get_text() for tick in axes.get_xticklabels()] == ["sgd", "adamw"]
+    assert axes.get_legend_handles_labels()[1] == ["a", "b"]
+    x = [np.asarray(line.get_xdata())[0] for line in axes.get_lines() if line.get_marker() == "o"]
+    assert len(set(x)) == 2
+    save_png(figure, tmp_path / "categories.png")

@@ -13,6 +13,7 @@ from lrrunner.batch.summary_table import (
     entry_labels,
     markdown_table,
     rows,
+    swept_categories,
     swept_numbers,
     terminal_table,
 )
@@ -107,11 +108,26 @@ def test_swept_numbers_are_grouped_by_what_else_was_swept() -> None:
 
 
 def test_zero_and_text_are_no_points() -> None:
-    """weight_decay=0 has no place on a log scale; with two values left there is no plot."""
-    entries = [entry(i, f"optimizer.weight_decay={value}") for i, value in enumerate(("0", "0.01", "0.1"))]
+    """weight_decay=0 has no place on a log scale; with one value left there is no plot."""
+    entries = [entry(i, f"optimizer.weight_decay={value}") for i, value in enumerate(("0", "0.01"))]
     assert swept_numbers(entries) == {}
-    entries.append(entry(3, "optimizer.weight_decay=1"))
-    assert [point.value for point in swept_numbers(entries)["optimizer.weight_decay"]] == [0.01, 0.1, 1.0]
+    entries.append(entry(2, "optimizer.weight_decay=1"))
+    assert [point.value for point in swept_numbers(entries)["optimizer.weight_decay"]] == [0.01, 1.0]
+    assert swept_categories(entries) == {}, "a swept number is no name, also where one of its values is zero"
+
+
+def test_swept_names_have_places_of_their_own() -> None:
+    """Optimizers, say; a job without a suggestion has no point."""
+    entries = [
+        entry(0, "optimizer=sgd", "model.width=64", lr=0.1),
+        entry(1, "optimizer=adamw", "model.width=64", lr=1e-3),
+        entry(2, "optimizer=lion", "model.width=96", lr=None),
+    ]
+    (found,) = swept_categories(entries).values()
+    assert found.names == ["sgd", "adamw", "lion"]
+    assert [(point.value, point.lr, point.group) for point in found.points] == [
+        (0.0, 0.1, "model.width=64"), (1.0, 1e-3, "model.width=64"),
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
