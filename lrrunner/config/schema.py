@@ -178,6 +178,7 @@ class TrackingConfig:
     experiment: str = f"${{oc.env:MLFLOW_EXPERIMENT_NAME,{DEFAULT_EXPERIMENT}}}"
     run_name: str | None = None
     tags: dict[str, Any] = field(default_factory=dict)
+    also: list[str] = field(default_factory=list)
     timeout_s: float = 10.0
 
 

@@ -51,6 +51,9 @@ FSDP_HIDES_NOISE = (
 
 TRACKING_SCHEMES = ("sqlite", "http", "https", "postgresql", "mysql", "mssql", "databricks")
 
+OTHER_TRACKERS = ("aim", "clearml", "comet_ml", "dvclive", "swanlab", "tensorboard", "trackio", "wandb")
+"""Trackers that Accelerate wraps, but MLflow."""
+
 OTHER_NAMES = {
     "learning_rate": "optimizer.lr",
     "lr": "optimizer.lr",
@@ -366,6 +369,9 @@ def _tracking_errors(tracking: TrackingConfig) -> Iterator[str]:
         yield from _uri_errors(tracking.uri)
     if not 0 < tracking.timeout_s < MAX_TIMEOUT_S:
         yield f"tracking.timeout_s must lie between 0 and {MAX_TIMEOUT_S:g}, got {tracking.timeout_s:g}; try 10"
+    for name in tracking.also:
+        if name not in OTHER_TRACKERS:
+            yield f"tracking.also must name trackers of {', '.join(OTHER_TRACKERS)}; got {name}"
     if tracking.enabled and not tracking.experiment.strip():
         yield "tracking.experiment must have a name, got nothing; the default is lrrunner"
 

@@ -29,6 +29,7 @@ from lrrunner.tracking.connection import Connection, connect_or_warn
 from lrrunner.tracking.mlflow_run import RunEnd
 from lrrunner.tracking.training_set import TrainingSet
 from lrrunner.training import checkpoints
+from lrrunner.worker.other_trackers import OtherTrackers, tracker_errors
 from lrrunner.worker.run_context import RunContext, open_run_directory
 from lrrunner.worker.tracked_run import TrackedRun
 
@@ -60,6 +61,7 @@ def prepare_reporter(context: RunContext, *, run_id: str | None = None, is_track
                 connection = connect_or_warn(context.job.tracking, context.redactor, kept_in="run directory")
         except ConfigError as error:
             errors += error.errors
+        errors += tracker_errors(context.job.tracking.also)
         if directory is None or errors:
             raise ConfigError(errors)
         on_failure.pop_all()
@@ -83,6 +85,10 @@ class RunReporter:
     def __init__(self, context: RunContext, directory: RunDirectory, tracked_run: TrackedRun) -> None:
         self.directory = directory
         self._context, self._mlflow = context, tracked_run
+        tracking = context.job.tracking
+        self._others = OtherTrackers(
+            tracking.also, project=tracking.experiment, directory=directory.path, redactor=context.redactor
+        )
         self._recorder = Recorder(directory, schedule=context.job.train.schedule.value)
         self._terminal = TerminalReport(
             context.job, world_size=context.world_size, redactor=context.redactor, display=context.display
@@ -117,6 +123,7 @@ class RunReporter:
         self._group_ratios, self._lr_remark = group_ratios, lr_remark
         self.directory.write_inputs(self._context.values, overrides)
         self._mlflow.start(self.directory, training_set)
+        self._others.start(self._context.values)
         self.directory.update_status(
             state=RunState.RUNNING,
             mlflow_run_id=self._mlflow.run_id,
@@ -139,6 +146,7 @@ class RunReporter:
         """Record a step of the sweep, also one that a previous attempt has recorded."""
         step = self._recorder.record(step)
         self._mlflow.log_step(step)
+        self._others.log_step(step)
         self._terminal.show_step(step)
 
     def on_extension(self, extension: Extension) -> None:
@@ -159,6 +167,7 @@ class RunReporter:
         """Record a step of a confirmation run."""
         step = self._recorder.record_trial_step(number, step)
         self._mlflow.log_trial_step(number, step)
+        self._others.log_step(step, prefix=f"trial_{number}/")
         self._terminal.show_step(step)
 
     def on_trial(self, trial: Trial) -> None:
@@ -191,6 +200,7 @@ class RunReporter:
         checkpoints.remove(path / CHECKPOINT_FOLDER)
         # before the upload, in which a server may keep the user waiting
         self._terminal.finish(test, directory=path, mlflow=self._mlflow.location)
+        self._others.finish(test)
         self._mlflow.finish(
             RunEnd(state=RunState.FINISHED, note=text, directory=path, test=test, figure=figure),
         )
@@ -200,6 +210,7 @@ class RunReporter:
         text = self._write_unfinished(RunState.KILLED, cause)
         mlflow = self._mlflow.location
         self._terminal.show_interruption(cause, resume=self._resume_command, picture=figure, mlflow=mlflow)
+        self._others.finish(None)
         self._mlflow.finish(RunEnd(state=RunState.KILLED, note=text, directory=self.directory.path))
 
     def fail(self, cause: str) -> None:
@@ -211,6 +222,7 @@ class RunReporter:
         text = f"**{RunState.FAILED.text}**: {cause}"
         with contextlib.suppress(OSError):  # the directory itself may be the cause
             text = self._write_unfinished(RunState.FAILED, cause)
+        self._others.finish(None)
         self._mlflow.finish(RunEnd(state=RunState.FAILED, note=text, directory=self.directory.path))
 
     def record_kill(self, cause: str, *, is_shown: bool) -> RunState:

@@ -45,6 +45,8 @@ ERRORS = {
     "train.schedule=step": "train.schedule must be one of constant, linear, cosine; got step",
     "train.num_steps=0": TRAINING_LENGTH.format(0),
     "train.num_steps=10000000000": TRAINING_LENGTH.format(10_000_000_000),
+    "tracking.also=[mlflow]": "tracking.also must name trackers of aim, clearml, comet_ml, dvclive, swanlab, "
+    "tensorboard, trackio, wandb; got mlflow",
     "train.num_steps=1e3": "train.num_steps must be a whole number, got 1e3; write 1000",
     "train.warmup_steps=-1": "train.warmup_steps must lie between 0 and 1000000000, got -1; 0 is no warm-up",
     "train.warmup_steps=null": "train.warmup_steps must have a value, got null; leave it out to keep the default",
