@@ -171,7 +171,7 @@ def suggest(
     if method not in RULES:
         raise ValueError(f"suggestion.method must be one of {', '.join(RULES)}; got {method}")
     curve = curve_from_steps(steps, beta=beta)
-    finding = _examine(curve, stops)
+    finding = _examine(curve, stops, knows_optimizer=optimizer is not None)
     if not finding.has_lr and any(stop.reason == StopReason.INTERRUPTED for stop in stops):
         finding = finding._replace(reason="the sweep was interrupted before the curve was complete; run it again")
     if curve is None or not finding.has_lr:
@@ -207,7 +207,7 @@ class _Finding(NamedTuple):
     reason: str
 
 
-def _examine(curve: Curve | None, stops: Sequence[Stop]) -> _Finding:
+def _examine(curve: Curve | None, stops: Sequence[Stop], *, knows_optimizer: bool) -> _Finding:
     """The verdict on a curve, before any rule reads it."""
     non_finite = [stop for stop in stops if stop.reason == StopReason.NON_FINITE]
     first_bad = min((stop.step for stop in non_finite), default=None)
@@ -221,7 +221,7 @@ def _examine(curve: Curve | None, stops: Sequence[Stop]) -> _Finding:
     lowest = curve.minimum_index
     rises = blew_up or _rises(curve, lowest)
     if not falls(curve):
-        return _without_descent(curve, rises, blew_up)
+        return _without_descent(curve, rises, blew_up, knows_optimizer=knows_optimizer)
     spread = _spread_decades(curve)
     if spread > MAX_SPREAD_DECADES and blow_up_index(curve) is None:
         reason = f"noise moves the suggestion over {spread:.1f} decades; raise sweep.repeats or data.global_batch_size"
@@ -236,10 +236,11 @@ def _examine(curve: Curve | None, stops: Sequence[Stop]) -> _Finding:
     return _Finding(Verdict.NO_DIVERGENCE, True, reason)
 
 
-def _without_descent(curve: Curve, rises: bool, blew_up: bool) -> _Finding:
+def _without_descent(curve: Curve, rises: bool, blew_up: bool, *, knows_optimizer: bool) -> _Finding:
+    """Without a fall, a divergence supports an LR, and so does a mere rise together with the kind of optimizer."""
     index = blow_up_index(curve)
     if (
-        blew_up
+        (blew_up or (rises and knows_optimizer))
         and index is not None
         and np.log10(curve.lr[index] / curve.lr[0]) >= FLAT_DECADES - 1e-9  # whatever the unit of the LR rounds to
         and curve.noise > 1e-6 * abs(curve.level)  # without noise, a fall that is not seen is not there
@@ -288,6 +289,7 @@ def _rises(curve: Curve, lowest: int) -> bool:
 
 
 def _spread_decades(curve: Curve) -> float:
-    """Distance of the 10 % and 90 % quantiles of where most of the fall is over, under redrawn noise."""
-    low, high = np.quantile(fall_logs(curve, redrawn_curves(curve))["most_of_fall"], [0.1, 0.9])
-    return float(high - low)
+    """Distance of the 10 % and 90 % quantiles of that landmark of the fall which redrawn noise moves least."""
+    redrawn = np.array(list(fall_logs(curve, redrawn_curves(curve)).values()))
+    low, high = np.quantile(redrawn, [0.1, 0.9], axis=1)
+    return float((high - low).min())

@@ -124,6 +124,16 @@ def test_auto_is_not_lured_past_a_spike_on_the_way_down() -> None:
     assert found < LRS[62] / 4
 
 
+def test_a_rise_without_a_fall_supports_an_lr_where_the_optimizer_is_known() -> None:
+    """Found on a CNN whose loss rose fifteenfold by the end of the range, too late for the stop rule: LR none."""
+    losses = 2.3 + np.maximum(np.log10(LRS) + 1.0, 0.0) ** 2 + noise(0, std=0.02)
+    assert suggest(records(LRS, losses), ended()).lr is None
+    found = suggest(records(LRS, losses), ended(), optimizer=OptimizerClass.MOMENTUM)
+    assert found.verdict == Verdict.NO_DESCENT
+    assert found.lr is not None
+    assert 1e-3 < found.lr < 0.1
+
+
 @pytest.mark.parametrize("name", ALL_RULES)
 def test_the_class_of_the_optimizer_concerns_auto_alone(name: str) -> None:
     """Other rules have their definition; `auto` counts it as one more observation."""
