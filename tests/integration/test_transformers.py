@@ -7,6 +7,7 @@ import itertools
 import math
 import os
 import random
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
     Trainer,
+    TrainerCallback,
     TrainingArguments,
 )
 
@@ -97,13 +99,15 @@ def padded_batch(examples: Any) -> dict[str, torch.Tensor]:
 
 
 class Masked:
-    """Replaces tokens of padded batches by random ones, from its own generator."""
+    """Replaces tokens of padded batches by random ones, from its own generator; remembers what it has read."""
 
     def __init__(self) -> None:
         self.generator = torch.Generator().manual_seed(7)
+        self.order: list[int] = []
 
     def __call__(self, examples: Any) -> dict[str, torch.Tensor]:
         batch = padded_batch(examples)
+        self.order.append(int(batch["input_ids"].sum()))
         ids = batch["input_ids"]
         noise = torch.randint(0, 128, ids.shape, generator=self.generator)
         return batch | {"input_ids": torch.where(noise < 20, noise, ids)}
@@ -137,31 +141,88 @@ def test_the_trainer_and_the_command_line_suggest_the_same_lr(tmp_path: Path) ->
     assert trainer.optimizer.param_groups[0]["lr"] == result.suggestion.lr
 
 
-def trained(folder: Path, *, sweep: bool, **changes: Any) -> tuple[dict[str, Any], Any]:
-    """State after a training with dropout, accumulation and unequal numbers of tokens."""
+class TrlLike(Trainer):
+    """Meters like those of TRL's trainers: lists by mode, averaged over ranks into each log, and running totals."""
+
+    def __init__(self, *arguments: Any, **settings: Any) -> None:
+        super().__init__(*arguments, **settings)
+        self._metrics: dict[str, Any] = {"train": defaultdict(list), "eval": defaultdict(list)}
+        self._total_train_tokens = 0
+
+    def compute_loss(self, model: Any, inputs: Any, *arguments: Any, **settings: Any) -> Any:
+        loss = super().compute_loss(model, inputs, *arguments, **settings)
+        mode = "train" if self.model is not None and self.model.training else "eval"
+        num_tokens = torch.tensor(inputs["input_ids"].numel())
+        total = int(self.accelerator.gather_for_metrics(num_tokens).sum())
+        if mode == "train":
+            self._total_train_tokens += total
+        self._metrics[mode]["num_tokens"].append(float(self._total_train_tokens))
+        return loss
+
+    def log(self, logs: dict[str, float], *arguments: Any, **settings: Any) -> None:
+        mode = "train" if self.model is not None and self.model.training else "eval"
+        means = {name: sum(values) / len(values) for name, values in self._metrics[mode].items()}
+        super().log({**logs, **means}, *arguments, **settings)
+        self._metrics[mode].clear()
+
+
+class Meter(TrainerCallback):
+    """Accumulates what it is told."""
+
+    def __init__(self) -> None:
+        self.num_steps, self.logged = 0, [("begin", 0.0)]
+
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        self.num_steps += 1
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+        self.logged.append(("loss", logs.get("loss", 0.0)))
+
+
+def untimed(log_history: list[dict[str, float]]) -> list[dict[str, float]]:
+    """A trainer's logs without seconds and rates."""
+    return [
+        {name: value for name, value in entry.items() if not name.endswith(("runtime", "per_second"))}
+        for entry in log_history
+    ]
+
+
+def trained(
+    folder: Path, *, sweep: bool, kind: type[Trainer] = Trainer, options: dict[str, Any] | None = None, **changes: Any
+) -> tuple[dict[str, Any], Any]:
+    """State after a training with dropout, accumulation and unequal numbers of tokens. Every rank must call this."""
     random.seed(3)
     np.random.seed(3)
     torch.manual_seed(3)
-    trainer = Trainer(
+    collator, meter = Masked(), Meter()
+    trainer = kind(
         model=gpt2(resid_pdrop=0.1),
         args=arguments(
             folder, per_device_train_batch_size=4, gradient_accumulation_steps=2, max_steps=4, warmup_steps=2, **changes
         ),
-        data_collator=Masked(),
-        train_dataset=Subset(windows(), range(40)),
+        data_collator=collator,
+        train_dataset=Subset(windows(), range(64)),
+        eval_dataset=Subset(windows(), range(64, 80)),
+        callbacks=[meter],
     )
     assert trainer.model is not None
     before = (vars(trainer.model).keys() | set(), trainer.optimizer, len(trainer.accelerator._models))
-    result = range_test(trainer, num_steps=12, start_lr=1e-6, auto_range=False) if sweep else None
+    settings: dict[str, Any] = {"num_steps": 12, "start_lr": 1e-6, "auto_range": False} | (options or {})
+    result = range_test(trainer, **settings) if sweep else None
     assert before == (vars(trainer.model).keys() | set(), trainer.optimizer, len(trainer.accelerator._models))
     trainer.train()
     assert trainer.optimizer is not None
     state = {
-        "model": digest(list(trainer.model.parameters())),
+        "model": digest([*trainer.model.parameters(), *trainer.model.buffers()]),
         "optimizer": digest([value for state in trainer.optimizer.state.values() for value in state.values()]),
-        "losses": [entry for entry in trainer.state.log_history if "loss" in entry],
-        "rng": torch.get_rng_state().tolist(),
+        "logs": untimed(trainer.state.log_history),
+        "order": collator.order,
+        "collator": collator.generator.get_state().tolist(),
+        "meter": vars(meter),
+        "meters": repr(vars(trainer).get("_metrics")),
+        "rng": (torch.get_rng_state().tolist(), random.getstate(), str(np.random.get_state())),
         "lr": trainer.optimizer.param_groups[0]["lr"],
+        "steps": (trainer.state.global_step, trainer.state.epoch, trainer.accelerator.step),
     }
     forget_accelerate()
     return state, result
@@ -173,11 +234,42 @@ def test_training_afterwards_is_the_same_to_the_last_bit(tmp_path: Path, changes
     without, _ = trained(tmp_path, sweep=False, **changes)
     with_sweep, result = trained(tmp_path, sweep=True, **changes)
     assert with_sweep == without
+    assert len(without["order"]) >= 8
     assert result.job.train.accumulation_steps == 2
     assert result.job.train.max_grad_norm == 1.0
     assert result.global_batch_size == 8
     labels_that_count = 2 * sum(7 + 7 * i for i in range(4))  # nothing predicts the first
     assert result.steps[0].num_items == labels_that_count
+
+
+EVALUATING: dict[str, Any] = {"logging_steps": 1, "eval_strategy": "steps", "eval_steps": 2}
+
+PRECEDING: dict[str, dict[str, Any]] = {
+    "sweep": {"repeats": 2},
+    "confirmation": {"confirm": 40, "num_steps": 30},
+    "validation loss": {"monitor": "val", "num_steps": 20, "noise_scale": True},
+}
+
+
+def trained_after_each(folder: Path) -> list[dict[str, Any]]:
+    """States after a training without a range test and after one of each kind, by a trainer with meters of its own."""
+    transformers.utils.logging.set_verbosity_error()
+    os.environ["ACCELERATE_MIXED_PRECISION"] = "no"
+    without, _ = trained(folder, sweep=False, kind=TrlLike, **EVALUATING)
+    found = [trained(folder, sweep=True, kind=TrlLike, options=o, **EVALUATING)[0] for o in PRECEDING.values()]
+    return [without, *found]
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_meters_logs_and_evaluations_are_the_same_after_any_range_test(tmp_path: Path, world_size: int) -> None:
+    """What a trainer has accumulated, also on two ranks, and also by evaluating."""
+    for without, *others in on_ranks(trained_after_each, world_size, tmp_path / "ranks", tmp_path):
+        logged = [entry["num_tokens"] for entry in without["logs"] if "loss" in entry]
+        tokens_of_a_step = 2 * 4 * 64 * world_size
+        assert logged == [tokens_of_a_step * (step + 0.75) for step in range(4)], "the mean of two micro-batches"
+        assert sum("eval_loss" in entry for entry in without["logs"]) == 2
+        for name, state in zip(PRECEDING, others, strict=True):
+            assert state == without, name
 
 
 def test_the_swept_gradient_is_the_trainers_own(tmp_path: Path) -> None:
