@@ -62,7 +62,7 @@ class ModelCalls:
                 continue
             outputs = self._outputs.get(hooked)
             if not outputs:
-                outputs = [_without_forward_pass(ddp)]
+                outputs = [_without_forward_pass(ddp, was_called=hooked in self._outputs)]
             finite = [output for output in outputs if torch.isfinite(output.detach()).all()]
             parts += [(output * 0.0).sum() for output in finite or outputs]
         return torch.stack([part.float() for part in parts]).sum()
@@ -82,8 +82,12 @@ def _ddp_wrappers(model: nn.Module, parameters: set[int]) -> list[_Wrapper]:
     return [(hooked, ddp) for ddp, hooked in found.items()]
 
 
-def _without_forward_pass(ddp: DistributedDataParallel | None) -> torch.Tensor:
+def _without_forward_pass(ddp: DistributedDataParallel | None, *, was_called: bool) -> torch.Tensor:
     """What a DDP wrapper returns around a module that only touches its parameters: the reduction needs no more.
+
+    Args:
+        ddp: The wrapper; None for a sharded model.
+        was_called: Whether its forward pass, which returned no tensor, has synchronised the buffers already.
 
     Raises:
         ValueError: it is sharded, or its graph is static, so that only the real forward pass will do.
@@ -92,6 +96,8 @@ def _without_forward_pass(ddp: DistributedDataParallel | None) -> torch.Tensor:
         raise ValueError(NO_CALL.format("FSDP2" if ddp is None else "DDP with static_graph"))
     module = ddp.module
     ddp.module = _Untouched(ddp)
+    if was_called:
+        ddp.require_forward_param_sync = False  # the wrapper sets it again at the end of this call
     try:
         output: torch.Tensor = ddp()
     finally:
@@ -104,10 +110,15 @@ class _Untouched(nn.Module):
 
     def __init__(self, ddp: DistributedDataParallel) -> None:
         super().__init__()
+        self._buffers_of_ddp = ddp.module.named_buffers  # other ranks wait for the broadcast of these
         ignored = ddp.parameters_to_ignore
         reduced = [p for name, p in ddp.module.named_parameters() if p.requires_grad and name not in ignored]
         # where parameters may be unused, one that is touched gets a gradient on all ranks, of 0 if none uses it
         self._touched = reduced[-1:] if ddp.find_unused_parameters else reduced
+
+    def named_buffers(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, torch.Tensor]]:
+        """Those of the module whose place it takes."""
+        yield from self._buffers_of_ddp(*args, **kwargs)
 
     def forward(self) -> torch.Tensor:
         """0, as a function of the parameters."""
