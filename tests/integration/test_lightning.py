@@ -67,6 +67,29 @@ class Net(pl.LightningModule):
         return DataLoader(TensorDataset(inputs, (inputs[:, 0] > 0).long()), 32, shuffle=True)
 
 
+class Validated(Net):
+    """With a validation set and a schedule, and dropout, which evaluations leave out."""
+
+    def __init__(self, schedule: Any, *, batch_norm: bool = True) -> None:
+        super().__init__()
+        self.net.append(nn.Dropout(0.5))
+        if not batch_norm:
+            self.net[1] = nn.Identity()
+        self.schedule, self.num_validated = schedule, 0
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.AdamW(self.parameters(), lr=1e-3)
+        return [optimizer], [self.schedule(optimizer)]
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.num_validated += 1
+        self.log("val_loss", nn.functional.cross_entropy(self.net(batch[0]), batch[1]))
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        inputs = torch.randn(96, 20, generator=torch.Generator().manual_seed(1))
+        return DataLoader(TensorDataset(inputs, (inputs[:, 0] > 0).long()), 32)
+
+
 class Meter(pl.Callback):
     """Accumulates, and saves what it has in checkpoints."""
 
@@ -124,10 +147,16 @@ def in_order(module: Net) -> Net:
     return module
 
 
-def fitted(*, sweep: bool, num_devices: int = 1) -> tuple[dict[str, Any], float | None]:
-    """State after ``fit``, with or without a sweep before it. Every rank must call this."""
+def cosine(optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler:
+    return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 500)
+
+
+def fitted(
+    *, sweep: bool, num_devices: int = 1, options: dict[str, Any] | None = None
+) -> tuple[dict[str, Any], float | None]:
+    """State after ``fit``, with or without a range test before it. Every rank must call this."""
     torch.manual_seed(1)
-    module, meter, logger = Net(), Meter(), MemoryLogger()
+    module, meter, logger = Validated(cosine), Meter(), MemoryLogger()
     own = trainer(
         devices=num_devices,
         strategy="ddp" if num_devices > 1 else "auto",
@@ -136,9 +165,10 @@ def fitted(*, sweep: bool, num_devices: int = 1) -> tuple[dict[str, Any], float 
         callbacks=[meter],
         logger=logger,
         log_every_n_steps=1,
+        val_check_interval=8,
     )
-    lr = range_test(own, module).suggestion.lr if sweep else None
-    assert module.num_seen == 0
+    lr = range_test(own, module, **(options or {})).suggestion.lr if sweep else None
+    assert module.num_seen == module.num_validated == 0
     assert module.losses == logger.logged == meter.batches == []
     assert meter.num_starts == 0
     own.fit(module)
@@ -161,6 +191,9 @@ def test_a_sweep_before_fit_changes_no_bit_of_it() -> None:
     undisturbed, _ = fitted(sweep=False)
     disturbed, lr = fitted(sweep=True)
     assert disturbed == undisturbed
+    for options in ({"confirm": 40, "num_steps": 30}, {"monitor": "val", "num_steps": 30, "noise_scale": True}):
+        assert fitted(sweep=True, options=options)[0] == undisturbed, options
+    assert "val_loss" in undisturbed["metrics"]
     assert len(undisturbed["losses"]) == len(undisturbed["meter"]["batches"]) == 2 * NUM_FITTED
     assert len(undisturbed["logged"]) >= NUM_FITTED
     assert lr is not None
@@ -184,7 +217,7 @@ def test_two_ranks_of_ddp_agree_and_fit_as_without_a_sweep(tmp_path: Path) -> No
         f"sys.path.insert(0, {str(ROOT)!r})\n"
         "from tests.integration.test_lightning import fitted, swept_with_a_skipped_batch\n"
         "undisturbed, _ = fitted(sweep=False, num_devices=2)\n"
-        "disturbed, lr = fitted(sweep=True, num_devices=2)\n"
+        "disturbed, lr = fitted(sweep=True, num_devices=2, options={'confirm': 100})\n"
         "name = os.environ.get('LOCAL_RANK', '0')\n"
         "found = [undisturbed == disturbed, lr, swept_with_a_skipped_batch()]\n"
         f"pathlib.Path({str(tmp_path)!r}, name + '.json').write_text(json.dumps(found))\n"
@@ -211,30 +244,10 @@ def test_the_gradient_is_that_of_fit() -> None:
     assert [step.grad_norm for step in result.steps] == pytest.approx(fitted.grad_norms, rel=1e-5)
 
 
-class Validated(Net):
-    """With a validation set and a schedule, and dropout, which evaluations leave out."""
-
-    def __init__(self, schedule: Any) -> None:
-        super().__init__()
-        self.net[1] = nn.Dropout(0.5)
-        self.schedule = schedule
-
-    def configure_optimizers(self) -> Any:
-        optimizer = torch.optim.AdamW(self.parameters(), lr=1e-3)
-        return [optimizer], [self.schedule(optimizer)]
-
-    def validation_step(self, batch: Any, batch_idx: int) -> None:
-        raise AssertionError("the range test evaluates training_step")
-
-    def val_dataloader(self) -> DataLoader[Any]:
-        inputs = torch.randn(96, 20, generator=torch.Generator().manual_seed(1))
-        return DataLoader(TensorDataset(inputs, (inputs[:, 0] > 0).long()), 32)
-
-
 def test_the_suggestion_is_for_the_training_and_its_validation_set() -> None:
     """Length and schedule are the trainer's; the loss before training is that of the module in eval mode."""
     torch.manual_seed(0)
-    module = Validated(lambda optimizer: torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 500))
+    module = Validated(cosine, batch_norm=False)
     module.eval()
     with torch.no_grad():
         inputs, targets = module.val_dataloader().dataset[:]
@@ -251,6 +264,7 @@ def test_the_suggestion_is_for_the_training_and_its_validation_set() -> None:
     unmoved: dict[str, Any] = {"start_lr": 1e-12, "end_lr": 1e-11, "num_steps": 20, "auto_range": False}
     monitored = range_test(own, module, monitor="val", val_batches=3, **unmoved)
     assert [step.val_loss for step in monitored.steps] == pytest.approx([expected] * 20, rel=1e-5)
+    assert module.num_validated == 0, "the range test evaluates training_step"
 
 
 def test_an_unknown_schedule_is_named_and_epochs_are_counted() -> None:
