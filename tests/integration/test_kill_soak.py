@@ -58,7 +58,7 @@ class Kill:
         if phase == "save":
             save = f"save:{draw.randint(1, 50)}:{draw.choice(['half', 'written', 'renamed'])}"
             return cls(phase, "rank 0", row, 0.0, save)
-        longest = {"start": 4.0, "build": 0.5, "upload": 1.5}.get(phase, 0.2)
+        longest = {"start": 4.0, "build": 0.5, "upload": 0.6}.get(phase, 0.2)
         return cls(phase, draw.choice(VICTIMS), row, draw.uniform(0.0, longest))
 
 
