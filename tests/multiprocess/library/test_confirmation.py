@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from accelerate import Accelerator
 from torch import nn
+from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 from torch.utils.data.distributed import DistributedSampler
@@ -30,11 +32,13 @@ def sharded(dataset: Any, batch_size: int) -> DataLoader[Any]:
     return DataLoader(dataset, batch_size=batch_size, sampler=sampler)
 
 
-def swept(loss_fn: Any = squared_error, **options: Any) -> lrrunner.RangeTest:
-    """A range test of the small model with SGD, wrapped for the world this process is in."""
+def swept(loss_fn: Any = squared_error, *, fsdp: bool = False, **options: Any) -> lrrunner.RangeTest:
+    """A range test of the small model with Adam, wrapped for the world this process is in."""
     inputs, targets = regression_data()
     model: nn.Module = small_model()
-    if dist.is_initialized():
+    if fsdp:
+        fully_shard(model)
+    elif dist.is_initialized():
         model = DistributedDataParallel(model)
     settings = OPTIONS | {"val_loader": sharded(TensorDataset(inputs[:96] + 0.1, targets[:96]), 8)} | options
     optimizer = torch.optim.Adam(model.parameters())
@@ -68,6 +72,21 @@ class Interrupting:
         return squared_error(model, batch)
 
 
+def dispatched() -> list[Any]:
+    """Loaders of Accelerate: streams that rank 0 alone reads and sends on, for training and for evaluations."""
+    accelerator = Accelerator(cpu=True)
+    model = small_model()
+    optimizer = torch.optim.Adam(model.parameters())
+    loaders = [DataLoader(Stream(), batch_size=8) for _ in range(2)]
+    own, optimizer, train, val = accelerator.prepare(model, optimizer, *loaders)
+    found = summary(
+        lrrunner.range_test(accelerator, own, optimizer, train, squared_error, **(OPTIONS | {"val_loader": val}))
+    )
+    del model, own, optimizer
+    accelerator.free_memory()
+    return found
+
+
 def interrupted() -> tuple[str, list[Any]]:
     """The exception's class, and the result that it holds."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -94,6 +113,8 @@ def every_case() -> dict[str, Any]:
         "plain": summary(swept(monitor="val", val_every=2)),
         "noise": str(swept(noise_scale=True, confirm=False).noise_scale),
         "stream": summary(swept(val_loader=DataLoader(Stream(), batch_size=8))),
+        "sharded": summary(swept(fsdp=True, monitor="val", val_every=2)),
+        "dispatched": dispatched(),
         "interrupted": interrupted(),
         "failing": swept(FailingInEvalMode()).suggestion.reason,
     }
@@ -120,11 +141,10 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
 
 
 def test_two_ranks_confirm_what_one_rank_does(cases: list[dict[str, Any]]) -> None:
-    """The global batch is the same, sharded or not; so are LR, losses of the runs and validation losses."""
+    """The global batch is the same, in DDP and with FSDP2; so are LR, losses of the runs and validation losses."""
     alone = swept(monitor="val", val_every=2)
     expected = summary(alone)
-    for case in cases:
-        lr, trials, val_losses, monitored = case["plain"]
+    for lr, trials, val_losses, monitored in (case[name] for case in cases for name in ("plain", "sharded")):
         assert lr == pytest.approx(expected[0], rel=1e-6)
         assert [trial[:2] for trial in trials] == [(pytest.approx(lr), steps) for lr, steps, _ in expected[1]]
         assert [trial[2] for trial in trials] == pytest.approx([trial[2] for trial in expected[1]], rel=1e-6)
@@ -136,6 +156,7 @@ def test_all_ranks_find_the_same(cases: list[dict[str, Any]]) -> None:
     """Also with streams of unequal length, a signal on one rank, and an evaluation that fails on one."""
     first, second = cases
     assert first == second
+    assert len(first["dispatched"][1]) > 2
     assert first["noise"].startswith("critical batch size: ")
     reason, trials = first["interrupted"]
     assert "confirmation was interrupted after" in reason
