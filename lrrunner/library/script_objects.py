@@ -22,6 +22,9 @@ from lrrunner.training.optimizers import held_optimizer, optimizer_errors, unwra
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+MAX_NAMED = 3
+"""Parameters that a message names."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ScriptObjects:
@@ -57,7 +60,7 @@ def object_errors(objects: ScriptObjects, *, world_size: int, accumulation_steps
     if not errors:
         errors += _launcher_errors(objects, world_size=world_size)
         errors += _static_graph_errors(objects.model, accumulation_steps)
-    errors += _optimizer_errors(objects.optimizer, objects.model)
+    errors += _optimizer_errors(objects.optimizer, objects.model, world_size=world_size)
     errors += loader_errors(objects.train_loader)
     if objects.val_loader is not None:
         errors += loader_errors(objects.val_loader, name="val_loader")
@@ -158,7 +161,7 @@ def _launcher_errors(objects: ScriptObjects, *, world_size: int) -> list[str]:
     ]
 
 
-def _optimizer_errors(optimizer: Any, model: Any) -> list[str]:
+def _optimizer_errors(optimizer: Any, model: Any, *, world_size: int) -> list[str]:
     name = type(optimizer).__name__
     if isinstance(optimizer, list | tuple):
         return [
@@ -177,7 +180,8 @@ def _optimizer_errors(optimizer: Any, model: Any) -> list[str]:
             f"optimizer must be a torch.optim.Optimizer, got {name}, which wraps one; sweep with an optimizer that "
             "wraps no other"
         ]
-    return optimizer_errors(unwrapped(optimizer)) + _parameter_errors(optimizer, model)
+    errors = optimizer_errors(unwrapped(optimizer)) + _parameter_errors(optimizer, model)
+    return errors or _unreduced_parameter_errors(optimizer, model, world_size=world_size)
 
 
 def _parameter_errors(optimizer: torch.optim.Optimizer, model: Any) -> list[str]:
@@ -189,6 +193,23 @@ def _parameter_errors(optimizer: torch.optim.Optimizer, model: Any) -> list[str]
     if others := held - own:
         return [
             f"optimizer must hold parameters of model only, since only these are restored, got {len(others)} others; "
-            "give a model that holds all of them, such as an nn.ModuleList"
+            "give a model that holds all of them, such as an nn.ModuleList, wrapped as a whole on several ranks"
         ]
     return []
+
+
+def _unreduced_parameter_errors(optimizer: torch.optim.Optimizer, model: Any, *, world_size: int) -> list[str]:
+    """Trained parameters beside DDP, such as a criterion's: no rank reduces them, and a norm need not show it."""
+    if world_size == 1 or not isinstance(model, nn.Module) or fsdp.is_sharded(model):
+        return []
+    wrappers = [module for module in model.modules() if isinstance(module, DistributedDataParallel)]
+    reduced = {id(p) for wrapper in wrappers for p in wrapper.parameters()}
+    held = {id(p) for group in optimizer.param_groups for p in group["params"] if p.requires_grad}
+    names = [name for name, p in model.named_parameters() if id(p) in held - reduced]
+    if not names:
+        return []
+    shown = ", ".join(names[:MAX_NAMED]) + (f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else "")
+    return [
+        f"model must have all that the optimizer trains inside of DistributedDataParallel on {world_size} ranks, got "
+        f"{shown} outside, which ranks would train apart; wrap the nn.ModuleList of model and criterion as a whole"
+    ]

@@ -33,7 +33,7 @@ class ModelCalls:
         if not is_sharded:
             self._wrappers = _ddp_wrappers(model, {id(p) for p in parameters})
         self._outputs: dict[nn.Module, list[torch.Tensor]] = {}
-        self._called: list[nn.Module] = [hooked for hooked, _ in self._wrappers]
+        self._called: set[nn.Module] = set()  # by the last micro-batch with a loss
 
     @contextmanager
     def recorded(self) -> Iterator[None]:
@@ -47,7 +47,7 @@ class ModelCalls:
     def forget(self, *, with_loss: bool) -> None:
         """Free the outputs. After a micro-batch with a loss, the modules it called are those that ranks reduce."""
         if with_loss and self._outputs:
-            self._called = list(self._outputs)
+            self._called = set(self._outputs)
         self._outputs.clear()
 
     def zero_loss(self) -> torch.Tensor:
@@ -57,14 +57,16 @@ class ModelCalls:
             ValueError: the model was not called, and only its own forward pass could take part.
         """
         parts = []
+        awaited = self._called | self._outputs.keys() or {hooked for hooked, _ in self._wrappers}
+        if not self._outputs and not self._called and len(awaited) > 1:
+            raise ValueError(NO_CALL.format("several DistributedDataParallel modules, at first"))
         for hooked, ddp in self._wrappers:
-            if hooked not in self._called and hooked not in self._outputs:
-                continue
-            outputs = self._outputs.get(hooked)
-            if not outputs:
-                outputs = [_without_forward_pass(ddp, was_called=hooked in self._outputs)]
-            finite = [output for output in outputs if torch.isfinite(output.detach()).all()]
-            parts += [(output * 0.0).sum() for output in finite or outputs]
+            if hooked in awaited:
+                outputs = self._outputs.get(hooked)
+                if not outputs:
+                    outputs = [_without_forward_pass(ddp, was_called=hooked in self._outputs)]
+                finite = [output for output in outputs if torch.isfinite(output.detach()).all()]
+                parts += [(output * 0.0).sum() for output in finite or outputs]
         return torch.stack([part.float() for part in parts]).sum()
 
     def _record(self, module: nn.Module, inputs: Any, output: Any) -> None:

@@ -21,7 +21,8 @@ Columns = Sequence[Sequence[float]]
 class Column(IntEnum):
     """What each rank reports of a step, in its own row of the table. Columns of a probe follow.
 
-    GRADIENT is the L2 norm of the rank's gradient after the backward pass; under FSDP the squared norm of its shard.
+    GRADIENT is the L2 norm of the rank's gradient after the backward pass, of the parameters that DDP reduces; under
+    FSDP the squared norm of its shard. It is not finite if any part of the rank's gradient is not.
     """
 
     LOSS_SUM = 0
@@ -80,7 +81,7 @@ class StepReading:
         return _ranks([request == Request.STOP for request in self._columns[Column.REQUEST]])
 
     @property
-    def gradient_square_sum(self) -> float:
+    def gradient_sum(self) -> float:
         """Sum over ranks of GRADIENT: under FSDP, the squared norm of the whole gradient."""
         return sum(self._columns[Column.GRADIENT])
 
@@ -93,7 +94,7 @@ class StepReading:
     def gradient_disagreement(self) -> str:
         """Which ranks hold which gradient norm, where these should be equal and are not; else empty."""
         norms = self._columns[Column.GRADIENT]
-        if not norms or not math.isfinite(self.gradient_square_sum):
+        if not norms or not math.isfinite(self.gradient_sum):
             return ""
         largest = max(norms)
         if largest - min(norms) <= GRADIENT_TOLERANCE * largest:

@@ -71,7 +71,8 @@ class TrainStep:
         device: Device of the model.
         reads_late: Whether a step is to be read while the next one runs.
         is_probed: Whether the noise of the gradient is measured.
-        gradients_must_agree: Whether all ranks must have the same gradient after a backward pass, as under DDP.
+        gradients_must_agree: Whether all ranks must have the same gradient after a backward pass, as under DDP, which
+            may leave some parameters alone.
         reference_items: Item count of a loss of weight 1, the same on all ranks; None before the first step.
     """
 
@@ -91,11 +92,11 @@ class TrainStep:
         self.is_probed = probe is not None
         self._is_sharded = is_sharded(trainable.model)
         self._num_columns = len(Column) + (0 if probe is None else probe.num_columns)
-        self.gradients_must_agree = (
-            collective.world_size > 1 and not self._is_sharded and not _has_local_parameters(trainable.model)
-        )
+        self.gradients_must_agree = collective.world_size > 1 and not self._is_sharded
         self._learning_rate = LearningRate(trainable.optimizer)
         self._parameters = trainable.parameters
+        local = _local_parameters(trainable.model) if self.gradients_must_agree else set()
+        self._reduced = [p for p in self._parameters if p not in local] if local else self._parameters
         self._num_micro_batches = collective.world_size * trainable.accumulation_steps
         self._clears_gradients = type(trainable.optimizer).zero_grad is torch.optim.Optimizer.zero_grad
         self._count_items = trainable.count_items or (lambda batch: trainable.micro_batch_size)
@@ -113,10 +114,15 @@ class TrainStep:
         self._learning_rate.set(lr)
         self._clear_gradients()
         loss_sum, items = self._backward(batches)
-        local_norm = self._grad_norm()
+        local_norm = self._grad_norm(self._parameters)
+        reduced_norm = local_norm
+        if (
+            self._reduced is not self._parameters
+        ):  # a bad gradient on one rank is all ranks' concern, also if not shared
+            reduced_norm = self._grad_norm(self._reduced) + local_norm * 0.0
         if self._on_cpu:
-            return self._finished_on_host(index, lr, self._reduced_columns(loss_sum, items, local_norm), local_norm)
-        return self._finished_on_device(index, lr, self._reduced_table(loss_sum, items, local_norm), local_norm)
+            return self._finished_on_host(index, lr, self._reduced_columns(loss_sum, items, reduced_norm), local_norm)
+        return self._finished_on_device(index, lr, self._reduced_table(loss_sum, items, reduced_norm), local_norm)
 
     def _finished_on_host(self, index: int, lr: float, columns: Columns, local_norm: torch.Tensor) -> PendingStep:
         """The rest of a step on a CPU, where reading costs nothing: a bad gradient is not applied."""
@@ -126,9 +132,12 @@ class TrainStep:
         if not reading.num_items:
             return pending(skipped=True)
         factor = self.reference_items * self._num_micro_batches / reading.num_items
-        grad_norm = self._unscaled(local_norm, reading.gradient_square_sum, factor)
-        reading.grad_norm = float(grad_norm)
-        if self.trainable.scaler is None and not math.isfinite(reading.gradient_square_sum):
+        grad_norm = self._unscaled(local_norm, reading.gradient_sum, factor)
+        if self._reduced is self._parameters:
+            reading.grad_norm = float(grad_norm)
+        else:
+            reading.grad_norm = reading.gradient_sum / self._collective.world_size * factor / self._scale()
+        if self.trainable.scaler is None and not math.isfinite(reading.gradient_sum):
             if not (reading.non_finite_ranks or self._is_sharded):
                 reading.bad_gradient_ranks = self._ranks_with_bad_gradient()
             return pending(skipped=False)
@@ -141,6 +150,8 @@ class TrainStep:
         factor = torch.where(total > 0, self.reference_items * self._num_micro_batches / total, 0.0)
         grad_norm = self._unscaled(local_norm, table[:, Column.GRADIENT].sum(), factor)
         skipped = self._applied(index, lr, grad_norm)
+        if self._reduced is not self._parameters:
+            grad_norm = table[:, Column.GRADIENT].sum() / len(table) * factor / self._scale()
         payload = torch.cat([table.flatten(), grad_norm.detach().double().reshape(1)])
         copied = None
         if self.reads_late:
@@ -197,7 +208,7 @@ class TrainStep:
                 if loss is not None:
                     loss.backward()
         flags = torch.zeros(self._collective.world_size, dtype=torch.float64)
-        flags[self._collective.rank] = not torch.isfinite(self._grad_norm())
+        flags[self._collective.rank] = not torch.isfinite(self._grad_norm(self._parameters))
         return tuple(torch.nonzero(self._collective.sum_(flags)).flatten().tolist())
 
     def _backward(self, batches: Iterator[Any]) -> tuple[torch.Tensor | float, Count]:
@@ -216,11 +227,14 @@ class TrainStep:
             with nullcontext() if is_last else t.no_sync():
                 with nullcontext() if self._calls is None else self._calls.recorded(), t.autocast():
                     loss, count = self._loss_and_count(batch)
+                joined = None
+                if loss is None and self._calls is not None and (is_last or self._is_sharded):
+                    joined = self._calls.zero_loss()  # the other ranks wait for this one
                 weight = self._weight(count) / t.accumulation_steps
                 if loss is not None:
-                    self._propagate(weighted(loss, weight))
-                elif self._calls is not None and (is_last or self._is_sharded):  # the other ranks wait for this one
-                    self._propagate(self._calls.zero_loss())
+                    joined = weighted(loss, weight)
+                if joined is not None:
+                    self._propagate(joined)
             if self._calls is not None:
                 self._calls.forget(with_loss=loss is not None)
             if self._probe is not None:
@@ -274,6 +288,9 @@ class TrainStep:
         scaler.unscale_(self.trainable.optimizer)
         return norm / scaler.get_scale()
 
+    def _scale(self) -> float:
+        return 1.0 if self.trainable.scaler is None else self.trainable.scaler.get_scale()
+
     def _reduced_columns(self, loss_sum: Any, items: Any, local_norm: torch.Tensor) -> Columns:
         """The table of all ranks: each rank's values, untouched by NaN of other ranks."""
         gradient = local_norm.item()
@@ -308,9 +325,9 @@ class TrainStep:
             on_device[column] = value
         return on_device
 
-    def _grad_norm(self) -> torch.Tensor:
+    def _grad_norm(self, parameters: Sequence[torch.nn.Parameter]) -> torch.Tensor:
         """L2 norm of the gradient on this rank, of its shard under FSDP; zero-dimensional, on its device."""
-        gradients = [gradient for p in self._parameters if (gradient := p.grad) is not None]
+        gradients = [gradient for p in parameters if (gradient := p.grad) is not None]
         if self._is_sharded:
             gradients = [local_part(gradient) for gradient in gradients]
         if any(gradient.is_sparse for gradient in gradients):
@@ -341,9 +358,12 @@ def _reading(payload: torch.Tensor, copied: torch.cuda.Event | None, num_rows: i
     return StepReading(columns_of(values[:-1].reshape(num_rows, -1)), grad_norm=float(values[-1]))
 
 
-def _has_local_parameters(model: torch.nn.Module) -> bool:
-    """Whether DDP leaves some parameters alone, which may then differ between ranks."""
+def _local_parameters(model: torch.nn.Module) -> set[torch.nn.Parameter]:
+    """Parameters that DDP leaves alone, which may then differ between ranks."""
     wrappers = [module for module in model.modules() if isinstance(module, DistributedDataParallel)]
-    return any(
-        name in wrapper.parameters_to_ignore for wrapper in wrappers for name, _ in wrapper.module.named_parameters()
-    )
+    return {
+        parameter
+        for wrapper in wrappers
+        for name, parameter in wrapper.module.named_parameters()
+        if name in wrapper.parameters_to_ignore
+    }

@@ -13,6 +13,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from lrrunner.core.curve import curve_from_steps
 from lrrunner.core.suggestion_rules import suggest
@@ -316,6 +317,56 @@ def test_ranks_that_train_apart_are_refused_at_the_first_step(tmp_path: Path, ac
     messages = on_ranks(bypassing_sweep, 2, tmp_path, accumulation_steps)
     assert messages[0] == messages[1]
     assert re.search(r"got norms [\d.]+ on rank 0, [\d.]+ on rank 1 at step 0: the loss bypasses", messages[0])
+
+
+class PartlyLocal(nn.Module):
+    """DDP leaves its first layer alone, which differs by rank."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = small_model()
+        with torch.no_grad():
+            self.inner[0].weight += dist.get_rank()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """One number a sample."""
+        return self.inner(x)
+
+
+def partly_local_sweep(bypasses: bool, bad_step: int = -1) -> Any:
+    """Records, or the message where the other layers' gradients are not reduced."""
+    model = PartlyLocal()
+    ignored = ["inner.0.weight", "inner.0.bias"]
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, ignored)
+    seen = iter(range(1000))
+
+    def objective(model: Any, batch: Any) -> torch.Tensor:
+        loss = squared_error(model.module if bypasses else model, batch)
+        weight = model.module.inner[0].weight
+        bad = next(seen) == bad_step and dist.get_rank() == 1
+        return loss + torch.sqrt(weight.sum() - weight.sum()) if bad else loss
+
+    part = trainable(model=model, objective=objective, max_grad_norm=0.5)
+    try:
+        return run_sweep(part, sweep_plan(num_steps=8, end_lr=1e-3), planned_batches(), context=rank_context())
+    except UnreducedGradientError as error:
+        return str(error)
+
+
+def test_what_ddp_leaves_alone_may_differ_and_the_rest_must_agree(tmp_path: Path) -> None:
+    """One ignored parameter switched the whole comparison off; ranks recorded different norms."""
+    first, second = on_ranks(partly_local_sweep, 2, tmp_path / "reduced", False)
+    assert [step.grad_norm for step in first.steps] == [step.grad_norm for step in second.steps]
+    assert len(first.steps) == 8
+    for message in on_ranks(partly_local_sweep, 2, tmp_path / "apart", True):
+        assert "at step 0: the loss bypasses" in message
+
+
+def test_a_bad_gradient_that_one_rank_keeps_to_itself_stops_all_ranks(tmp_path: Path) -> None:
+    """Each rank looked at its own norm: one stopped, and the others waited for it."""
+    for result in on_ranks(partly_local_sweep, 2, tmp_path, False, 4):
+        (stop,) = result.stops
+        assert (stop.reason, stop.step, stop.in_gradient) == (StopReason.NON_FINITE, 4, True)
 
 
 def rank_1_has_a_bad_sample() -> SweepResult:
