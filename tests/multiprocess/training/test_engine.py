@@ -325,12 +325,14 @@ class PartlyLocal(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.inner = small_model()
+        first: Any = self.inner[0]
         with torch.no_grad():
-            self.inner[0].weight += dist.get_rank()
+            first.weight += dist.get_rank()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """One number a sample."""
-        return self.inner(x)
+        output: torch.Tensor = self.inner(x)
+        return output
 
 
 def partly_local_sweep(bypasses: bool, bad_step: int = -1) -> Any:
