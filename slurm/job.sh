@@ -1,6 +1,8 @@
 # Functions of the batch scripts, which source this file after `set -euo pipefail`.
 # shellcheck shell=bash
 
+LRRUNNER_MAX_REQUEUES=${LRRUNNER_MAX_REQUEUES:-20} LRRUNNER_WARNING_S=120 # --signal of the batch scripts
+
 # The run directory of this job: run.dir= or run.resume= of the user, else one named after the job's id. A requeued job has
 # the same id, so it finds what it saved and resumes.
 #   sets directory, and arguments (those for lrrunner)
@@ -41,11 +43,51 @@ use_cpus_without_gpus() {
     fi
 }
 
+# Steps that a run, or the jobs of a batch, have recorded.
+num_recorded() {
+    { find "$1" -maxdepth 2 \( -name records.csv -o -name trial_records.csv \) -exec tail -q -n +2 {} + 2>/dev/null || true; } | wc -l
+}
+
+# Whether a job may requeue itself: not more often than LRRUNNER_MAX_REQUEUES, and only with progress since the last time,
+# else it would do so for ever. Each time is a line of .slurm_requeues: the steps recorded by then.
+may_requeue() {
+    local history=$1/.slurm_requeues last=0 count=0 recorded
+    recorded=$(num_recorded "$1")
+    if [ -e "$history" ]; then last=$(tail -n 1 "$history") count=$(wc -l <"$history"); fi
+    if [ "$recorded" -le "$last" ]; then
+        echo "warned by the scheduler, but not requeued: no step was recorded in $1 since the job began or was requeued;" \
+            "give it more time (--time), then run.resume=$1"
+        return 1
+    fi
+    if [ "$count" -ge "$LRRUNNER_MAX_REQUEUES" ]; then
+        echo "warned by the scheduler, but not requeued: it has been $count times (LRRUNNER_MAX_REQUEUES);" \
+            "give it more time (--time), then run.resume=$1"
+        return 1
+    fi
+    echo "$recorded" >>"$history"
+}
+
+# Say it where the warning comes as soon as the job has begun. The format is [days-][[hours:]minutes:]seconds.
+say_short_limit() {
+    local limit days=0 hours minutes seconds
+    limit=$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%l 2>/dev/null) || return 0
+    limit=${limit// /}
+    [[ $limit =~ ^([0-9]+-)?[0-9:]+$ ]] || return 0 # UNLIMITED, for example
+    case $limit in *-*) days=${limit%%-*} limit=${limit#*-} ;; esac
+    IFS=: read -r seconds minutes hours < <(tr : '\n' <<<"$limit" | tac | paste -s -d :)
+    seconds=$((10#$seconds + 60 * (10#${minutes:-0} + 60 * (10#${hours:-0} + 24 * 10#$days))))
+    if [ "$seconds" -le "$LRRUNNER_WARNING_S" ]; then
+        echo "the time limit of $seconds s leaves no time before the warning, $LRRUNNER_WARNING_S s before its end:" \
+            "this job may end before its first step; give it more time (--time)"
+    fi
+}
+
 # Run a job step, forward the scheduler's warning to its ranks, and requeue the job once they have saved.
 #   supervise DIRECTORY srun ...
 supervise() {
     local run=$1 warned= step code=0
     shift
+    say_short_limit
     # accelerate launch forwards only the signals that it handles, and kills ranks that do not end in time.
     export PET_SIGNALS_TO_HANDLE=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR2 PET_SHUTDOWN_TIMEOUT=$LRRUNNER_SAVE_WITHIN_S
     trap 'warned=yes; scancel --signal=USR2 "$SLURM_JOB_ID"' USR2
@@ -56,7 +98,7 @@ supervise() {
         wait "$step" && code=0 || code=$?
         kill -0 "$step" 2>/dev/null || break
     done
-    if [ -n "$warned" ] && [ "$code" != 0 ] && [ "$(run_state "$run")" != finished ]; then
+    if [ -n "$warned" ] && [ "$code" != 0 ] && [ "$(run_state "$run")" != finished ] && may_requeue "$run"; then
         echo "warned by the scheduler: requeued, to resume $run"
         scontrol requeue "$SLURM_JOB_ID" && sleep 60
     fi

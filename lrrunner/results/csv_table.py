@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import errno
 import io
 import os
 from collections import deque
@@ -32,7 +34,7 @@ class CsvTable:
         self._columns = columns
         lines = path.read_bytes().splitlines(keepends=True) if resumed and path.exists() else []
         self._old = deque(line for line in lines if line.endswith(b"\n"))
-        self._file = path.open("r+b" if self._old else "wb")
+        self._file = path.open("r+b" if self._old else "wb", buffering=0)  # nothing is left to write at the end
         self._file.truncate(sum(map(len, self._old)))
         self.write(columns)
 
@@ -50,9 +52,20 @@ class CsvTable:
                 self._file.seek(len(old), os.SEEK_CUR)
                 return cells
             self.drop_unrepeated()
-        self._file.write(line)
-        self._file.flush()
+        self._append(line)
         return None
+
+    def _append(self, line: bytes) -> None:
+        """Write a line, all of it or nothing."""
+        start = self._file.tell()
+        try:
+            if self._file.write(line) != len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError:
+            with contextlib.suppress(OSError):
+                self._file.truncate(start)
+                self._file.seek(start)
+            raise
 
     def drop_unrepeated(self) -> None:
         """Remove the rows of the previous attempt that were not written again."""

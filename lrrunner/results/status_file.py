@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from lrrunner.results.artifacts import STATUS_FILE
 from lrrunner.results.run_state import COULD_NOT_REPORT, ENDED, ENDED_WITHOUT_REPORT, JobResult, RunState, state_in
 from lrrunner.system import exit_codes
-from lrrunner.system.atomic_files import read_json, write_json
+from lrrunner.system.atomic_files import json_bytes, overwritten, read_json, write_json
 
 
 def read_status(directory: Path) -> dict[str, Any]:
@@ -20,7 +21,20 @@ def read_status(directory: Path) -> dict[str, Any]:
 def write_status(directory: Path, **changes: Any) -> None:
     """Change fields of the status; nothing without a run directory."""
     if directory.is_dir():
-        write_json(directory / STATUS_FILE, read_status(directory) | changes, durable=True)
+        write_status_file(directory / STATUS_FILE, read_status(directory) | changes)
+
+
+def write_status_file(path: Path, status: Mapping[str, Any]) -> None:
+    """Replace the status; where the disk is full, overwrite it, which needs no further room.
+
+    Raises:
+        OSError: neither is possible.
+    """
+    try:
+        write_json(path, status, durable=True)
+    except OSError:
+        if not overwritten(path, json_bytes(status)):
+            raise
 
 
 def close_abandoned(directory: Path) -> RunState:

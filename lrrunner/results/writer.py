@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -29,10 +29,11 @@ from lrrunner.results.artifacts import (
 )
 from lrrunner.results.codec import STEP_COLUMNS, TRIAL_COLUMNS, TRIAL_STEP_COLUMNS, cells
 from lrrunner.results.csv_table import CsvTable
-from lrrunner.results.status_file import read_status
+from lrrunner.results.status_file import read_status, write_status_file
 from lrrunner.results.suggestion_file import suggestion_content
 from lrrunner.system.atomic_files import write_json, write_text
 from lrrunner.system.redaction import Redactor
+from lrrunner.system.terminal import shown_path
 
 STATUS_INTERVAL_S = 2.0
 
@@ -65,6 +66,7 @@ class RunDirectory:
         self._resumed = resumed
         self._status: dict[str, Any] = read_status(self.path) if resumed else {}
         self._status_time = 0.0
+        self._num_steps = 0
         self._tables: dict[str, CsvTable] = {}
         try:
             (self.path / RANKS_FOLDER).mkdir(parents=True, exist_ok=True)
@@ -104,10 +106,12 @@ class RunDirectory:
         """
         if self._resumed:
             for name in (NOTE_FILE, SUGGESTION_FILE, FIGURE_FILE):
-                (self.path / name).unlink(missing_ok=True)
+                with self._writing(name):
+                    (self.path / name).unlink(missing_ok=True)
             return
-        write_text(self.path / CONFIG_FILE, _yaml(self._redactor.tree(config)), durable=True)
-        write_text(self.path / OVERRIDES_FILE, _yaml(self._redactor.tree(list(overrides))), durable=True)
+        for name, content in ((CONFIG_FILE, config), (OVERRIDES_FILE, list(overrides))):
+            with self._writing(name):
+                write_text(self.path / name, _yaml(self._redactor.tree(content)), durable=True)
 
     @property
     def mlflow_run_id(self) -> str | None:
@@ -120,7 +124,9 @@ class RunDirectory:
         Returns:
             The step, with the times of the previous attempt if that recorded it already.
         """
-        previous = self._records.write(cells(step, self._step_columns))
+        with self._writing(RECORDS_FILE):
+            previous = self._records.write(cells(step, self._step_columns))
+        self._num_steps += 1
         if time.monotonic() - self._status_time > STATUS_INTERVAL_S:
             self.update_status(last_step=step.step)
         return _with_times_of(previous, step)
@@ -128,31 +134,50 @@ class RunDirectory:
     def record_trial_step(self, trial: int, step: Step) -> Step:
         """Append one row to trial_records.csv, as :meth:`record` does; the file is created with its first row."""
         row = [str(trial), *cells(step, TRIAL_STEP_COLUMNS[1:])]
-        return _with_times_of(self._table(TRIAL_RECORDS_FILE, TRIAL_STEP_COLUMNS).write(row), step)
+        with self._writing(TRIAL_RECORDS_FILE):
+            return _with_times_of(self._table(TRIAL_RECORDS_FILE, TRIAL_STEP_COLUMNS).write(row), step)
 
     def record_trial(self, trial: Trial, *, schedule: str) -> None:
         """Append one row to trials.csv, flushed; the file is created with its first row."""
         number, *rest = cells(trial, [name for name in TRIAL_COLUMNS if name != "schedule"])
-        self._table(TRIALS_FILE, TRIAL_COLUMNS).write([number, schedule, *rest])
+        with self._writing(TRIALS_FILE):
+            self._table(TRIALS_FILE, TRIAL_COLUMNS).write([number, schedule, *rest])
 
     def drop_unrepeated_rows(self) -> None:
         """Remove rows of a previous attempt that the finished run has not recorded again."""
-        for table in self._tables.values():
-            table.drop_unrepeated()
+        for name, table in self._tables.items():
+            with self._writing(name):
+                table.drop_unrepeated()
 
     def write_suggestion(self, test: RangeTestResult) -> None:
         """Write suggestion.json."""
-        write_json(self.path / SUGGESTION_FILE, suggestion_content(test), durable=True)
+        with self._writing(SUGGESTION_FILE):
+            write_json(self.path / SUGGESTION_FILE, suggestion_content(test), durable=True)
 
     def write_note(self, note: str) -> None:
         """Write note.md, the description that MLflow shows."""
-        write_text(self.path / NOTE_FILE, self._redactor.text(note), durable=True)
+        with self._writing(NOTE_FILE):
+            write_text(self.path / NOTE_FILE, self._redactor.text(note), durable=True)
 
     def update_status(self, **changes: Any) -> None:
         """Change fields of status.json."""
         self._status |= self._redactor.tree(changes)
         self._status_time = time.monotonic()
-        write_json(self.path / STATUS_FILE, self._status, durable=True)
+        with self._writing(STATUS_FILE):
+            write_status_file(self.path / STATUS_FILE, self._status)
+
+    @contextlib.contextmanager
+    def _writing(self, name: str) -> Iterator[None]:
+        """Raise the error of a file with what a user has to know, and of the same type."""
+        try:
+            yield
+        except OSError as error:
+            path = shown_path(self.path)
+            safe = f"the {self._num_steps} steps before are safe" if self._num_steps else "nothing was recorded yet"
+            raise type(error)(
+                f"{path}/{name} cannot be written ({error.strerror or error}); {safe}; see to the disk and go on with "
+                f"run.resume={path}"
+            ) from error
 
     def _table(self, name: str, columns: Sequence[str]) -> CsvTable:
         if name not in self._tables:

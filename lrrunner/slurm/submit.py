@@ -66,9 +66,12 @@ def follow(job: str) -> int:
     Returns:
         Its exit code; 128 + the signal that ended it.
     """
-    position = 0
+    position, shown = 0, ""
     while True:
-        state, code, output = _job(job)
+        state, code, output, reason = _job(job)
+        if state == "PENDING" and reason != shown:
+            shown = reason
+            print(f"job {job}: pending ({reason})", flush=True)
         if output is not None and output.exists():
             with output.open("rb") as file:
                 file.seek(position)
@@ -82,14 +85,14 @@ def follow(job: str) -> int:
         time.sleep(POLL_S)
 
 
-def _job(job: str) -> tuple[str | None, int, Path | None]:
-    """State, exit code and output file according to ``scontrol``; no state for a job that Slurm has forgotten."""
+def _job(job: str) -> tuple[str | None, int, Path | None, str]:
+    """State, exit code, output file and reason as ``scontrol`` shows them; no state for a job that it has forgotten."""
     shown = subprocess.run(["scontrol", "-o", "show", "job", job], capture_output=True, text=True, check=False).stdout
     fields = dict(re.findall(r"(?:^| )([A-Za-z]+)=(\S*)", shown))
     code, _, number = fields.get("ExitCode", "1:0").partition(":")
     output = fields.get("StdOut")
     exit_code = int(code) or (exit_codes.signal_exit_code(int(number)) if int(number or 0) else 0)
-    return fields.get("JobState"), exit_code, Path(output) if output else None
+    return fields.get("JobState"), exit_code, Path(output) if output else None, fields.get("Reason", "None")
 
 
 if __name__ == "__main__":

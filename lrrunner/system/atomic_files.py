@@ -5,18 +5,20 @@ Standard library only.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
 PARTIAL_SUFFIX = ".part"
+BLOCK_BYTES = 512
+"""Unit of ``st_blocks``."""
 
 
-@contextmanager
+@contextlib.contextmanager
 def atomic_file(path: Path, *, durable: bool = False, private: bool = False) -> Iterator[BinaryIO]:
     """Open a file that replaces ``path`` when the block ends, and is removed when the block raises.
 
@@ -35,7 +37,8 @@ def atomic_file(path: Path, *, durable: bool = False, private: bool = False) -> 
                 os.fsync(file.fileno())
         partial.replace(path)
     except BaseException:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # the first error says more
+            partial.unlink(missing_ok=True)
         raise
     if durable:
         _sync_folder(path.parent)
@@ -54,7 +57,27 @@ def write_text(path: Path, text: str, *, durable: bool = False, private: bool = 
 
 def write_json(path: Path, content: Any, *, durable: bool = False, private: bool = False) -> None:
     """Write JSON, indented by two spaces, as :func:`atomic_file` does."""
-    write_text(path, json.dumps(content, indent=2) + "\n", durable=durable, private=private)
+    write_bytes(path, json_bytes(content), durable=durable, private=private)
+
+
+def json_bytes(content: Any) -> bytes:
+    """JSON as :func:`write_json` writes it."""
+    return (json.dumps(content, indent=2) + "\n").encode()
+
+
+def overwritten(path: Path, content: bytes) -> bool:
+    """Write over a file, whose disk may be full; whether that was possible in the blocks that it has."""
+    try:
+        with path.open("r+b", buffering=0) as file:
+            state = os.fstat(file.fileno())
+            if len(content) > max(state.st_size, state.st_blocks * BLOCK_BYTES):
+                return False
+            file.write(content)
+            file.truncate()
+            os.fsync(file.fileno())
+    except OSError:
+        return False
+    return True
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from logging.handlers import MemoryHandler
 from pathlib import Path
@@ -18,6 +19,23 @@ def wake_loggers() -> None:
     for name, logger in logging.root.manager.loggerDict.items():
         if isinstance(logger, logging.Logger) and name.partition(".")[0] == package_logger.name:
             logger.disabled = False
+
+
+class _LogFile(logging.FileHandler):
+    """A file that may fail, on a full disk, without a message from logging for each record."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a record, if the file takes it."""
+        with contextlib.suppress(OSError):
+            super().emit(record)
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's own name
+        """Drop the record: what fails is said once, where it matters."""
+
+    def close(self) -> None:
+        """Close the file."""
+        with contextlib.suppress(OSError):
+            super().close()
 
 
 class JobLog:
@@ -60,7 +78,7 @@ class JobLog:
         package_logger.removeHandler(self._early)
         if not directory.is_dir():
             return
-        handler = logging.FileHandler(directory / "ranks" / f"{rank}.log", delay=True, encoding="utf-8")
+        handler = _LogFile(directory / "ranks" / f"{rank}.log", delay=True, encoding="utf-8")
         handler.setFormatter(RedactingFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s", self._redactor))
         package_logger.addHandler(handler)
         self._handlers.append(handler)

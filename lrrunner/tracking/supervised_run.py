@@ -104,7 +104,10 @@ class SupervisedRuns:
         """
         run_id = run_id or read_status(directory).get("mlflow_run_id")
         cause = redactor.text(result.cause or "") or None
-        _record_end(directory, state=result.state, cause=cause)
+        try:
+            _record_end(directory, state=result.state, cause=cause)
+        except OSError as error:  # rank 0 has reported that the directory cannot be written
+            logger.info("%s: the end cannot be recorded (%s)", directory, error)
         if run_id is not None:
             end = functools.partial(self._end_run, tracking, directory, result, run_id=run_id, redactor=redactor)
             if not at_once:

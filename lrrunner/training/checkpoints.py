@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import pickle
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -27,6 +28,12 @@ from lrrunner.training.snapshot import RngState, Snapshot
 FORMAT = 2
 NUM_KEPT = 2
 SHARDS = "*.rank*"
+
+CANNOT_BE_SAVED = (TypeError, AttributeError, pickle.PicklingError)
+"""What pickle raises for a state that no file can hold; trying again is of no use."""
+
+CANNOT_BE_WRITTEN = (OSError, RuntimeError)
+"""What a disk raises; where it fails in the middle of a file, torch raises a RuntimeError of its own."""
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +90,7 @@ class Checkpoints:
         self._unfinished_key: str | None = None
         self._saved: dict[str, Any] = {}
         self._number = 0
-        self._is_broken = False
+        self._is_broken = self._is_failing = False
         if saved is not None:
             self._finished = {
                 key: FinishedRepeat(tuple(_steps(rows)), from_plain(Stop, stop))
@@ -138,7 +145,7 @@ class Checkpoints:
     ) -> None:
         """Save the state in the middle of a repeat. Every rank must call this, after the same step.
 
-        If the state cannot be saved, or the disk is full, a warning is logged and the run goes on.
+        If the state cannot be saved, or the disk is full, a warning is logged once and the run goes on.
         """
         self._number += 1
         own = {
@@ -165,28 +172,34 @@ class Checkpoints:
             "ranks": by_rank,
         }
 
-    def _write(self, content: dict[str, Any], snapshot: Snapshot, *, errors: Sequence[TypeError | OSError]) -> None:
+    def _write(self, content: dict[str, Any], snapshot: Snapshot, *, errors: Sequence[Exception]) -> None:
         """Rank 0's part of a checkpoint, unless a rank could not write its shard."""
         try:
             for error in errors:
                 raise error
             content["world"] = None if snapshot.is_sharded else snapshot.state_dict()
             write(self._folder, self._number, content)
-        except TypeError as error:
+        except CANNOT_BE_SAVED as error:
             self._is_broken = True
             _remove_number(self._folder, self._number)
             logger.warning("the state cannot be saved, so this run cannot be resumed: %s", error)
-        except OSError as error:
+        except CANNOT_BE_WRITTEN as error:
             _remove_number(self._folder, self._number)
-            logger.warning("the checkpoint could not be written (%s); the one before it stays", error)
+            if not self._is_failing:
+                logger.warning("the checkpoint could not be written (%s); the one before it stays", _first_line(error))
+            self._is_failing = True
+        else:
+            if self._is_failing:
+                logger.warning("checkpoints are written again")
+            self._is_failing = False
 
-    def _write_shard(self, key: str, num_steps: int, snapshot: Snapshot) -> TypeError | OSError | None:
+    def _write_shard(self, key: str, num_steps: int, snapshot: Snapshot) -> Exception | None:
         """This rank's part of a checkpoint; an error is returned, since all ranks must know of it."""
         try:
             self._folder.mkdir(exist_ok=True)
             content = {"key": key, "num_steps": num_steps, "world": snapshot.state_dict()}
             _write_durably(_shard_file(self._folder, self._number, self._collective.rank), content)
-        except (TypeError, OSError) as error:
+        except (*CANNOT_BE_SAVED, *CANNOT_BE_WRITTEN) as error:
             return error
         return None
 
@@ -252,14 +265,19 @@ def _loaded(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # noqa: BLE001 - on a damaged file, torch, zipfile and pickle raise various exceptions
-        logger.warning("the checkpoint %s cannot be read (%s)", path, (str(error).splitlines() or ["?"])[0])
+        logger.warning("the checkpoint %s cannot be read (%s)", path, _first_line(error))
         return None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _remove_number(folder: Path, number: int) -> None:
     """Remove what ranks have written of a checkpoint that failed."""
     for path in folder.glob(f"{number:08d}.*"):
-        path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # the disk may be what has failed
+            path.unlink(missing_ok=True)
 
 
 def remove(folder: Path) -> None:

@@ -12,6 +12,7 @@ from lrrunner.results.writer import RunDirectory
 from lrrunner.system.bounded_call import done_within
 from lrrunner.tracking import tag_names
 from lrrunner.tracking.connection import Connection
+from lrrunner.tracking.failures import failure_reason
 from lrrunner.tracking.mlflow_run import MlflowRun, RunEnd, join_run
 from lrrunner.tracking.run_names import default_run_name
 from lrrunner.tracking.runs import create_or_join_run, end_run, find_run, reopen_run, run_exists
@@ -63,7 +64,8 @@ class TrackedRun:
                 self._connection, run_id, job=job, params=self._context.values, tags=tags, dataset=training_set
             )
         except Exception as error:  # noqa: BLE001 - a store that fails now must not cost the sweep
-            logger.warning("MLflow failed (%s); the run directory keeps everything", error)
+            reason = failure_reason(error, self._context.redactor)
+            logger.warning("MLflow failed (%s); the run directory keeps everything", reason)
             if run_id is not None:
                 end_run(self._connection, run_id, RunState.FAILED)
 

@@ -206,6 +206,64 @@ def test_an_interrupted_job_resumes_by_itself(
     assert (mlflow_run.info.run_id, mlflow_run.info.status) == (status["mlflow_run_id"], "FINISHED")
 
 
+ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT")
+
+
+def output_of_ended(cluster: Cluster, number: str) -> str:
+    """What a job has printed, which must end without a success."""
+    assert cluster.wait_for_state(number, *ENDED)["JobState"] != "COMPLETED"
+    return (cluster.folder / f"lrrunner-{number}.out").read_text()
+
+
+def test_a_job_that_makes_no_progress_does_not_requeue_itself(cluster: Cluster) -> None:
+    """With a time limit at or below the warning it did so for ever: seven times in eight minutes."""
+    number = cluster.submit("--nodes=1", "--ntasks-per-node=1", str(ROOT / "slurm/sweep.sbatch"), *SLOW)
+    cluster.wait("started", lambda: cluster.job(number)["JobState"] == "RUNNING")
+    cluster.wait("its step", lambda: "lrrunner" in cluster.run("squeue", "--steps", "--noheader", "--format=%j %i"))
+    warned(cluster, number)
+    shown = output_of_ended(cluster, number)
+    assert f"not requeued: no step was recorded in runs/slurm-{number} since the job began or was requeued" in shown
+    assert cluster.job(number)["Restarts"] == "0"
+
+
+@pytest.mark.long
+def test_a_job_requeues_itself_only_so_often(cluster: Cluster) -> None:
+    """Each time with progress; the number is a site's to choose."""
+    cluster.env["LRRUNNER_MAX_REQUEUES"] = "1"
+    number = cluster.submit("--nodes=1", "--ntasks-per-node=1", str(ROOT / "slurm/sweep.sbatch"), *SLOW)
+    cluster.wait_for_rows(number, 5)
+    warned(cluster, number)
+    cluster.wait("requeued", lambda: cluster.job(number)["Restarts"] == "1")
+    cluster.wait_for_rows(number, 20)
+    warned(cluster, number)
+    shown = output_of_ended(cluster, number)
+    assert "warned by the scheduler: requeued, to resume" in shown
+    assert "not requeued: it has been 1 times (LRRUNNER_MAX_REQUEUES)" in shown
+    assert cluster.job(number)["Restarts"] == "1"
+
+
+def test_submit_refuses_a_time_limit_that_cannot_fit(cluster: Cluster, tmp_path: Path) -> None:
+    """The warning would come as soon as the job has begun."""
+    command = [str(ROOT / "scripts/submit"), "--time=2", str(ROOT / "slurm/sweep.sbatch"), *SLOW]
+    done = subprocess.run(command, cwd=tmp_path, env=cluster.env, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "--time must exceed the warning of 120 s before the limit (--signal), got 2, which is 120 s" in done.stderr
+    assert "job" not in done.stdout
+
+
+def test_a_short_limit_is_said_in_the_jobs_log(cluster: Cluster) -> None:
+    """Submitted without the check."""
+    shutil.copy(PARTS, cluster.folder / "parts.py")
+    cluster.env["LRRUNNER_SITE"] = str(ROOT / "slurm/site.env")
+    cluster.env["LRRUNNER_SLURM"] = str(ROOT / "slurm")
+    short = ("sweep.num_steps=12", "sweep.auto_range=false", *NO_TRACKING)
+    script = str(ROOT / "slurm/sweep.sbatch")
+    number = cluster.run("sbatch", "--parsable", "--time=1", "--ntasks=1", "--signal=B:USR2@1", script, *short).strip()
+    cluster.wait_for_state(number, *ENDED)
+    shown = (cluster.folder / f"lrrunner-{number}.out").read_text()
+    assert "the time limit of 60 s leaves no time before the warning, 120 s before its end" in shown
+
+
 @pytest.mark.parametrize("num_nodes", [LONG(1), 2])
 def test_scancel_leaves_the_run_killed_with_its_records(num_nodes: int, cluster: Cluster, tmp_path: Path) -> None:
     """Not RUNNING for ever, and the records are kept. One rank alone runs without a launcher, which would die first."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import logging
@@ -15,7 +16,8 @@ import pytest
 import torch
 
 from lrrunner.records import Step, StopReason, Trial, TrialOutcome
-from lrrunner.training import train_step
+from lrrunner.system import atomic_files
+from lrrunner.training import checkpoints, train_step
 from lrrunner.training.checkpoints import Checkpoints, read_newest
 from lrrunner.training.collectives import SerialCollective
 from lrrunner.training.engine import SweepResult, run_sweep
@@ -210,6 +212,57 @@ def test_a_full_disk_costs_the_checkpoint_and_not_the_run(
     monkeypatch.setattr(torch, "save", full)
     assert without_times(swept(tmp_path)) == without_times(swept(None))
     assert "the checkpoint could not be written" in caplog.text
+
+
+class FullDisk:
+    """A file whose disk takes so many more bytes."""
+
+    def __init__(self, file: Any, *, room: int) -> None:
+        self._file, self._room = file, room
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+    def write(self, content: bytes) -> int:
+        self._room -= len(content)
+        if self._room < 0:
+            raise OSError(28, "No space left on device")
+        written: int = self._file.write(content)
+        return written
+
+
+@pytest.mark.parametrize("room", [0, 100, 1500])
+def test_a_checkpoint_that_fails_half_way_costs_itself_alone(
+    room: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """torch raises a RuntimeError then, which ended the sweep; the one before stays, and a disk may have room again."""
+    numbers: list[int] = []
+    kept: list[set[str]] = []
+
+    @contextlib.contextmanager
+    def atomic_file(path: Path, *, durable: bool) -> Iterator[Any]:
+        numbers.append(int(path.stem))
+        with atomic_files.atomic_file(path, durable=durable) as file:
+            yield FullDisk(file, room=room) if 4 <= numbers[-1] <= 6 else file
+
+    def on_step(step: Step) -> None:
+        kept.append({path.name for path in tmp_path.iterdir()} if tmp_path.exists() else set())
+
+    monkeypatch.setattr(checkpoints, "atomic_file", atomic_file)
+    with caplog.at_level(logging.WARNING):
+        result = run_sweep(
+            trainable(),
+            sweep_plan(num_steps=10),
+            planned_batches(),
+            context=rank_context(checkpoints=saver(tmp_path)),
+            on_step=on_step,
+        )
+    assert len(result.steps) == 10
+    assert caplog.text.count("the checkpoint could not be written (") == 1
+    assert caplog.text.count("checkpoints are written again") == 1
+    assert {"00000002.pt", "00000003.pt"} in kept
+    assert not [names for names in kept if any(name.endswith(".part") for name in names)]
+    assert max(numbers) > 6
 
 
 def test_an_optimizer_whose_state_cannot_be_saved_is_reported_once(
