@@ -189,9 +189,12 @@ def test_sigterm_in_a_trial_keeps_what_was_measured(tmp_path: Path) -> None:
     assert done.read("suggestion.json")["lr"] == sweep["lr"] is not None
     trials = rows(done, "trials.csv")
     assert trials[-1]["outcome"] == "interrupted"
-    assert "suggested lr: " in done.out
+    assert "interrupted:  at step " in done.out
+    assert " run.resume=run\n" in done.out
+    assert "verdict" not in done.out
     client, run = tracked(done)
     assert run.info.status == "KILLED"
+    assert "suggested_lr" not in run.data.metrics, "further trials may change it"
     assert client.get_metric_history(run.info.run_id, "trial_0/loss")
 
 
