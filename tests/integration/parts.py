@@ -10,6 +10,7 @@ from typing import ClassVar
 
 import torch
 from torch import nn
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 
 class SlowMlp(nn.Module):
@@ -276,7 +277,7 @@ class SoakNet(nn.Module):
         if self.mood == "backward":
             scores.register_hook(_raise_in_backward)
         if self.mood == "optimizer":
-            torch.optim.optimizer.register_optimizer_step_pre_hook(_raise_in_optimizer)
+            register_optimizer_step_pre_hook(_raise_in_optimizer)
         if self.mood == "exit":
             os._exit(3)
         if self.mood in ("kill", "stop"):
