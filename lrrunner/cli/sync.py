@@ -32,7 +32,7 @@ def run(arguments: Sequence[str]) -> int:
     """
     parser = argparse.ArgumentParser(prog="lrrunner-sync", description=__doc__)
     parser.add_argument("directories", nargs="+", type=Path, metavar="directory", help="a run or batch directory")
-    parser.add_argument("--uri", help="tracking URI, instead of the one that the run was given")
+    parser.add_argument("--uri", help="tracking URI, instead of the one that the run was given, or to confirm that")
     parsed = parser.parse_args(arguments)
     code = exit_codes.OK
     for directory in parsed.directories:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import logging
+import math
 import os
 import shlex
 import subprocess
@@ -19,6 +20,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import hydra
+import yaml
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import TaskFunction
 from omegaconf import DictConfig
@@ -42,6 +44,9 @@ from lrrunner.system.terminal import counted, write_line
 
 LAUNCHERS = ("submitit_slurm", "submitit_local")
 PLUGIN = "hydra_plugins.hydra_submitit_launcher"
+HYDRA_RECORD = "multirun.yaml"
+PICKLES = ".submitit"
+"""Folder in which submitit keeps what its jobs call, with all overrides."""
 
 logger = logging.getLogger(__name__)
 
@@ -131,14 +136,15 @@ def _queue_and_wait(
     """
     job = functools.update_wrapper(functools.partial(run_point, commands, directory), run_point)
     sweep = [f"hydra.sweep.dir={_quoted(directory)}", "hydra.sweep.subdir=.", "hydra.job.name=lrrunner"]
+    _make_private(directory)
     try:
         _hydra_multirun([*arguments, *sweep], job)
     except (Exception, KeyboardInterrupt, SystemExit) as error:
         logger.info("a job failed", exc_info=error)
         return False
     finally:
-        _mask(directory / "multirun.yaml", redactor)
-    for path in directory.glob(".submitit/**/*.pkl"):  # they hold the overrides, secrets among them
+        _mask(directory / HYDRA_RECORD, redactor)
+    for path in directory.glob(f"{PICKLES}/**/*.pkl"):  # they hold the overrides, secrets among them
         path.unlink()
     return True
 
@@ -162,10 +168,24 @@ def _hydra_multirun(arguments: Sequence[str], job: TaskFunction) -> None:
         wake_loggers()
 
 
+def _make_private(directory: Path) -> None:
+    """Make what holds secrets for as long as the jobs run readable by its owner alone: Hydra's record, the pickles."""
+    (directory / PICKLES).mkdir(mode=0o700, exist_ok=True)
+    write_text(directory / HYDRA_RECORD, "", private=True)  # Hydra writes over it, which keeps its mode
+
+
 def _mask(path: Path, redactor: Redactor) -> None:
-    """Hydra writes its own record of the batch; secrets must not stay in it."""
+    """Hydra writes its own record of the batch; secrets must not stay in it.
+
+    It is masked as values, not as text: YAML breaks long lines, and a secret with them.
+    """
     with suppress(OSError):
-        write_text(path, redactor.text(path.read_text(encoding="utf-8")))
+        text = path.read_text(encoding="utf-8")
+        try:
+            masked = yaml.safe_dump(redactor.tree(yaml.safe_load(text)), sort_keys=False, width=math.inf)
+        except yaml.YAMLError:
+            masked = redactor.text(text)
+        write_text(path, masked, private=True)
 
 
 def _check_launcher(launcher: CommandLine) -> None:

@@ -6,6 +6,8 @@ import os
 import socket
 import time
 from collections.abc import Mapping
+from pathlib import Path
+from urllib.parse import urlsplit
 
 from lrrunner.errors import ConfigError
 from lrrunner.results.artifacts import RECORDS_FILE, STATUS_FILE, TRIAL_RECORDS_FILE
@@ -21,6 +23,14 @@ from lrrunner.tracking.run_names import default_run_name
 from lrrunner.tracking.runs import create_run, find_run, run_exists, run_location
 from lrrunner.tracking.upload_run import upload_run
 from lrrunner.version import __version__
+
+CREDENTIALS = (
+    *("MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"),
+    *("MLFLOW_TRACKING_AUTH", "MLFLOW_TRACKING_AWS_SIGV4"),
+)
+"""What MLflow sends, or signs with, to whichever server it talks to."""
+
+CREDENTIALS_FILE = Path("~/.mlflow/credentials")
 
 
 def sync_run(
@@ -72,13 +82,35 @@ def connect_for(files: RunFiles, *, uri: str | None) -> Connection:
         ConnectionError: the store does not answer.
     """
     tracking = files.job.tracking
-    uri = uri or tracking.uri
-    if MASK in uri:
-        raise ConfigError(
-            [f"--uri must be given, got {uri} from {files.path}, where secrets are masked; name the store"]
-        )
+    if uri is None:
+        uri = tracking.uri
+        if MASK in uri:
+            raise ConfigError(
+                [f"--uri must be given, got {uri} from {files.path}, where secrets are masked; name the store"]
+            )
+        check_credentials(uri, files.path, os.environ)
     redactor = Redactor.for_run(files.config, os.environ)
     return connect(uri=uri, experiment=tracking.experiment, redactor=redactor, timeout_s=tracking.timeout_s)
+
+
+def check_credentials(uri: str, directory: Path, environ: Mapping[str, str]) -> None:
+    """Refuse to send the user's credentials to a server that only a run directory names: anybody may have written it.
+
+    Raises:
+        ConfigError: there are some, and ``MLFLOW_TRACKING_URI`` names another server.
+    """
+    given = [name for name in CREDENTIALS if environ.get(name)]
+    if CREDENTIALS_FILE.expanduser().exists():
+        given.append(str(CREDENTIALS_FILE))
+    server = urlsplit(uri)
+    known = urlsplit(environ.get("MLFLOW_TRACKING_URI", ""))
+    if given and server.scheme in ("http", "https") and server[:2] != known[:2]:
+        raise ConfigError(
+            [
+                f"--uri must be given to send {', '.join(given)} to {uri}, which {directory} names and "
+                f"MLFLOW_TRACKING_URI does not; if you trust it, add --uri {uri}"
+            ]
+        )
 
 
 def raise_failure(failure: UploadFailure | None) -> None:

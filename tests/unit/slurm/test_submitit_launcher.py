@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import stat
 from pathlib import Path
 
 import pytest
+import yaml
 
 from lrrunner.config.command_line import parse_command_line
 from lrrunner.errors import ConfigError
@@ -51,7 +53,28 @@ def test_hydras_record_of_the_batch_keeps_no_secret(tmp_path: Path) -> None:
     path = tmp_path / "multirun.yaml"
     path.write_text("task: ['+tracking.tags.hub_token=canary']\n")
     submitit_launcher._mask(path, Redactor())
-    assert path.read_text() == "task: ['+tracking.tags.hub_token=***]\n"
+    assert yaml.safe_load(path.read_text()) == {"task": ["+tracking.tags.hub_token=***"]}
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_a_secret_across_the_lines_of_hydras_record_is_masked(tmp_path: Path) -> None:
+    """YAML breaks long lines at their spaces: a bearer token stayed readable."""
+    path = tmp_path / "multirun.yaml"
+    secrets = ["x" * 70 + " Bearer " + "canary0" * 20, "correct horse battery staple " * 8 + "canary1"]
+    overrides = [f"+tracking.tags.hdr='{secrets[0]}'", f"+model.db_password='{secrets[1]}'"]
+    path.write_text(yaml.safe_dump({"hydra": {"overrides": {"task": overrides}}}))
+    assert all(override not in path.read_text() for override in overrides), "the lines are broken"
+    submitit_launcher._mask(path, Redactor.for_run({}, {}, overrides))
+    assert "canary" not in path.read_text()
+    assert yaml.safe_load(path.read_text())["hydra"]["overrides"]["task"][0].endswith("x Bearer ***'")
+
+
+def test_what_holds_secrets_while_the_jobs_run_is_private(tmp_path: Path) -> None:
+    """Hydra and submitit write with the user's umask."""
+    submitit_launcher._make_private(tmp_path)
+    (tmp_path / "multirun.yaml").write_text("written over by Hydra")
+    assert stat.S_IMODE((tmp_path / "multirun.yaml").stat().st_mode) == 0o600
+    assert stat.S_IMODE((tmp_path / ".submitit").stat().st_mode) == 0o700
 
 
 def test_hydra_takes_a_batch_directory_with_any_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
