@@ -88,9 +88,9 @@ class RankBatches:
     def locate(self, stop: Stop, steps: Sequence[Step]) -> str:
         """Which samples of the training set the ranks of a stop were at, as text; empty if no rank is known.
 
-        Samples of an iterable data set have no numbers.
+        Samples of an iterable data set have no numbers; those of an evaluation are not of the training set.
         """
-        if self._plan is None:
+        if self._plan is None or stop.in_evaluation:
             return ""
         position = sum(step.repeat == stop.repeat for step in steps) - 1  # a skipped step has read its batches, too
         found = []

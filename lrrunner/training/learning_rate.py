@@ -13,6 +13,9 @@ NO_LR = (
     "switch off what sets one in its place (relative_step=False of Adafactor)"
 )
 
+NUM_CHECKED_STEPS = 2
+"""Steps after which an LR in a tensor on a device is read back."""
+
 
 class LearningRate:
     """A multiplier on every parameter group's own base learning rate.
@@ -34,11 +37,12 @@ class LearningRate:
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
         self._optimizer = optimizer
+        self._num_checks = 0
         # a scheduler that has changed the LRs keeps the original ones in initial_lr
         found = [group.get("initial_lr", group["lr"]) for group in optimizer.param_groups]
         if any(lr is None for lr in found):
             raise ValueError(NO_LR.format(None))
-        group_lrs, scales = _unscaled([float(lr) for lr in found], optimizer.param_groups)
+        group_lrs, scales, self._is_scaled = _unscaled([float(lr) for lr in found], optimizer.param_groups)
         self.base_lr = _base_lr(optimizer, group_lrs)
         if not self.base_lr > 0:
             raise ValueError(NO_LR.format(self.base_lr))
@@ -51,21 +55,33 @@ class LearningRate:
             _assign(group, "lr", lr * ratio)
 
     def changed_lr(self, lr: float) -> float | None:
-        """The LR of a group that is no longer what :meth:`set` made it; LRs in tensors are not read."""
+        """The LR of a group that is no longer what :meth:`set` made it.
+
+        LRs in tensors on a device are read in the first steps only, since the host would wait.
+        """
+        self._num_checks += 1
         for group, ratio in zip(self._optimizer.param_groups, self.ratios, strict=True):
-            if not isinstance(group["lr"], torch.Tensor) and group["lr"] != lr * ratio:
-                return float(group["lr"])
+            current, expected = group["lr"], lr * ratio
+            if isinstance(current, torch.Tensor):
+                if current.device.type != "cpu" and self._num_checks > NUM_CHECKED_STEPS:
+                    continue
+                expected = torch.tensor(expected, dtype=current.dtype).item()
+                current = current.item()
+            if current != expected:
+                return float(current)
         return None
 
     def apply(self, lr: float) -> None:
         """Make ``lr`` the base learning rate of the training, also of later groups and of schedulers made later.
 
-        An ``lr_scale`` of a group is left to the training's own scheduler, which multiplies by it.
+        An ``lr_scale`` of a group is left to the training's own scheduler, which multiplies by it, unless the LRs of
+        the groups contained it already.
         """
         step: Any = self._optimizer.step
         if hasattr(step, "_wrapped_by_lr_sched"):
             warnings.warn("the optimizer's scheduler keeps the LRs it was made with; make it again", stacklevel=3)
-        for group, ratio in zip(self._optimizer.param_groups, self._unscaled_ratios, strict=True):
+        ratios = self.ratios if self._is_scaled else self._unscaled_ratios
+        for group, ratio in zip(self._optimizer.param_groups, ratios, strict=True):
             _assign(group, "lr", lr * ratio)
             if "initial_lr" in group:
                 _assign(group, "initial_lr", lr * ratio)
@@ -73,8 +89,8 @@ class LearningRate:
             _assign(self._optimizer.defaults, "lr", lr)
 
 
-def _unscaled(group_lrs: list[float], groups: Sequence[Mapping[str, Any]]) -> tuple[list[float], list[float]]:
-    """LRs without their groups' ``lr_scale``, and these scales.
+def _unscaled(group_lrs: list[float], groups: Sequence[Mapping[str, Any]]) -> tuple[list[float], list[float], bool]:
+    """LRs without their groups' ``lr_scale``, these scales, and whether the LRs contained them.
 
     Layer-wise LR decay (timm, BEiT, MAE, open_clip) keeps a group's ratio in ``lr_scale``, and the training's scheduler
     multiplies by it in each step. Where that has happened already, the LRs differ by just these scales.
@@ -83,8 +99,8 @@ def _unscaled(group_lrs: list[float], groups: Sequence[Mapping[str, Any]]) -> tu
     if len(set(group_lrs)) > 1 and all(scales):
         bare = [lr / scale for lr, scale in zip(group_lrs, scales, strict=True)]
         if max(bare) - min(bare) <= 1e-6 * max(bare):
-            return [bare[0]] * len(bare), scales
-    return group_lrs, scales
+            return [bare[0]] * len(bare), scales, True
+    return group_lrs, scales, False
 
 
 def _base_lr(optimizer: torch.optim.Optimizer, group_lrs: list[float]) -> float:

@@ -210,7 +210,8 @@ class SweepRun:
         if in_gradient:
             return self._stop(StopReason.NON_FINITE, step.index, reading.bad_gradient_ranks, in_gradient=True)
         if not finite or self._skips_in_a_row >= MAX_SKIPS_IN_A_ROW:
-            return self._stop(StopReason.NON_FINITE, step.index, bad_ranks)
+            in_evaluation = not finite and evaluation is not None
+            return self._stop(StopReason.NON_FINITE, step.index, bad_ranks, in_evaluation=in_evaluation)
         self._has_diverged = monitored is not None and self._diverges(monitored, loss)
         return self._decision(step, reading)
 
@@ -265,14 +266,14 @@ class SweepRun:
         """
         return self._stop_rule.update(monitored, self._ema.value, noisy_loss=training_loss)
 
-    def _stop(self, reason: StopReason, index: int, ranks: tuple[int, ...] = (), *, in_gradient: bool = False) -> Stop:
+    def _stop(self, reason: StopReason, index: int, ranks: tuple[int, ...] = (), **where: bool) -> Stop:
         return Stop(
             reason=reason,
             step=index,
             ranks=ranks,
             repeat=self._repeat,
             sweep_pass=self._plan.sweep_pass,
-            in_gradient=in_gradient,
+            **where,
             is_partial=0 < len(ranks) < self._collective.world_size,
         )
 

@@ -24,6 +24,7 @@ from lrrunner.training.gradient_probe import GradientProbe
 from lrrunner.training.learning_rate import LearningRate
 from lrrunner.training.loss_result import Count, loss_and_count, weighted
 from lrrunner.training.model_calls import ModelCalls
+from lrrunner.training.snapshot import RngState
 from lrrunner.training.step_table import Column, Columns, Request, StepReading, columns_of
 from lrrunner.training.trainable import Trainable
 
@@ -108,6 +109,7 @@ class TrainStep:
         self.reads_late = reads_late(self.device, trainable.scaler, sync_every_step=sync_every_step)
         self.reference_items: float | None = None
         self._micro_batches: list[Any] = []
+        self._rng: RngState | None = None
 
     def run(self, index: int, lr: float, batches: Iterator[Any]) -> PendingStep:
         """Do step ``index`` of the LR schedule, at ``lr``: forward, backward, one all-reduce, one optimizer step."""
@@ -201,6 +203,8 @@ class TrainStep:
         if self._collective.world_size == 1:
             return (0,)
         self._clear_gradients()
+        if self._rng is not None:
+            self._rng.restore(self.device)
         with t.no_sync(), suppress(Exception):  # the objective may have changed a batch in place; then nobody is named
             for batch in self._micro_batches:
                 with t.autocast():
@@ -217,6 +221,8 @@ class TrainStep:
         loss_sum: torch.Tensor | float = 0.0
         items: Count = 0.0
         self._micro_batches.clear()
+        if self._on_cpu and self._calls is not None:
+            self._rng = RngState.capture(self.device)
         if self._probe is not None:
             self._probe.begin()
         for i in range(t.accumulation_steps):

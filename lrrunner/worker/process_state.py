@@ -71,6 +71,50 @@ def _flag(owner: Any, name: str) -> Setting:
     return lambda: getattr(owner, name), lambda value: setattr(owner, name, value)
 
 
+def _flushes_denormal() -> bool:
+    """torch has no reader of this flag of the processor."""
+    return not torch.full((1,), 5e-324, dtype=torch.float64, device="cpu").mul_(1.0).item()
+
+
+def _umask() -> int:
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
+
+
+def _global_hooks() -> list[dict[int, Any]]:
+    """The dictionaries of hooks that run in every module and optimizer of the process."""
+    return [
+        value
+        for owner in (torch.nn.modules.module, sys.modules[torch.optim.Optimizer.__module__])
+        for name, value in vars(owner).items()
+        if name.startswith("_global_") and isinstance(value, dict)
+    ]
+
+
+def _set_global_hooks(saved: list[dict[int, Any]]) -> None:
+    for hooks, values in zip(_global_hooks(), saved, strict=True):
+        hooks.clear()
+        hooks.update(values)
+
+
+def _loggers() -> dict[str, tuple[int, bool, bool]]:
+    """Level, propagation and switch of every logger below the root."""
+    return {
+        name: (item.level, item.propagate, item.disabled)
+        for name, item in list(logging.root.manager.loggerDict.items())
+        if isinstance(item, logging.Logger)
+    }
+
+
+def _set_loggers(saved: dict[str, tuple[int, bool, bool]]) -> None:
+    """Those that the job has made keep what it gave them, apart from a level."""
+    for name in _loggers():
+        item = logging.getLogger(name)
+        level, item.propagate, item.disabled = saved.get(name, (logging.NOTSET, item.propagate, item.disabled))
+        item.setLevel(level)
+
+
 SETTINGS: tuple[Setting, ...] = (
     (torch.get_default_dtype, torch.set_default_dtype),
     (torch.get_default_device, _set_default_device),
@@ -82,6 +126,8 @@ SETTINGS: tuple[Setting, ...] = (
     ),
     (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
     (torch.get_num_threads, torch.set_num_threads),
+    (_flushes_denormal, torch.set_flush_denormal),
+    (lambda: [dict(hooks) for hooks in _global_hooks()], _set_global_hooks),
     (sys.getrecursionlimit, sys.setrecursionlimit),
     (lambda: torch.backends.mkldnn.enabled, lambda value: torch.backends.mkldnn.set_flags(value)),
     (torch.backends.cuda.flash_sdp_enabled, torch.backends.cuda.enable_flash_sdp),
@@ -99,10 +145,12 @@ SETTINGS: tuple[Setting, ...] = (
     (lambda: list(sys.path), _set_search_path),
     (lambda: dict(os.environ), _set_environment),
     (os.getcwd, os.chdir),
+    (_umask, os.umask),
     (gc.isenabled, lambda value: gc.enable() if value else gc.disable()),
     (gc.get_threshold, lambda value: gc.set_threshold(*value)),
     (lambda: logging.root.level, logging.root.setLevel),
     (lambda: logging.root.manager.disable, logging.disable),
+    (_loggers, _set_loggers),
 )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -399,6 +400,27 @@ def test_a_bad_gradient_is_noticed_at_its_step_on_its_rank(tmp_path: Path) -> No
         assert stop.is_partial
         assert math.isfinite(result.steps[7].loss)
         assert not math.isfinite(result.steps[7].grad_norm)
+
+
+def random_gradients_of_rank_1() -> SweepResult:
+    """Whether a gradient is finite depends on what the objective draws."""
+
+    def objective(model: nn.Module, batch: Any) -> torch.Tensor:
+        loss = squared_error(model, batch)
+        drawn = (float(torch.rand(())), random.random(), float(np.random.rand()))
+        is_bad = dist.get_rank() == 1 and min(drawn) > 0.5
+        return loss + torch.sqrt(loss - loss) if is_bad else loss
+
+    return run_sweep(
+        trainable(objective=objective), sweep_plan(num_steps=60, end_lr=1e-3), planned_batches(), context=rank_context()
+    )
+
+
+def test_a_gradient_that_random_numbers_spoil_is_found_again(tmp_path: Path) -> None:
+    """The second look drew other numbers, found nothing, and named nobody."""
+    for result in on_ranks(random_gradients_of_rank_1, 2, tmp_path):
+        (stop,) = result.stops
+        assert (stop.reason, stop.ranks, stop.in_gradient) == (StopReason.NON_FINITE, (1,), True)
 
 
 def sweep_without_items(skip: str) -> SweepResult:

@@ -117,3 +117,20 @@ def test_an_optimizer_without_an_lr_says_what_to_do(lr: float | None) -> None:
         ValueError, match=rf"optimizer\.lr must be a number above 0 in every group, got {lr}; .* Give an LR"
     ):
         LearningRate(optimizer)
+
+
+def test_lrs_that_contain_their_lr_scale_keep_it_when_one_is_applied() -> None:
+    """Without a scheduler that multiplies, the body would train at the LR of the head."""
+    optimizer = torch.optim.SGD(decayed_groups(lr=0.01), lr=0.1)
+    LearningRate(optimizer).apply(1.0)
+    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.1, 1.0])
+
+
+def test_an_lr_in_a_tensor_is_read_back() -> None:
+    """Capturable and compiled optimizers hold the LR in a tensor, and may schedule it by themselves."""
+    lr = torch.tensor(0.1)
+    learning_rate = LearningRate(torch.optim.Adam(small_model().parameters(), lr=lr))
+    learning_rate.set(0.3)
+    assert learning_rate.changed_lr(0.3) is None
+    lr.mul_(0.5)
+    assert learning_rate.changed_lr(0.3) == pytest.approx(0.15)

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.optim.optimizer import _global_optimizer_pre_hooks, register_optimizer_step_pre_hook
 
 from lrrunner.worker.process_state import process_state_preserved
 
@@ -39,7 +40,17 @@ def settings() -> dict[str, Any]:
         "directory": Path.cwd(),
         "gc": (gc.isenabled(), gc.get_threshold()),
         "logging": (logging.root.level, logging.root.manager.disable),
+        "loggers": (logging.getLogger("lrrunner.spoiled").level, logging.getLogger("lrrunner.spoiled").disabled),
+        "umask": umask(),
+        "denormal": float(torch.full((1,), 5e-324, dtype=torch.float64, device="cpu") * 1.0) == 0,
+        "hooks": [len(torch.nn.modules.module._global_forward_hooks), len(_global_optimizer_pre_hooks)],
     }
+
+
+def umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 def spoil(folder: Path) -> None:
@@ -67,6 +78,12 @@ def spoil(folder: Path) -> None:
     gc.set_threshold(1, 1, 1)
     logging.root.setLevel(logging.CRITICAL)
     logging.disable(logging.CRITICAL)
+    logging.getLogger("lrrunner.spoiled").setLevel(logging.CRITICAL)
+    logging.getLogger("lrrunner.spoiled").disabled = True
+    os.umask(umask() ^ 0o027)
+    torch.set_flush_denormal(True)
+    torch.nn.modules.module.register_module_forward_hook(lambda module, inputs, output: None)
+    register_optimizer_step_pre_hook(lambda optimizer, args, kwargs: None)
 
 
 def test_every_setting_is_as_before_also_after_an_exception(tmp_path: Path) -> None:
