@@ -71,6 +71,7 @@ def range_test(
 
     Raises:
         ValueError: Trainer, module or an option cannot be swept.
+        lrrunner.ConfirmationInterrupted: Ctrl-C during ``confirm``; its ``result`` holds what was found before.
     """
     if errors := _trainer_errors(trainer, module):
         raise ArgumentError(errors)
@@ -92,6 +93,8 @@ def range_test(
             part.training = is_training.get(name, part.training)
         gc.collect()  # DDP removes its hooks from the parameters when it is freed
         rng.restore(torch.device("cpu"))
+    if hook.interruption is not None:
+        raise hook.interruption
     assert hook.result is not None
     return with_remarks(hook.result, hook.remarks)
 
@@ -102,6 +105,7 @@ class _SweepOnFitStart(pl.Callback):
     def __init__(self, options: dict[str, Any]) -> None:
         self._options = options
         self.result: RangeTest | None = None
+        self.interruption: KeyboardInterrupt | None = None
         self.remarks: list[str] = []
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -128,15 +132,18 @@ class _SweepOnFitStart(pl.Callback):
                 ]
             )
         pl_module.train()
-        with _without_logging(pl_module):
-            self.result = library_range_test(
-                None,
-                model,
-                trainer.optimizers[0],
-                loader,
-                _training_step(trainer),
-                **(trainer_options | training | self._options),
-            )
+        try:
+            with _without_logging(pl_module):
+                self.result = library_range_test(
+                    None,
+                    model,
+                    trainer.optimizers[0],
+                    loader,
+                    _training_step(trainer),
+                    **(trainer_options | training | self._options),
+                )
+        except KeyboardInterrupt as interruption:  # fit would end the process, and what was found with it
+            self.interruption = interruption
         assert END_OF_FIT is not None
         raise END_OF_FIT
 

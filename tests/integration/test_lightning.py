@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
 import warnings
@@ -19,6 +21,7 @@ with warnings.catch_warnings():
     import lightning.pytorch as pl
     from lightning.pytorch.loggers import Logger
 
+import lrrunner
 from lrrunner.integrations import lightning as integration
 from lrrunner.integrations.lightning import range_test
 from tests.unit.library.guide import blocks
@@ -290,6 +293,32 @@ def test_a_skipped_step_contributes_nothing_and_a_dictionary_holds_a_loss() -> N
     assert min(step.num_items for step in result.steps) == 32
     assert max(step.num_items for step in result.steps) == 64
     assert result.suggestion.lr is not None
+
+
+class Interrupted(Net):
+    """Gets Ctrl-C in its 60th step that trains: after a sweep of 40 steps, before the end of the confirmation runs."""
+
+    num_trained = 0
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        self.num_trained += torch.is_grad_enabled()
+        if self.num_trained == 60 and torch.is_grad_enabled():
+            os.kill(os.getpid(), signal.SIGINT)
+        return super().training_step(batch, batch_idx)
+
+
+def test_ctrl_c_among_confirmation_runs_gives_what_was_found() -> None:
+    """``fit`` ends the process on a KeyboardInterrupt."""
+    swept = trainer()
+    with pytest.raises(lrrunner.ConfirmationInterrupted) as caught:
+        range_test(swept, Interrupted(), num_steps=40, auto_range=False, confirm=280)
+    result = caught.value.result
+    assert result.suggestion.lr is not None
+    assert "confirmation was interrupted after" in result.suggestion.reason
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    module = Net()
+    swept.fit(module)
+    assert module.num_seen == NUM_FITTED
 
 
 def test_the_guides_lines_run() -> None:
