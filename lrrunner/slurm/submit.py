@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from typing import NoReturn
 from lrrunner.config.command_line import parse_command_line
 from lrrunner.config.composition import compose_points, expand_grid
 from lrrunner.errors import ConfigError
+from lrrunner.slurm.time_limit import check_time_limit
 from lrrunner.system import exit_codes
 from lrrunner.system.output_streams import forgive_closed_output
 
@@ -21,13 +23,17 @@ ENDED = re.compile(r"COMPLETED|FAILED|CANCELLED|TIMEOUT|NODE_FAIL|OUT_OF_MEMORY|
 
 
 def main() -> NoReturn:
-    """``python -m lrrunner.slurm.submit KIND [overrides]``, or ``follow JOB``."""
+    """``python -m lrrunner.slurm.submit KIND [overrides]``, ``limit SCRIPT [options]``, or ``follow JOB``."""
     forgive_closed_output()
     kind, *arguments = sys.argv[1:]
     if kind == "follow":
         sys.exit(follow(arguments[0]))
     try:
-        print(num_checked_jobs(kind, arguments))
+        if kind == "limit":
+            script, *options = arguments
+            check_time_limit(Path(script).read_text(encoding="utf-8"), options, os.environ)
+        else:
+            print(num_checked_jobs(kind, arguments))
     except ConfigError as error:
         print(error, file=sys.stderr)
         sys.exit(exit_codes.CONFIG_ERROR)

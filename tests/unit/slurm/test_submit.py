@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -76,3 +78,15 @@ def test_waiting_shows_why_a_job_is_pending(
         "job 7: pending (Resources)",
         "job 7: COMPLETED",
     ]
+
+
+def test_the_check_of_the_limit_is_a_command_of_its_own(tmp_path: Path) -> None:
+    """scripts/submit calls it before it counts the jobs."""
+    script = tmp_path / "sweep.sbatch"
+    script.write_text(SWEEP)
+    command = [sys.executable, "-m", "lrrunner.slurm.submit", "limit", str(script)]
+    refused = subprocess.run([*command, "--time=1"], capture_output=True, text=True, check=False)
+    assert refused.returncode == 2
+    assert "--time must exceed the warning of 120 s" in refused.stderr
+    taken = subprocess.run([*command, "--time=5"], capture_output=True, text=True, check=False)
+    assert (taken.returncode, taken.stdout, taken.stderr) == (0, "", "")
