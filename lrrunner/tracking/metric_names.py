@@ -84,12 +84,13 @@ def pooled_points(test: RangeTestResult, sweep: SweepConfig) -> Iterator[MetricP
 
 def result_metrics(test: RangeTestResult) -> dict[str, float]:
     """Suggested LR, lowest loss and noise scale, as far as there are any."""
-    metrics: dict[str, float | None] = {"best_loss": test.best_loss}
+    metrics: dict[str, float | None] = {}
     suggestion, noise = test.suggestion, test.noise_scale
     if suggestion.lr is not None and suggestion.interval is not None:
         low, high = suggestion.interval
         metrics |= {"suggested_lr": suggestion.lr, "suggested_lr_low": low, "suggested_lr_high": high}
         metrics["log10_suggested_lr"] = math.log10(suggestion.lr)
+    metrics["best_loss"] = test.best_loss
     if noise is not None:
         metrics |= {
             "critical_batch_size": noise.critical_batch_size,
