@@ -13,6 +13,7 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from lrrunner.core.lr_estimate import INTERVAL_ERRORS
 from lrrunner.records import Suggestion, Trial, Verdict
 
 STEPS_PER_DECADE = 3
@@ -41,8 +42,11 @@ DIVERGED_STEPS_BACK = 3
 HORIZON_EXPONENT = 0.32
 """The best LR of a training of H steps goes as H**-0.32 (Bjorck et al. 2024, arXiv:2409.19913, for language models)."""
 
-HORIZON_EXPONENT_ERROR = 0.16
-"""Half of the exponent: between no effect of the length and twice the published one lie two of these each way."""
+EXTRAPOLATION_ERROR = 0.45
+"""Standard error, in decades for each decade from the trials' length to the training's: short trials prefer LRs that
+are too high for more steps, by an amount that differs by job. Therefore the sweep's own estimate counts, too: together
+they lose 0.037 on 24 development jobs of 400 steps, the trials alone 0.047, the sweep 0.043
+(scripts/benchmarks/regret.md)."""
 
 MEASURED_ERROR_DECADES = 0.2
 """Half the width of an interval without extrapolation: a little more than half the distance of two trials."""
@@ -178,7 +182,7 @@ def confirmed(
     """The sweep's suggestion, moved and narrowed by its confirmation runs.
 
     The lowest point of a parabola through the lowest loss of the longest trials and its two neighbours, losses capped
-    at the initial one; scaled from the length of these trials to that of a longer training by H**-0.32.
+    at the initial one; for a longer training scaled by H**-0.32 and averaged with the sweep's own estimate.
 
     Args:
         sweep: What the sweep suggests.
@@ -210,9 +214,7 @@ def confirmed(
     if best.loss >= initial_loss:
         why = f"no run brought the {monitored} below its start, {initial_loss:.4g}"
         return not_confirmed(sweep, why, too_high=too_high)
-    further = max(0.0, math.log10(horizon / best.num_steps)) if horizon is not None else 0.0
-    log_lr = _lowest_point(group, cap=initial_loss) - HORIZON_EXPONENT * further
-    half_width = math.hypot(MEASURED_ERROR_DECADES, HORIZON_EXPONENT_ERROR * further)
+    log_lr, half_width = _with_the_sweep(sweep, _lowest_point(group, cap=initial_loss), best.num_steps, horizon)
     low, high = 10 ** (log_lr - half_width), 10 ** (log_lr + half_width)
     if sweep.interval is not None and group.lowest == 0:
         low = min(low / 10 ** (1 / STEPS_PER_DECADE), sweep.interval[0])
@@ -224,6 +226,23 @@ def confirmed(
     reason = "; ".join([*reasons, _measured(trials, best, monitored), *_caveats(group, horizon)])
     found = dataclasses.replace(sweep, lr=10**log_lr, interval=(low, high), verdict=verdict, reason=reason)
     return Confirmed(found, measured_steps=best.num_steps)
+
+
+def _with_the_sweep(sweep: Suggestion, measured: float, num_steps: int, horizon: int | None) -> tuple[float, float]:
+    """log10 of the LR for the real training, and half its interval.
+
+    What was measured at the length of the training stands. What was measured in shorter trials is scaled by H**-0.32
+    and is one of two observations: the other is the sweep's estimate, and each counts by its precision.
+    """
+    further = max(0.0, math.log10(horizon / num_steps)) if horizon is not None else 0.0
+    log_lr, error = measured - HORIZON_EXPONENT * further, EXTRAPOLATION_ERROR * further
+    if sweep.interval is not None and sweep.lr is not None and error > 0:
+        low, high = map(math.log10, sweep.interval)
+        sweep_error = (high - low) / 2 / INTERVAL_ERRORS
+        weight = sweep_error**2 / (sweep_error**2 + error**2)
+        log_lr = weight * log_lr + (1 - weight) * math.log10(sweep.lr)
+        error *= math.sqrt(weight)
+    return log_lr, math.hypot(MEASURED_ERROR_DECADES, INTERVAL_ERRORS * error)
 
 
 def not_confirmed(sweep: Suggestion, why: str, *, too_high: float = math.inf) -> Confirmed:

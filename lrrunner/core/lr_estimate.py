@@ -23,6 +23,7 @@ import numpy as np
 
 from lrrunner.core.landmarks import Landmark
 from lrrunner.core.lr_schedules import FloatArray
+from lrrunner.records import Training
 
 NAMES = ("half_fall", "most_of_fall", "minimum", "blow_up", "gradient_rise")
 
@@ -48,6 +49,21 @@ LANDMARK_FREEDOM, PRIOR_FREEDOM = 4.0, 3.0
 """Degrees of freedom of Student's distribution: observations far from the others lose their weight."""
 
 PRIOR_ERROR_DECADES = 0.4
+
+REFERENCE_NUM_STEPS = 400
+"""Steps of the trainings, at a constant LR, that all these constants come from."""
+
+LENGTH_EXPONENT, LENGTH_EXPONENT_ERROR = -0.2, 0.25
+"""Decades, and their standard error over jobs, that the best LR moves for a training of ten times the steps."""
+
+SCHEDULE_DECADES = {"constant": 0.0, "linear": 0.33, "cosine": 0.33}
+"""Decades from the best constant LR up to the best peak of a schedule."""
+
+SCHEDULE_ERROR = 0.17
+"""Standard error of these over jobs."""
+
+INTERVAL_ERRORS = 1.645
+"""Standard errors to either side of an LR that make up its interval: 90 % of a normal distribution."""
 
 MAX_ITERATIONS = 50
 
@@ -112,6 +128,20 @@ def estimate(found: Mapping[str, Landmark], *, optimizer: OptimizerClass | None 
     if prior is not None:
         weights["prior"] = float(prior_precision / total)
     return Estimate(log_lr, float(total**-0.5), weights)
+
+
+def for_training(found: Estimate, training: Training) -> Estimate:
+    """The estimate for a training of another length or schedule than those on which the constants were fitted.
+
+    A length that is not known is taken to be the reference, with no further error.
+    """
+    num_steps = training.num_steps or REFERENCE_NUM_STEPS
+    further = float(np.log10(num_steps / REFERENCE_NUM_STEPS))
+    schedule = SCHEDULE_DECADES[training.schedule]
+    error = np.hypot(found.error, LENGTH_EXPONENT_ERROR * further)
+    if schedule:
+        error = np.hypot(error, SCHEDULE_ERROR)
+    return found._replace(log_lr=found.log_lr + LENGTH_EXPONENT * further + schedule, error=float(error))
 
 
 def _said(index: int, landmark: Landmark) -> float:

@@ -9,9 +9,9 @@ import numpy as np
 
 from lrrunner.core.curve import Curve, curve_from_steps
 from lrrunner.core.landmarks import SIGNIFICANCE, blow_up_index, fall_logs, falls, landmarks, redrawn_curves
-from lrrunner.core.lr_estimate import OptimizerClass, estimate
+from lrrunner.core.lr_estimate import INTERVAL_ERRORS, OptimizerClass, estimate, for_training
 from lrrunner.core.lr_schedules import FloatArray
-from lrrunner.records import Step, Stop, StopReason, Suggestion, Verdict
+from lrrunner.records import Step, Stop, StopReason, Suggestion, Training, Verdict
 
 MIN_POINTS = 10
 """Fewest finite points a slope can be read from: two kernel widths of the smoother."""
@@ -25,10 +25,9 @@ FLAT_DECADES = 3.0
 MAX_SPREAD_DECADES = 2.0
 """A fall that moves further than this when the noise is redrawn has not been located."""
 
-INTERVAL_ERRORS = 1.645
-"""Standard errors of the estimate to either side of the LR: 90 % of a normal distribution."""
-
 NON_FINITE_START_STEPS = 3
+
+DEFAULT_TRAINING = Training()
 
 Rule = Callable[[Curve], float | None]
 
@@ -153,6 +152,7 @@ def suggest(
     method: str = "auto",
     beta: float = 0.9,
     optimizer: OptimizerClass | None = None,
+    training: Training = DEFAULT_TRAINING,
 ) -> Suggestion:
     """Read a learning rate off a sweep, with an interval and a verdict, or the reason why there is none.
 
@@ -164,6 +164,7 @@ def suggest(
         method: Name of a rule in ``RULES``.
         beta: Memory of the causal EMA, for the rules that are defined on it.
         optimizer: Class of the optimizer, which `auto` takes for one more observation; None if it is not known.
+        training: The training that the LR of `auto` is for.
 
     Raises:
         ValueError: unknown method.
@@ -183,6 +184,7 @@ def suggest(
             candidates=dict.fromkeys(RULES),
         )
     found = estimate(landmarks(curve), optimizer=optimizer)
+    found = None if found is None else for_training(found, training)
     is_fall = finding.verdict != Verdict.NO_DESCENT  # else only `auto` has something to read, where the loss blows up
     candidates = {name: find(curve) if is_fall else None for name, find in RULES.items()}
     candidates[auto.__name__] = None if found is None else float(10**found.log_lr)

@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from lrrunner.config.schema import Config, Monitor, SweepConfig, SweepMode
+from lrrunner.config.schema import Config, Monitor, SweepConfig, SweepMode, training
 from lrrunner.core.data_fault import data_fault, fault_suggestion, suspected_fault
 from lrrunner.core.lr_estimate import OptimizerClass
 from lrrunner.core.lr_schedules import SWEEP_SCHEDULES
@@ -94,7 +94,12 @@ def run_passes(
                 found = fault_suggestion(fault, result.steps, method=method, location=where), None
             else:
                 suggestion = suggest(
-                    result.steps, result.stops, method=method, beta=sweep.smoothing, optimizer=optimizer
+                    result.steps,
+                    result.stops,
+                    method=method,
+                    beta=sweep.smoothing,
+                    optimizer=optimizer,
+                    training=training(job),
                 )
                 found = suggestion, _extension(result, suggestion, job, low, high, highest_lr)
                 if sweep.auto_range and not passes and (suspect := suspected_fault(result.steps, result.stops)):

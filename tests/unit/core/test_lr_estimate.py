@@ -15,9 +15,12 @@ from lrrunner.core.lr_estimate import (
     OFFSETS,
     PRIOR_LOG_LRS,
     REFERENCE_STEPS_PER_DECADE,
+    Estimate,
     OptimizerClass,
     estimate,
+    for_training,
 )
+from lrrunner.records import Training
 from tests.unit.core.curves import PROPERTY, records, sweep_lrs
 
 SGD = OptimizerClass.SGD
@@ -98,6 +101,24 @@ def test_the_class_of_the_optimizer_gives_way_to_clear_evidence() -> None:
     found = estimate(at_best(PRIOR_LOG_LRS[SGD] - 3.0), optimizer=SGD)
     assert found is not None
     assert found.log_lr == pytest.approx(PRIOR_LOG_LRS[SGD] - 3.0, abs=0.3)
+
+
+@pytest.mark.parametrize(
+    ("training", "decades", "error"),
+    [
+        (Training(), 0.0, 0.3),
+        (Training(num_steps=400), 0.0, 0.3),
+        (Training(num_steps=4000), -0.2, math.hypot(0.3, 0.25)),
+        (Training(num_steps=40), 0.2, math.hypot(0.3, 0.25)),
+        (Training(num_steps=400, schedule="cosine"), 0.33, math.hypot(0.3, 0.17)),
+        (Training(num_steps=40_000, schedule="linear"), -0.07, math.hypot(0.3, 0.5, 0.17)),
+    ],
+)
+def test_a_longer_training_wants_less_and_a_decay_allows_more(training: Training, decades: float, error: float) -> None:
+    """What is not known of it widens the interval."""
+    found = for_training(Estimate(-2.0, 0.3, {}), training)
+    assert found.log_lr == pytest.approx(-2.0 + decades)
+    assert found.error == pytest.approx(error)
 
 
 @PROPERTY

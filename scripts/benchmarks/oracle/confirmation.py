@@ -1,0 +1,47 @@
+"""Confirmation runs after a sweep, replayed on measured short trainings."""
+
+from __future__ import annotations
+
+from lrrunner.core.confirmation import confirmed, next_trial
+from lrrunner.core.curve import curve_from_steps
+from lrrunner.records import Trial
+from oracle.bowls import TrialTable
+from oracle.replay import BETA, RangeTest
+
+
+def confirmed_lr(
+    table: TrialTable, test: RangeTest, *, budget_steps: int, training_steps: int, initial_loss: float
+) -> float | None:
+    """The LR that lrrunner would suggest after confirmation runs whose losses are read off a table.
+
+    Args:
+        table: Losses of short trainings under the schedule of the training.
+        test: The sweep before.
+        budget_steps: Steps of all trials together.
+        training_steps: Steps of the training.
+        initial_loss: Loss before any training.
+    """
+    sweep, curve = test.suggestion, curve_from_steps(test.steps, beta=BETA)
+    if sweep.lr is None or curve is None:
+        return sweep.lr
+    trials: list[Trial] = []
+    while planned := next_trial(
+        sweep,
+        trials,
+        budget_steps=budget_steps,
+        horizon=training_steps,
+        initial_loss=initial_loss,
+        noise=curve.noise,
+    ):
+        loss = table.loss(planned.lr, planned.num_steps)
+        trials.append(
+            Trial(
+                trial=len(trials),
+                lr=planned.lr,
+                num_steps=planned.num_steps,
+                num_steps_run=planned.num_steps,
+                loss=loss,
+            )
+        )
+    result = confirmed(sweep, trials, horizon=training_steps, monitored="loss", initial_loss=initial_loss)
+    return result.suggestion.lr
