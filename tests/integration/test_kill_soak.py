@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -122,12 +123,12 @@ def die(kill: Kill, folder: Path) -> float:
     while process.poll() is None and not kill.save and not begun():
         time.sleep(POLL_S)
     time.sleep(kill.delay_s)
-    if not kill.save and process.poll() is None:
-        for victim in victims(kill, process, folder):
-            try:
-                victim.kill()
-            except psutil.NoSuchProcess:
-                continue
+    found: list[psutil.Process] = []
+    while process.poll() is None and not kill.save and not found:  # a rank may start a moment later
+        found = victims(kill, process, folder)
+    for victim in found:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            victim.kill()
     killed_at = time.monotonic()
     limit = 240.0 if kill.save else END_WITHIN_S  # a save that is never made kills nobody
     while process.poll() is None or processes_of(folder):
