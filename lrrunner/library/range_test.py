@@ -94,7 +94,7 @@ def range_test(
         confirm: Train short runs around the suggestion, and correct it by their losses: True takes 5 x ``num_steps``
             optimizer steps for all of them together, a number that many.
         training_steps: Optimizer steps of the training that the LR is for; None if not known.
-        schedule: Its LR schedule after the warm-up: ``constant``, ``linear`` or ``cosine``, which ``confirm`` uses.
+        schedule: Its LR schedule after the warm-up: ``constant``, ``linear`` or ``cosine``.
         warmup_steps: Steps of its linear warm-up.
         accumulation_steps: Micro-batches per optimizer step; None is the accelerator's number, or 1.
         max_grad_norm: L2 norm to clip the gradient to; None does not clip.
