@@ -7,15 +7,20 @@ import os
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lrrunner.results.run_state import RunState
 from lrrunner.tracking.abandoned_runs import owner_tags
 from lrrunner.tracking.connection import Connection
 from lrrunner.tracking.environment_tags import RUN_ID_VARIABLE, environment_tags, git_tags
 from lrrunner.tracking.failures import UploadFailure, upload_failure
-from lrrunner.tracking.tag_names import NOTE
+from lrrunner.tracking.tag_names import HOST, NOTE, RUN_DIR
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
 
 MAX_NOTE_LENGTH = 8000
+MAX_DOUBLES = 10
 
 
 def create_run(connection: Connection, *, run_name: str, tags: Mapping[str, str]) -> str:
@@ -118,11 +123,34 @@ def run_exists(connection: Connection, run_id: str) -> bool:
         return False
 
 
+def delete_doubles(connection: Connection, run_id: str) -> None:
+    """Delete the runs that requests to create this one have left, whose answers were lost on the way. Never raises.
+
+    HTTP libraries repeat such a request. What is left has the same directory and host, and nobody has joined it: it has
+    neither params nor metrics.
+    """
+    try:
+        tags = connection.client.get_run(run_id).data.tags
+        identity = {key: tags[key] for key in (RUN_DIR, HOST) if key in tags}
+        if len(identity) == 2:
+            for run in _runs_with(connection, identity, limit=MAX_DOUBLES):
+                if run.info.run_id != run_id and not run.data.params and not run.data.metrics:
+                    connection.client.delete_run(run.info.run_id)
+    except Exception as error:  # noqa: BLE001 - as in end_run
+        upload_failure(error, connection.redactor)
+
+
 def find_run(connection: Connection, tags: Mapping[str, str]) -> str | None:
     """Id of a run of the experiment with these tags; None if there is none."""
+    runs = _runs_with(connection, tags, limit=MAX_DOUBLES)
+    joined = [run for run in runs if run.data.params] or runs
+    return str(joined[0].info.run_id) if joined else None
+
+
+def _runs_with(connection: Connection, tags: Mapping[str, str], *, limit: int) -> list[Run]:
+    """Runs of the experiment with these tags."""
     filter_string = " and ".join(f"tags.`{key}` = {_quoted(value)}" for key, value in tags.items())
-    runs = connection.client.search_runs([connection.experiment_id], filter_string, max_results=1)
-    return str(runs[0].info.run_id) if runs else None
+    return list(connection.client.search_runs([connection.experiment_id], filter_string, max_results=limit))
 
 
 def run_location(connection: Connection, run_id: str) -> str:

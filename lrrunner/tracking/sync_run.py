@@ -20,7 +20,7 @@ from lrrunner.tracking import tag_names
 from lrrunner.tracking.connection import Connection, connect
 from lrrunner.tracking.failures import UploadFailure
 from lrrunner.tracking.run_names import default_run_name
-from lrrunner.tracking.runs import create_run, find_run, run_exists, run_location
+from lrrunner.tracking.runs import create_run, delete_doubles, find_run, run_exists, run_location
 from lrrunner.tracking.upload_run import upload_run
 from lrrunner.version import __version__
 
@@ -67,6 +67,7 @@ def synced_location(
         write_status(files.path, mlflow_run_id=run_id)
         files = read_run(files.path)
     raise_failure(upload_run(connection, files, run_id=run_id))
+    delete_doubles(connection, run_id)
     return run_location(connection, run_id)
 
 
