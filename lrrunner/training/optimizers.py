@@ -11,6 +11,7 @@ from accelerate.optimizer import AcceleratedOptimizer
 
 from lrrunner.core.lr_estimate import OptimizerClass
 from lrrunner.training.learning_rate import LearningRate
+from lrrunner.training.lr_response import lr_response
 
 _CLASSES = {
     OptimizerClass.ADAPTIVE: {"Adam", "AdamW", "NAdam", "RAdam", "Adamax", "RMSprop"},
@@ -66,6 +67,8 @@ def lr_remark(optimizer: torch.optim.Optimizer) -> str:
         remarks.append(f"the LR multiplies all steps of {name}, which needs no schedule: keep it constant")
     if isinstance(optimizer, torch.optim.Adafactor):
         remarks.append(f"{name} takes 1/sqrt(step) in place of a larger LR")
+    elif math.isfinite(highest := lr_response(optimizer).highest_lr):
+        remarks.append(f"{name} takes no larger steps above an LR of {highest:.2g}")
     ratios = LearningRate(optimizer).ratios
     if any("lr_scale" in group for group in groups):
         remarks.append("the LR is that before each group's lr_scale")
@@ -97,13 +100,14 @@ def highest_useful_lr(optimizer: torch.optim.Optimizer) -> float:
     References:
         Shazeer and Stern 2018, arXiv:1804.04235, section 6; torch's Adafactor takes min(lr, 1 / sqrt(step)).
     """
-    return 1.0 if isinstance(optimizer, torch.optim.Adafactor) else math.inf
+    return lr_response(optimizer).highest_lr
 
 
 def optimizer_errors(optimizer: torch.optim.Optimizer) -> list[str]:
     """Why an optimizer cannot be swept.
 
-    It holds another optimizer, as Lookahead does; evaluates the loss by itself, as L-BFGS does; or has no LR.
+    It holds another optimizer, as Lookahead does; evaluates the loss by itself, as L-BFGS does; has no LR; or does not
+    use the one that is set before a step: Rprop adapts its own, and ASGD uses that of the step before.
     """
     name = type(optimizer).__name__
     if (held := held_optimizer(optimizer)) is not None:
@@ -123,4 +127,9 @@ def optimizer_errors(optimizer: torch.optim.Optimizer) -> list[str]:
         LearningRate(optimizer)
     except ValueError as error:
         return [str(error)]
+    if lr_response(optimizer).is_ignored:
+        return [
+            f"optimizer must step by the LR that is set before each step, got {name}, whose step does not change with "
+            "it; use another optimizer"
+        ]
     return []
