@@ -21,13 +21,15 @@ sys.path.insert(0, str(HERE))
 from oracle.alternatives import ALTERNATIVES  # noqa: E402 - the benchmark's own modules lie beside it
 from oracle.bowls import NUM_RESAMPLES, Bowl, TrialTable, bowl, interval_of_mean, noise_floor  # noqa: E402
 from oracle.catalog import Job, jobs  # noqa: E402
+from oracle.confirmation import confirmed_lr  # noqa: E402
 from oracle.optimizers import CLASSES, USUAL_LR  # noqa: E402
-from oracle.replay import END_LR, START_LR, MissingError, range_test  # noqa: E402
+from oracle.replay import END_LR, START_LR, MissingError, RangeTest, range_test  # noqa: E402
 from oracle.store import Ladder, Store, lr_at  # noqa: E402
 from regret_peers import PEER_LADDERS, PEERS, ignite  # noqa: E402
 
 from lrrunner.core.lr_schedules import exponential_lr  # noqa: E402
 from lrrunner.core.suggestion_rules import RULES  # noqa: E402
+from lrrunner.records import Training  # noqa: E402
 
 MEASUREMENTS = HERE / "oracle" / "measurements"
 SWEEP_SEEDS = (10, 11, 12)
@@ -42,6 +44,7 @@ TRAININGS = (
     (5000, "constant"),
     (5000, "cosine"),
 )
+REFERENCE = Training(num_steps=400)
 NEARLY_BEST = 0.015
 NUM_DRAWS = 8
 """Random choices of an alternative, for each seed of its trials."""
@@ -81,7 +84,7 @@ def groups(measured: Sequence[Measured]) -> Iterable[tuple[str, list[Measured]]]
         yield title, [each for each in measured if each.job.is_test == is_test]
 
 
-def rule_lrs(store: Store, job: Job) -> Lrs:
+def rule_lrs(store: Store, job: Job, training: Training) -> Lrs:
     """LR of every rule that reads a sweep of 100 steps, by sweep seed; peers with their own range, smoothing and stop.
 
     Raises:
@@ -89,7 +92,7 @@ def rule_lrs(store: Store, job: Job) -> Lrs:
     """
     found: Lrs = {}
     for seed in SWEEP_SEEDS:
-        candidates = range_test(store, 100, seed, optimizer=CLASSES[job.optimizer]).suggestion.candidates
+        candidates = _range_test(store, job, 100, seed, training).suggestion.candidates
         for name in RULES:
             found.setdefault(name, []).append(candidates[name])
         for peer in PEERS:
@@ -109,12 +112,12 @@ def _peer_lr(peer: Any, store: Store, ladder: Ladder) -> float | None:
     return lr
 
 
-def alternative_lrs(store: Store, job: Job, schedule: str) -> Lrs:
+def alternative_lrs(store: Store, job: Job, training: Training) -> Lrs:
     """LR of each way to spend 600 steps on trials; empty where these were not measured."""
-    tables = [TrialTable(store, schedule, seed) for seed in TRIAL_SEEDS]
+    tables = [TrialTable(store, training.schedule, seed) for seed in TRIAL_SEEDS]
     if any(set(table.lengths) < {25, 50, 100} for table in tables):
         return {}
-    return {
+    found: Lrs = {
         f"600 steps of {alternative.__name__.replace('_', ' ')}": [
             alternative(table, USUAL_LR[job.optimizer], np.random.default_rng(draw))
             for table in tables
@@ -122,6 +125,20 @@ def alternative_lrs(store: Store, job: Job, schedule: str) -> Lrs:
         ]
         for alternative in ALTERNATIVES
     }
+    length = training.num_steps or 400
+    sweeps = [_range_test(store, job, 100, seed, training) for seed in SWEEP_SEEDS]
+    return found | {
+        "auto, confirmed with 500 steps": [
+            confirmed_lr(table, sweep, budget_steps=500, training_steps=length, initial_loss=store.start)
+            for table in tables
+            for sweep in sweeps
+        ]
+    }
+
+
+def _range_test(store: Store, job: Job, num_steps: int, seed: int, training: Training) -> RangeTest:
+    """What lrrunner suggests for a job that is told its length and schedule."""
+    return range_test(store, num_steps, seed, optimizer=CLASSES[job.optimizer], training=training)
 
 
 def resampled_regrets(found: Bowl, lrs: Lrs) -> dict[str, Any]:
@@ -160,7 +177,8 @@ def _regrets(
         if found is None:
             continue
         try:
-            lrs = rule_lrs(store, job) | alternative_lrs(store, job, schedule)
+            training = Training(num_steps=num_steps, schedule=schedule)
+            lrs = rule_lrs(store, job, training) | alternative_lrs(store, job, training)
         except MissingError:
             continue
         floors.append(noise_floor(found))
@@ -171,8 +189,16 @@ def _regrets(
 
 def report_trainings(group: Sequence[Measured]) -> None:
     """Print the main rules by length and schedule of the training."""
-    chosen = ("auto", "peer: ignite", "peer: ignite from 1e-7", "peer: fastai_valley", "the optimizer's usual LR",
-              "600 steps of successive halving", "600 steps of random search", "600 steps of coarse grid")  # fmt: skip
+    chosen = (
+        "auto",
+        "auto, confirmed with 500 steps",
+        "peer: ignite",
+        "peer: fastai_valley",
+        "the optimizer's usual LR",
+        "600 steps of successive halving",
+        "600 steps of random search",
+        "600 steps of coarse grid",
+    )
     print(f"| training | jobs | noise floor | {' | '.join(chosen)} |\n|---|---|---|{'---|' * len(chosen)}")
     for num_steps, schedule in TRAININGS:
         table, floors, count = _regrets(group, num_steps, schedule)
@@ -194,7 +220,7 @@ def report_lengths(group: Sequence[Measured]) -> None:
             continue
         try:
             by_length = {
-                n: [range_test(store, n, seed, optimizer=CLASSES[job.optimizer]).suggestion.lr for seed in SWEEP_SEEDS]
+                n: [_range_test(store, job, n, seed, REFERENCE).suggestion.lr for seed in SWEEP_SEEDS]
                 for n in SWEEP_LENGTHS
             }
         except MissingError:
@@ -227,7 +253,7 @@ def report_intervals(group: Sequence[Measured]) -> None:
         found = bowl(store, 400, "constant")
         for seed in SWEEP_SEEDS if found is not None else ():
             try:
-                interval = range_test(store, 100, seed, optimizer=CLASSES[job.optimizer]).suggestion.interval
+                interval = _range_test(store, job, 100, seed, REFERENCE).suggestion.interval
             except MissingError:
                 continue
             if found is not None and interval is not None:
@@ -249,7 +275,7 @@ def report_kinds(measured: Sequence[Measured]) -> None:
         if found is None:
             continue
         try:
-            lrs = [range_test(store, 100, seed, optimizer=CLASSES[job.optimizer]).suggestion.lr for seed in SWEEP_SEEDS]
+            lrs = [_range_test(store, job, 100, seed, REFERENCE).suggestion.lr for seed in SWEEP_SEEDS]
         except MissingError:
             continue
         logs = [math.log10(lr / lr_at(found.best_position)) for lr in lrs if lr is not None]
@@ -277,7 +303,7 @@ def report_jobs(measured: Sequence[Measured]) -> None:
         if found is None:
             continue
         try:
-            lrs = [range_test(store, 100, seed, optimizer=CLASSES[job.optimizer]).suggestion.lr for seed in SWEEP_SEEDS]
+            lrs = [_range_test(store, job, 100, seed, REFERENCE).suggestion.lr for seed in SWEEP_SEEDS]
         except MissingError:
             continue
         said = ", ".join("none" if lr is None else f"{lr:.1e}" for lr in lrs)

@@ -12,8 +12,8 @@ from oracle.store import Store
 
 LENGTHS = (25, 50, 100, 200, 400, 1000, 5000)
 SCHEDULES = ("constant", "linear", "cosine")
-MAX_STEPS = 60
-"""Positions from where a search begins to where it gives up: nothing is so far off."""
+MAX_DISTANCE = 16
+"""Positions, four decades, from where a search begins to where it gives up: a few steps may learn nothing at any LR."""
 
 
 class Training(NamedTuple):
@@ -58,12 +58,14 @@ def next_training(store: Store, bowl: Bowl, *, start: int) -> Training | None:
         if first not in known.get(position, {}):
             return Training(bowl.num_steps, bowl.schedule, position, first)
     losses = robust_losses(known)
-    best = min(losses, key=lambda position: losses[position])
+    best = _lowest(losses, start)
     hopeless = min((p for p, loss in losses.items() if p > best and not loss < store.start), default=math.inf)
     for i, seed in enumerate(bowl.seeds):
         for offset, num_seeds in bowl.num_seeds.items():
             position = best + offset
-            if i < num_seeds and position <= hopeless and seed not in known.get(position, {}):
+            if abs(position - start) > MAX_DISTANCE or position > hopeless:
+                continue
+            if i < num_seeds and seed not in known.get(position, {}):
                 return Training(bowl.num_steps, bowl.schedule, position, seed)
     return None
 
@@ -72,12 +74,16 @@ def _search(known: Mapping[int, Mapping[int, float]], start: int, initial: float
     """Positions that close in on the lowest loss, half a decade apart; each must be known before the next is asked."""
     yield start
     losses = robust_losses(known)
-    best = min(losses, key=lambda position: losses[position])
+    best = _lowest(losses, start)
     if not losses[best] < initial:  # nothing learnt yet: lower after a divergence, else higher
         step = -2 if math.isinf(losses[min(losses)]) else 2
         position = min(losses) - 2 if step < 0 else max(losses) + 2
-        if abs(position - start) <= MAX_STEPS:
+        if abs(position - start) <= MAX_DISTANCE:
             yield position
         return
-    yield best + 2
-    yield best - 2
+    yield from (position for position in (best + 2, best - 2) if abs(position - start) <= MAX_DISTANCE)
+
+
+def _lowest(losses: Mapping[int, float], start: int) -> int:
+    """Position of the lowest loss, of several the nearest to where the search began."""
+    return min(losses, key=lambda position: (losses[position], abs(position - start)))

@@ -10,8 +10,8 @@ from lrrunner.core.lr_schedules import exponential_lr
 from lrrunner.core.range_extension import MAX_PASSES, curve_pass, extension
 from lrrunner.core.smoothing import Ema
 from lrrunner.core.stop_rules import stop_rule
-from lrrunner.core.suggestion_rules import suggest
-from lrrunner.records import Step, Stop, StopReason, Suggestion
+from lrrunner.core.suggestion_rules import DEFAULT_TRAINING, suggest
+from lrrunner.records import Step, Stop, StopReason, Suggestion, Training
 from oracle.store import Ladder, Store
 
 BETA = 0.9
@@ -38,13 +38,20 @@ class RangeTest(NamedTuple):
     suggestion: Suggestion
 
 
-def range_test(store: Store, num_steps: int, seed: int, *, optimizer: OptimizerClass | None = None) -> RangeTest:
+def range_test(
+    store: Store,
+    num_steps: int,
+    seed: int,
+    *,
+    optimizer: OptimizerClass | None = None,
+    training: Training = DEFAULT_TRAINING,
+) -> RangeTest:
     """The pass that lrrunner's suggestion comes from, by default: its range extended where that is due."""
     low, high = START_LR, END_LR
     passes: list[RangeTest] = []
     for _ in range(MAX_PASSES):
         steps, stop = stopped(store, Ladder(low, high, num_steps, seed))
-        suggestion = suggest(steps, [stop], beta=BETA, optimizer=optimizer)
+        suggestion = suggest(steps, [stop], beta=BETA, optimizer=optimizer, training=training)
         passes.append(RangeTest(steps, stop, suggestion))
         wider = extension(steps, [stop], suggestion, start_lr=low, end_lr=high, linear=False, beta=BETA)
         if wider is None:

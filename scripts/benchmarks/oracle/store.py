@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -66,8 +67,12 @@ class Store:
         self.trainings: dict[tuple[int, str], dict[int, dict[int, float]]] = {}
         self.sweeps: dict[Ladder, Sweep] = {}
         self.noise: dict[int, tuple[float, float]] = {}
+        self._torn_at: int | None = None
         if path.exists():
-            for line in path.read_text().splitlines():
+            content = path.read_text()
+            complete = content[: content.rfind("\n") + 1]
+            self._torn_at = len(complete.encode()) if len(complete) < len(content) else None
+            for line in complete.splitlines():
                 self._take(json.loads(line))
 
     @property
@@ -76,7 +81,10 @@ class Store:
         return float(np.median(list(self.initial.values())))
 
     def add(self, *row: Any) -> None:
-        """Append one measurement to the file."""
+        """Append one measurement to the file, after the last complete one."""
+        if self._torn_at is not None:
+            os.truncate(self.path, self._torn_at)
+            self._torn_at = None
         with self.path.open("a") as file:
             file.write(json.dumps(row, separators=(",", ":")) + "\n")
         self._take(list(row))

@@ -1,0 +1,100 @@
+"""scripts/benchmarks/oracle: what is measured next, what a file keeps, and what regret is."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import math
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+BENCHMARKS = Path(__file__).resolve().parents[3] / "scripts/benchmarks"
+
+
+@pytest.fixture(scope="module")
+def oracle() -> Iterator[Callable[[str], Any]]:
+    """Imports a module of the benchmark, which lies beside its scripts."""
+    pytest.importorskip("sklearn")
+    sys.path.insert(0, str(BENCHMARKS))
+    yield lambda name: importlib.import_module(f"oracle.{name}")
+    sys.path.remove(str(BENCHMARKS))
+    for name in [name for name in sys.modules if name.partition(".")[0] == "oracle"]:
+        del sys.modules[name]
+
+
+def filled(oracle: Callable[[str], Any], path: Path, loss: Callable[[int, int], float], *, start: int = -12) -> Any:
+    """The store after everything that a plan asks for, with the loss of each position and seed."""
+    plan, store = oracle("plan"), oracle("store").Store(path)
+    store.add("initial", 0, 2.0)
+    bowl = plan.Bowl(400, "constant", {0: 4, 1: 4, -1: 4, 2: 2, -2: 2, 4: 1, -4: 1}, (0, 1, 2, 3))
+    for _ in range(200):
+        training = plan.next_training(store, bowl, start=start)
+        if training is None:
+            return store
+        value = loss(training.position, training.seed)
+        store.add("train", 400, "constant", training.position, training.seed, value if math.isfinite(value) else None)
+    raise AssertionError("the plan does not end")
+
+
+@pytest.mark.parametrize("best", [-20, -13, -12, -5, 1])
+def test_the_plan_finds_the_lowest_loss_and_measures_it_with_every_seed(
+    oracle: Callable[[str], Any], tmp_path: Path, best: int
+) -> None:
+    """Wherever it lies from the usual LR, also short of a divergence two positions above it."""
+    store = filled(
+        oracle,
+        tmp_path / "job.jsonl",
+        lambda position, seed: math.inf if position > best + 2 else 1.0 + 0.02 * (position - best) ** 2,
+    )
+    by_position = store.trainings[400, "constant"]
+    assert {position: len(by_position[position]) for position in (best - 1, best, best + 1)} == dict.fromkeys(
+        (best - 1, best, best + 1), 4
+    )
+    assert oracle("bowls").bowl(store, 400, "constant").best_position == best
+
+
+@pytest.mark.parametrize("level", [1.99999, 2.0, math.inf])
+def test_the_plan_ends_where_nothing_is_learnt(oracle: Callable[[str], Any], tmp_path: Path, level: float) -> None:
+    """25 steps of a slow job end where they began, at any LR: one search went down to 1e-490."""
+    store = filled(oracle, tmp_path / "job.jsonl", lambda position, seed: level)
+    assert min(store.trainings[400, "constant"]) >= -12 - 16
+    assert max(store.trainings[400, "constant"]) <= -12 + 16
+
+
+def test_a_killed_measurement_loses_its_last_line_alone(oracle: Callable[[str], Any], tmp_path: Path) -> None:
+    """The line that was being written is not read, and the next one does not follow on it."""
+    path = tmp_path / "job.jsonl"
+    path.write_text('["initial",0,2.0]\n["train",400,"cons')
+    store = oracle("store").Store(path)
+    assert store.initial == {0: 2.0}
+    store.add("train", 400, "constant", -12, 0, 1.5)
+    assert [json.loads(line) for line in path.read_text().splitlines()] == [
+        ["initial", 0, 2.0],
+        ["train", 400, "constant", -12, 0, 1.5],
+    ]
+
+
+def test_regret_is_the_share_of_the_fall_that_is_lost(oracle: Callable[[str], Any]) -> None:
+    """From 2.0 to 1.0 at best; one collapsed seed of four does not count; between LRs it is linear in the log."""
+    found = oracle("bowls").Bowl([-8, -4, 0, 4], [[1.5] * 4, [1, 1, 1, math.inf], [1.25] * 4, [math.inf] * 4], 2.0)
+    regret = found.regret([1e-2, 0.1, 1.0, 10.0, 10**-0.5, None])
+    assert regret.tolist() == pytest.approx([0.5, 0.0, 0.25, 1.0, 0.125, 1.0])
+
+
+def test_test_jobs_are_chosen_by_their_names_alone(oracle: Callable[[str], Any]) -> None:
+    """A third, the same in every version, by a rule that knows nothing of results."""
+    catalog = oracle("catalog")
+    groups: dict[str, list[str]] = {}
+    for job in catalog.jobs():
+        adam = "adam real" if job.real else "adam embedded"
+        kinds = {"momentum": "momentum", "nesterov": "momentum", "adam": adam, "adamw": adam}
+        groups.setdefault(kinds.get(job.optimizer, "other"), []).append(job.name)
+    ordered = [sorted(names, key=lambda name: hashlib.sha256(name.encode()).hexdigest()) for names in groups.values()]
+    assert {name for names in ordered for name in names[::3]} == catalog.TEST_JOBS
+    assert len(catalog.jobs()) == 50
+    assert sum(job.real for job in catalog.jobs()) == 38
