@@ -219,7 +219,7 @@ def test_a_job_that_makes_no_progress_does_not_requeue_itself(cluster: Cluster) 
     """With a time limit at or below the warning it did so for ever: seven times in eight minutes."""
     number = cluster.submit("--nodes=1", "--ntasks-per-node=1", str(ROOT / "slurm/sweep.sbatch"), *SLOW)
     cluster.wait("started", lambda: cluster.job(number)["JobState"] == "RUNNING")
-    cluster.wait("its step", lambda: "lrrunner" in cluster.run("squeue", "--steps", "--noheader", "--format=%j %i"))
+    cluster.wait("its step", lambda: f"{number}.0" in cluster.run("squeue", "--steps", "--noheader", "--format=%i"))
     warned(cluster, number)
     shown = output_of_ended(cluster, number)
     assert f"not requeued: no step was recorded in runs/slurm-{number} since the job began or was requeued" in shown
