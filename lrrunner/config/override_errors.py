@@ -142,6 +142,8 @@ def _group_file_error(text: str, override: str, known: list[str]) -> str | None:
 def _value_error(text: str, key: str, value: str, known: list[str]) -> str | None:
     """A key that does not exist, or a value of the wrong type."""
     if "is not in struct" in text or re.search(r"Key '.*' not in", text):
+        if key in known and value.startswith("{"):
+            return f"{key}={value} has keys that {key} does not have yet; write +{key}={value}"
         return unknown_key_message(key, known)
     if not value or value == "null":
         return f"{key} must have a value, got {value or 'nothing'}; leave it out to keep the default"

@@ -80,7 +80,7 @@ def range_test(
     is_training = {name: part.training for name, part in module.named_modules()}
     settings = {name: getattr(trainer, name) for name in TRAINER_SETTINGS}
     loops = [trainer.fit_loop, trainer.fit_loop.epoch_loop.val_loop]
-    owners = [module, *(part for part in module.modules() if part is not module), *loops]
+    owners = [module, *(part for part in module.modules() if part is not module), *loops, trainer.state]
     try:
         with attributes_preserved(owners, ignored=MODULE_INTERNALS):
             trainer.callbacks, trainer.loggers = [hook], []  # type: ignore[attr-defined]

@@ -141,8 +141,9 @@ def _training_plan(trainer: Trainer, train_loader: Any) -> TrainingPlan:
         steps_per_epoch = max(1, -(-num_batches // args.gradient_accumulation_steps))
         length = math.ceil(args.num_train_epochs * steps_per_epoch)
     name = getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)
-    if trainer.lr_scheduler is not None:
-        kind = type(trainer.lr_scheduler).__name__
+    scheduler = getattr(trainer.lr_scheduler, "scheduler", trainer.lr_scheduler)  # an earlier train has prepared it
+    if scheduler is not None and not getattr(trainer, "_created_lr_scheduler", False):
+        kind = type(scheduler).__name__
         remark = f"the schedule of the training, {kind} of your own, was taken for constant: pass schedule if it is not"
         return TrainingPlan(training_steps=length, remark=remark)
     schedule, remark = SCHEDULES.get(name), ""
@@ -190,7 +191,7 @@ def _loss_function(trainer: Trainer) -> Callable[[nn.Module, Any], Any]:
         nonlocal ignores_count
         inputs = trainer._prepare_inputs(batch)
         num_items = _num_tokens(inputs, shifts=shifts) if counts_items else None
-        if not model.training:
+        if not torch.is_grad_enabled():
             return _evaluated_loss(trainer, model, inputs, num_items)
         model.train()  # all submodules, as each training_step does
         if counts_items and ignores_count is None:
@@ -200,9 +201,28 @@ def _loss_function(trainer: Trainer) -> Callable[[nn.Module, Any], Any]:
                 return trainer.compute_loss(model, inputs)
             if ignores_count:
                 return trainer.compute_loss(model, inputs, num_items_in_batch=num_items) * _accumulation_factor(trainer)
-            return _normalised_loss(trainer, model, inputs, num_items), num_items
+            loss = _normalised_loss(trainer, model, inputs, num_items)
+            return loss, (num_items.clamp(max=1) if _weighs_ranks_equally(trainer) else num_items)
 
     return loss_fn
+
+
+def _weighs_ranks_equally(trainer: Trainer) -> bool:
+    """Whether ``train`` takes the mean over ranks of each rank's mean over its tokens.
+
+    Raises:
+        ArgumentError: it does so over several micro-batches, whose tokens are not counted before the first of them.
+    """
+    if trainer.accelerator.num_processes == 1 or trainer.args.average_tokens_across_devices:
+        return False
+    if trainer.args.gradient_accumulation_steps > 1:
+        raise ArgumentError(
+            [
+                "trainer.args.average_tokens_across_devices must be True with gradient accumulation on several ranks, "
+                "got False; set it, which weighs every token alike, or accumulate over 1 step"
+            ]
+        )
+    return True
 
 
 def _ignores_count(

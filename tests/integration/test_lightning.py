@@ -310,8 +310,10 @@ class Interrupted(Net):
 def test_ctrl_c_among_confirmation_runs_gives_what_was_found() -> None:
     """``fit`` ends the process on a KeyboardInterrupt."""
     swept = trainer()
+    state = dict(vars(swept.state))
     with pytest.raises(lrrunner.ConfirmationInterrupted) as caught:
         range_test(swept, Interrupted(), num_steps=40, auto_range=False, confirm=280)
+    assert vars(swept.state) == state
     result = caught.value.result
     assert result.suggestion.lr is not None
     assert "confirmation was interrupted after" in result.suggestion.reason

@@ -63,6 +63,19 @@ class OwnLoss(Ordered):
         return nn.functional.cross_entropy(logits.flatten(0, -2), inputs["labels"].flatten())
 
 
+def summed(outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor) -> torch.Tensor:
+    """A ``compute_loss_func`` that needs the number of items."""
+    logits = outputs.logits[:, :-1].flatten(0, 1)
+    return nn.functional.cross_entropy(logits, labels[:, 1:].flatten(), reduction="sum") / num_items_in_batch
+
+
+class OwnFunction(Ordered):
+    """With a loss as an argument."""
+
+    def __init__(self, *arguments: Any, **settings: Any) -> None:
+        super().__init__(*arguments, **(settings | {"compute_loss_func": summed}))
+
+
 class ByClass(Ordered):
     """A loss that does not read the labels that a Trainer counts."""
 
@@ -106,7 +119,17 @@ CELLS = {
     for kind, trainer, more in (("loss", Ordered, {}), ("smoothing", Ordered, SMOOTHED), ("own", OwnLoss, {}))
     for setting, changes in SETTINGS.items()
 }
-PARTLY_LABELLED = Cell(classifier, PartlyLabelled, ByClass, {"remove_unused_columns": False})
+CELLS |= {
+    f"causal_lm-{name}-{setting}": Cell(causal_lm, Texts, trainer, changes | more)
+    for name, trainer, more in (
+        ("by rank", Ordered, {"average_tokens_across_devices": False}),
+        ("function", OwnFunction, {}),
+    )
+    for setting, changes in SETTINGS.items()
+    if name != "by rank" or "gradient_accumulation_steps" not in changes
+}
+ALL_CELLS = CELLS | {"partly labelled": Cell(classifier, PartlyLabelled, ByClass, {"remove_unused_columns": False})}
+KINDS = sorted({name.rpartition("-")[0] or name for name in ALL_CELLS})
 
 
 def trainer_of(folder: Path, cell: Cell, *, scheduled: bool) -> Trainer:
@@ -151,19 +174,38 @@ def test_every_step_has_the_gradient_of_train(tmp_path: Path, cell: Cell) -> Non
     assert swept == pytest.approx(trained, rel=1e-4)
 
 
-def all_gradient_norms(folder: Path) -> dict[str, tuple[list[float], list[float]]]:
+def norms_of(kind: str, folder: Path) -> dict[str, tuple[list[float], list[float]]]:
+    """Of the cells whose names begin so."""
     os.environ["ACCELERATE_MIXED_PRECISION"] = "no"
     transformers.utils.logging.set_verbosity_error()
-    cells = CELLS | {"partly labelled": PARTLY_LABELLED}
+    cells = {name: cell for name, cell in ALL_CELLS.items() if name.startswith(kind)}
     return {name: gradient_norms(folder, cell) for name, cell in cells.items()}
 
 
-def test_every_step_has_the_gradient_of_train_on_two_ranks(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_step_has_the_gradient_of_train_on_two_ranks(tmp_path: Path, kind: str) -> None:
     """It was half as large, so that an SGD's LR came out twice too large, and max_grad_norm clipped elsewhere.
 
     Where the first batch of one rank does not show whether the loss uses the number of items, the other rank does.
     """
-    for rank in on_ranks(all_gradient_norms, 2, tmp_path / "ranks", tmp_path):
-        assert len(rank) == len(CELLS) + 1
+    for rank in on_ranks(norms_of, 2, tmp_path / "ranks", kind, tmp_path):
+        assert rank
         for name, (swept, trained) in rank.items():
             assert swept == pytest.approx(trained, rel=1e-4), name
+
+
+def accumulated_by_rank(folder: Path) -> str:
+    os.environ["ACCELERATE_MIXED_PRECISION"] = "no"
+    cell = CELLS["causal_lm-by rank-plain"]
+    changes = cell.changes | {"gradient_accumulation_steps": 2}
+    with pytest.raises(ValueError, match="average_tokens_across_devices") as caught:
+        range_test(trainer_of(folder, cell._replace(changes=changes), scheduled=False))
+    return str(caught.value)
+
+
+def test_ranks_that_accumulate_with_weights_of_their_own_are_refused(tmp_path: Path) -> None:
+    """Their tokens would have to be counted in advance, as ``train`` does."""
+    message = (
+        "trainer.args.average_tokens_across_devices must be True with gradient accumulation on several ranks, got False"
+    )
+    assert all(message in found for found in on_ranks(accumulated_by_rank, 2, tmp_path / "ranks", tmp_path))

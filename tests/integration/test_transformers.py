@@ -418,6 +418,20 @@ def test_what_the_caller_says_about_the_training_counts(tmp_path: Path) -> None:
     assert (result.job.train.num_steps, result.job.train.schedule.value) == (50, "cosine")
 
 
+def test_the_scheduler_of_an_earlier_training_is_the_trainers_own(tmp_path: Path) -> None:
+    """It stays on the trainer, but is made anew by the next ``train``."""
+    trainer = Trainer(
+        model=gpt2(),
+        args=arguments(tmp_path, per_device_train_batch_size=4, max_steps=2, lr_scheduler_type="cosine"),
+        data_collator=language_batch,
+        train_dataset=Subset(windows(), range(32)),
+    )
+    trainer.train()
+    result = range_test(trainer, num_steps=2, auto_range=False)
+    assert result.job.train.schedule.value == "cosine"
+    assert "schedule of the training" not in result.suggestion.reason
+
+
 def validated(folder: Path) -> tuple[list[float | None], float, str, int]:
     """The monitored loss of a model that hardly moves, that of ``evaluate``, what trials compare, and their number."""
     transformers.utils.logging.set_verbosity_error()

@@ -102,6 +102,10 @@ ERRORS = {
     "launch.num_processes=0": "launch.num_processes must be at least 1, got 0; give the number of ranks",
     "launch.concurrent=0": "launch.concurrent must be at least 1, got 0; try 1",
     "launch.timeout_s=0": "launch.timeout_s must lie between 0 and 1e+06, got 0; try 1800",
+    "data.train={_target_: mine.data, size: 9}": (
+        "data.train={_target_: mine.data, size: 9} has keys that data.train does not have yet; write "
+        "+data.train={_target_: mine.data, size: 9}"
+    ),
     "+experiment=digits_mlp": "experiment has a value already, got +experiment=digits_mlp; write it without +",
     "sweep": "'sweep' is not an override; write key=value, and quote values with special characters",
 }
