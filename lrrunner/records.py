@@ -141,6 +141,7 @@ class Stop(_Record):
         repeat: The repeat that ended.
         sweep_pass: Its pass.
         in_gradient: Whether the gradient was not finite, and the loss was.
+        in_buffer: Whether a buffer of the model was not finite, and the loss was.
         in_evaluation: Whether the validation loss was not finite, and the training loss was.
         is_partial: Whether some ranks caused it and others did not.
     """
@@ -151,6 +152,7 @@ class Stop(_Record):
     repeat: int = 0
     sweep_pass: int = 0
     in_gradient: bool = False
+    in_buffer: bool = False
     in_evaluation: bool = False
     is_partial: bool = False
 

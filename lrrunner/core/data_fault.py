@@ -76,7 +76,12 @@ def fault_suggestion(stop: Stop, steps: Sequence[Step], *, method: str, location
         reason = f"no rank had any items to learn from in several steps in a row, the last one {at}; check the labels"
     else:
         verdict = Verdict.NON_FINITE_AT_START
-        what = "the gradient" if stop.in_gradient else "the validation loss" if stop.in_evaluation else "the loss"
+        flags = {
+            "the gradient": stop.in_gradient,
+            "a buffer of the model": stop.in_buffer,
+            "the validation loss": stop.in_evaluation,
+        }
+        what = next((name for name, is_bad in flags.items() if is_bad), "the loss")
         ranks = f" on rank {', '.join(map(str, stop.ranks))}" if stop.ranks else ""
         reason = (
             f"{what} was not finite{ranks} {at}, where the learning rate does not explain it; check the data, the "

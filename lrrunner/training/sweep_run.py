@@ -211,7 +211,10 @@ class SweepRun:
             return self._stop(StopReason.NON_FINITE, step.index, reading.bad_gradient_ranks, in_gradient=True)
         if not finite or self._skips_in_a_row >= MAX_SKIPS_IN_A_ROW:
             in_evaluation = not finite and evaluation is not None
-            return self._stop(StopReason.NON_FINITE, step.index, bad_ranks, in_evaluation=in_evaluation)
+            in_buffer = not finite and evaluation is None and math.isfinite(loss)
+            return self._stop(
+                StopReason.NON_FINITE, step.index, bad_ranks, in_evaluation=in_evaluation, in_buffer=in_buffer
+            )
         self._has_diverged = monitored is not None and self._diverges(monitored, loss)
         return self._decision(step, reading)
 

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.nn.parallel import DistributedDataParallel
 
 from lrrunner.training.collectives import Collective
 from lrrunner.training.fsdp import is_sharded, local_part
@@ -27,6 +26,7 @@ from lrrunner.training.model_calls import ModelCalls
 from lrrunner.training.snapshot import RngState
 from lrrunner.training.step_table import Column, Columns, Request, StepReading, columns_of
 from lrrunner.training.trainable import Trainable
+from lrrunner.training.watched_tensors import finite_buffers, local_parameters, norm_of
 
 CHANGED_LR = (
     "optimizer must use the LR that the sweep sets, got {}, which replaced {:.3g} by {:.3g} in its step {}; switch off "
@@ -96,7 +96,7 @@ class TrainStep:
         self.gradients_must_agree = collective.world_size > 1 and not self._is_sharded
         self._learning_rate = LearningRate(trainable.optimizer)
         self._parameters = trainable.parameters
-        local = _local_parameters(trainable.model) if self.gradients_must_agree else set()
+        local = local_parameters(trainable.model) if self.gradients_must_agree else set()
         self._reduced = [p for p in self._parameters if p not in local] if local else self._parameters
         self._num_micro_batches = collective.world_size * trainable.accumulation_steps
         self._clears_gradients = type(trainable.optimizer).zero_grad is torch.optim.Optimizer.zero_grad
@@ -104,6 +104,7 @@ class TrainStep:
         self._calls = None
         if collective.world_size > 1:
             self._calls = ModelCalls(trainable.model, self._parameters, is_sharded=self._is_sharded)
+        self._buffers = finite_buffers(trainable.model)
         self.device = trainable.device
         self._on_cpu = self.device.type == "cpu"
         self.reads_late = reads_late(self.device, trainable.scaler, sync_every_step=sync_every_step)
@@ -302,7 +303,8 @@ class TrainStep:
         gradient = local_norm.item()
         if self._is_sharded:
             gradient = gradient**2
-        row = [loss_sum, items, not math.isfinite(loss_sum), self._request(), gradient]
+        is_bad = not math.isfinite(loss_sum) or (bool(self._buffers) and not norm_of(self._buffers).isfinite().item())
+        row = [loss_sum, items, is_bad, self._request(), gradient]
         if self._probe is not None:
             row += map(float, self._probe.columns())
         if self._collective.world_size == 1:
@@ -326,7 +328,8 @@ class TrainStep:
         on_device = torch.full((self._num_columns,), self._request(), dtype=torch.float64, device=self.device)
         on_device[Column.LOSS_SUM] = loss_sum
         on_device[Column.ITEMS] = items
-        on_device[Column.NON_FINITE] = ~torch.isfinite(loss_sum)
+        watched = loss_sum + norm_of(self._buffers) if self._buffers else loss_sum
+        on_device[Column.NON_FINITE] = ~torch.isfinite(watched)
         for column, value in enumerate(spare, start=Column.GRADIENT):
             on_device[column] = value
         return on_device
@@ -338,11 +341,7 @@ class TrainStep:
             gradients = [local_part(gradient) for gradient in gradients]
         if any(gradient.is_sparse for gradient in gradients):
             gradients = [g.coalesce().values() if g.is_sparse else g for g in gradients]
-        if self._on_cpu and gradients:  # half the time of torch's own, which first sorts by device and type
-            norm: torch.Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
-        else:
-            norm = torch.nn.utils.get_total_norm(gradients)
-        return norm
+        return norm_of(gradients)
 
     def _step_optimizer(self) -> bool:
         """Step; returns whether the gradient scaler found an overflow and skipped it."""
@@ -362,14 +361,3 @@ def _reading(payload: torch.Tensor, copied: torch.cuda.Event | None, num_rows: i
         copied.synchronize()
     values = payload.cpu().numpy()
     return StepReading(columns_of(values[:-1].reshape(num_rows, -1)), grad_norm=float(values[-1]))
-
-
-def _local_parameters(model: torch.nn.Module) -> set[torch.nn.Parameter]:
-    """Parameters that DDP leaves alone, which may then differ between ranks."""
-    wrappers = [module for module in model.modules() if isinstance(module, DistributedDataParallel)]
-    return {
-        parameter
-        for wrapper in wrappers
-        for name, parameter in wrapper.module.named_parameters()
-        if name in wrapper.parameters_to_ignore
-    }

@@ -80,3 +80,19 @@ def test_a_flat_curve_on_all_ranks_is_suspected_only() -> None:
     assert suspected_fault(records(FLAT, nan_at=20), [bad]) is bad
     assert suspected_fault(records(FALLING, nan_at=20), [bad]) is None
     assert suspected_fault(records(FLAT, nan_at=20), [stop(20)]) is None
+
+
+@pytest.mark.parametrize(
+    ("where", "what"),
+    [
+        ({}, "the loss was"),
+        ({"in_gradient": True}, "the gradient was"),
+        ({"in_buffer": True}, "a buffer of the model was"),
+        ({"in_evaluation": True}, "the validation loss was"),
+    ],
+)
+def test_the_message_says_what_was_not_finite(where: dict[str, bool], what: str) -> None:
+    """A bad sample of the validation set was looked for in the training set."""
+    bad = stop(20, **where)
+    reason = fault_suggestion(bad, records(FLAT, nan_at=20), method="auto").reason
+    assert reason.startswith(f"{what} not finite on rank 1 at step 20")

@@ -637,3 +637,31 @@ def test_an_objective_that_empties_its_batch_is_not_run_again_on_it() -> None:
     )
     assert (result.stops[0].reason, result.stops[0].step) == (StopReason.NON_FINITE, 5)
     assert result.stops[0].in_gradient
+
+
+class Averaging(nn.Module):
+    """Keeps an average of its inputs, and a mask of infinities."""
+
+    average: torch.Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = small_model()
+        self.register_buffer("average", torch.zeros(10, dtype=torch.float64))
+        self.register_buffer("mask", torch.full((3, 3), -math.inf))
+        self.num_calls = 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """One number a sample, which does not depend on the average."""
+        self.num_calls += 1
+        self.average.lerp_(x.mean(0) / (0.0 if self.num_calls == 8 else 1.0), 0.1)
+        output: torch.Tensor = self.inner(x)
+        return output
+
+
+def test_a_buffer_that_is_not_finite_any_more_stops_the_sweep() -> None:
+    """The loss does not show it before the model is evaluated, and the sweep said ok."""
+    result = sweep(trainable(model=Averaging()), num_steps=20)
+    (stop,) = result.stops
+    assert (stop.reason, stop.step, stop.ranks, stop.in_buffer) == (StopReason.NON_FINITE, 7, (0,), True)
+    assert math.isfinite(result.steps[-1].loss)
