@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -41,6 +42,13 @@ from lrrunner.training.learning_rate import LearningRate
 from lrrunner.training.loss_modules import loss_modules
 from lrrunner.training.optimizers import lr_remark, set_optimizer_mode, unwrapped
 from lrrunner.training.trainable import Trainable, to_device
+
+UNEQUAL_SIZES = (
+    "the batch size is taken from the first tensor, but the tensors of a batch differ in their first dimension (%s); if "
+    "that is not the number of samples, losses are weighted wrongly: let loss_fn return (loss, num_items)"
+)
+
+logger = logging.getLogger(__name__)
 
 
 def measured(objects: ScriptObjects, options: Mapping[str, Any]) -> RangeTest:
@@ -117,6 +125,8 @@ class _ScriptSweep:
         try:
             comparison = measurement.comparison()
             passes = measurement.sweep()
+            if loss.unequal_sizes and collective.rank == 0:
+                logger.warning(UNEQUAL_SIZES, loss.unequal_sizes)
             self._describe_objects(sum(collective.gather(loss.num_samples)) or round(passes.steps[0].num_items))
             with interrupt:
                 return self._confirmed(measurement, passes, comparison, progress)

@@ -9,6 +9,9 @@ from typing import Any
 
 import torch
 
+BOUNDS = {"cu_seqlens", "cu_seqlens_q", "cu_seq_lens", "cu_seq_lens_q"}
+"""Names under which batches of packed sequences hold where each of these begins and the last one ends."""
+
 
 def count_error(count: Any, batch: Any) -> str:
     """Why a batch cannot hold so many items; empty if it can.
@@ -84,3 +87,38 @@ def _are_samples(batch: Sequence[Any]) -> bool:
 
 def _first(counts: Iterable[int | None]) -> int | None:
     return next((count for count in counts if count is not None), None)
+
+
+def num_sequences(batch: Any) -> int | None:
+    """Sequences that are packed into one row of tokens, from their bounds or positions; None for other batches.
+
+    Collators that pack (flash attention, TRL, Megatron) name the bounds ``cu_seqlens`` or so, or restart the positions.
+
+    >>> num_sequences({"input_ids": torch.zeros(1, 9), "cu_seqlens": torch.tensor([0, 4, 7, 9])})
+    3
+    >>> num_sequences({"input_ids": torch.zeros(1, 5), "position_ids": torch.tensor([[0, 1, 2, 0, 1]])})
+    2
+    """
+    if not isinstance(batch, Mapping):
+        return None
+    for name in BOUNDS & batch.keys():
+        if isinstance(batch[name], torch.Tensor) and batch[name].numel() > 1:
+            return int(batch[name].numel()) - 1
+    positions = batch.get("position_ids")
+    if isinstance(positions, torch.Tensor) and positions.shape[:1] == (1,):
+        return int((positions == 0).sum()) or None
+    return None
+
+
+def unequal_sizes(batch: Any) -> str:
+    """The first dimensions of a batch's tensors, as text, where they differ; else empty.
+
+    >>> unequal_sizes({"x": torch.zeros(90, 3), "graph": torch.zeros(90), "label": torch.zeros(8)})
+    'x: 90, label: 8'
+    """
+    named = batch.items() if isinstance(batch, Mapping) else enumerate(batch) if isinstance(batch, list | tuple) else ()
+    first: dict[int, str] = {}
+    for name, field in named:
+        if isinstance(field, torch.Tensor) and field.ndim:
+            first.setdefault(len(field), str(name))
+    return ", ".join(f"{name}: {size}" for size, name in first.items()) if len(first) > 1 else ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -70,3 +71,27 @@ def test_lists_of_samples_are_not_taken_for_fields() -> None:
     assert num_samples((images, torch.zeros(8))) == 8
     assert num_samples({"images": images, "labels": torch.zeros(8)}) == 8
     assert num_samples([{"image": torch.zeros(3, 9)}] * 8) is None
+
+
+def packed_loss(model: torch.nn.Module, batch: Any) -> torch.Tensor:
+    """The mean over tokens."""
+    return squared_error(model, (batch["x"][0], batch["y"][0]))
+
+
+def test_the_batch_size_of_packed_tokens_is_their_number_of_sequences() -> None:
+    """It was 1, the first dimension, whatever was packed."""
+    inputs, targets = regression_data()
+    bounds = {"cu_seqlens": torch.tensor([0, 5, 9, 24])}
+    positions = {"position_ids": torch.cat([torch.arange(10), torch.arange(14)])[None]}
+    for packing, size in ((bounds, 3), (positions, 2)):
+        batch = {"x": inputs[None, :24], "y": targets[None, :24], **packing}
+        result = swept(train_loader=[batch], loss_fn=packed_loss, num_steps=2, accumulation_steps=2)
+        assert result.global_batch_size == 2 * size
+
+
+def test_tensors_that_differ_in_their_first_dimension_are_named(caplog: pytest.LogCaptureFixture) -> None:
+    """The tokens of all samples in one dimension: which one is the batch size must be said."""
+    inputs, targets = regression_data()
+    batch = {"tokens": inputs[:24], "labels": targets[:24], "lengths": torch.tensor([10, 14])}
+    swept(train_loader=[batch], loss_fn=lambda m, b: squared_error(m, (b["tokens"], b["labels"])), num_steps=2)
+    assert "differ in their first dimension (tokens: 24, lengths: 2)" in caplog.text
