@@ -44,8 +44,8 @@ from lrrunner.training.optimizers import lr_remark, set_optimizer_mode, unwrappe
 from lrrunner.training.trainable import Trainable, to_device
 
 UNEQUAL_SIZES = (
-    "the batch size is taken from the first tensor, but the tensors of a batch differ in their first dimension (%s); if "
-    "that is not the number of samples, losses are weighted wrongly: let loss_fn return (loss, num_items)"
+    "the batch size is taken from the first tensor, but the tensors of a batch differ in their first dimension (%s); "
+    "if that is not the number of samples, losses are weighted wrongly: let loss_fn return (loss, num_items)"
 )
 
 logger = logging.getLogger(__name__)
