@@ -37,7 +37,7 @@ MIB = 1 << 20
 
 
 class Blocks(nn.Module):
-    """Linear blocks one behind the other."""
+    """Linear blocks one after the other."""
 
     def __init__(self, width: int, num_blocks: int) -> None:
         super().__init__()

@@ -29,7 +29,7 @@ from oracle.plan import LENGTHS, SCHEDULES, Bowl, next_training, robust_losses  
 from oracle.replay import MissingError, range_test  # noqa: E402
 from oracle.store import Ladder, Store, lr_at, position_of, rounded  # noqa: E402
 from oracle.trainings import Laboratory  # noqa: E402
-from regret_peers import PEER_LADDERS  # noqa: E402
+from regret_peers import PEER_RANGES  # noqa: E402
 
 MEASUREMENTS = HERE / "oracle" / "measurements"
 
@@ -105,7 +105,7 @@ def measure_sweeps(job: Job, store: Store, laboratory: Callable[[], Laboratory])
     """Sweeps of 100 steps over lrrunner's range, as far as it extends it, and over the peers' own ranges."""
     for seed in SWEEP_SEEDS:
         _sweep_as_product(store, laboratory, 100, seed)
-        for start_lr, end_lr in PEER_LADDERS.values():
+        for start_lr, end_lr in PEER_RANGES.values():
             _sweep(store, laboratory, Ladder(start_lr, end_lr, 100, seed))
 
 

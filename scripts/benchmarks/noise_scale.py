@@ -89,13 +89,13 @@ def measured_pairs(
 
 def seconds_a_step(trainable: Trainable, batch: Any, steps: int, *, probed: bool) -> float:
     """The median over the steps of one sweep, of the time that this rank's threads had a processor."""
-    ladder = SweepPlan(
+    lr_sweep = SweepPlan(
         lrs=[1e-9] * steps, beta=0.9, new_stop_rule=lambda: stop_rule("range", factor=1e9, num_steps=steps)
     )
     times: list[float] = []
     run_sweep(
         trainable,
-        ladder,
+        lr_sweep,
         lambda repeat, first_step=0: endlessly(batch),
         context=RankContext(collective=collective_for_world()),
         on_step=lambda step: times.append(time.process_time()),

@@ -44,7 +44,7 @@ from regret_measure import (  # noqa: E402 - the benchmark's own modules lie bes
     measure,
     range_test,
 )
-from regret_peers import PEER_LADDERS, PEERS  # noqa: E402
+from regret_peers import PEER_RANGES, PEERS  # noqa: E402
 
 DATA = HERE / "regret_data.json"
 NEARLY_BEST = 0.015
@@ -103,10 +103,10 @@ def _bowl(job: Kept, schedule: str, seeds: Sequence[int] = (0, 1)) -> tuple[Any,
 
 
 def suggestions(known: Known, seed: int) -> Lrs:
-    """Every rule's LR on one sweep of 100 steps; a peer's rule comes with its own ladder, smoothing, stop and cut."""
+    """Every rule's LR on one sweep of 100 steps; a peer's rule comes with its own LR range, smoothing, stop and cut."""
     found: Lrs = {name: range_test(known, NUM_STEPS, seed, name).suggestion.lr for name in RULES}
     for peer in PEERS:
-        lrs, losses, _ = known.sweep(Sweep(*PEER_LADDERS.get(peer.__name__, (START_LR, END_LR)), NUM_STEPS, seed))
+        lrs, losses, _ = known.sweep(Sweep(*PEER_RANGES.get(peer.__name__, (START_LR, END_LR)), NUM_STEPS, seed))
         found[f"peer: {peer.__name__}"] = peer(lrs, losses)
     return found
 
@@ -175,10 +175,10 @@ def report_intervals(jobs: dict[str, Known]) -> None:
                     interval = confirmed_suggestion(known, test, name, 5 * NUM_STEPS, seed).interval
                     of_confirmation.append(_interval_score(known.kept, interval, [name]))
     print()
-    for words, scores in (("auto", of_sweep), ("confirmation, 5x", of_confirmation)):
+    for title, scores in (("auto", of_sweep), ("confirmation, 5x", of_confirmation)):
         hits, widths = zip(*(score for score in scores if score is not None), strict=True)
         print(
-            f"{sum(hits)} of {len(hits)} intervals of {words} contain an LR within {NEARLY_BEST} of the lowest regret;"
+            f"{sum(hits)} of {len(hits)} intervals of {title} contain an LR within {NEARLY_BEST} of the lowest regret;"
         )
         print(f"median width {np.median(widths):.2f} decades")
 
@@ -231,11 +231,11 @@ def _gain(differences: Any) -> str:
 def lengths(jobs: dict[str, Known]) -> dict[str, list[tuple[int, float, float]]]:
     """(steps in all, mean regret, standard error over jobs) by way to spend them."""
     found: dict[str, list[tuple[int, float, float]]] = {}
-    for times, words in ((0, "sweep alone"), (5, "confirmed with 5x its steps")):
+    for times, title in ((0, "sweep alone"), (5, "confirmed with 5x its steps")):
         for num_steps in SWEEP_LENGTHS:
             values = np.array([confirmed_regret(known, num_steps, times) for known in jobs.values()])
             point = (num_steps, float(values.mean()), float(values.std() / math.sqrt(len(values))))
-            found.setdefault(words, []).append(point)
+            found.setdefault(title, []).append(point)
     return found
 
 
@@ -243,8 +243,8 @@ def report_lengths(jobs: dict[str, Known]) -> None:
     """Print mean regret by length of the sweep."""
     found = lengths(jobs)
     print(f"\n| steps of the sweep | {' | '.join(map(str, SWEEP_LENGTHS))} |\n|---|{'---|' * len(SWEEP_LENGTHS)}")
-    for words, points in found.items():
-        print(f"| {words} | {' | '.join(f'{mean:.4f}' for _, mean, _ in points)} |")
+    for title, points in found.items():
+        print(f"| {title} | {' | '.join(f'{mean:.4f}' for _, mean, _ in points)} |")
 
 
 if __name__ == "__main__":

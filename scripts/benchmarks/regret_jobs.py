@@ -213,7 +213,7 @@ def which_photograph(split: str) -> Tensors:
 
 @functools.cache
 def ngrams(split: str) -> Tensors:
-    """Eight characters, and the one behind them."""
+    """Eight characters, and the one after them."""
     windows, _ = text(split)
     inputs = windows[:, :8]
     return inputs, windows[:, 8]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from regret_peers import PEER_LADDERS
+from regret_peers import PEER_RANGES
 
 from lrrunner.core.confirmation import confirmed, next_trial
 from lrrunner.core.curve import curve_from_steps
@@ -65,7 +65,7 @@ class MissingError(LookupError):
 
 
 class Sweep(NamedTuple):
-    """One ladder and its seed."""
+    """LRs of a sweep, and its seed."""
 
     start_lr: float
     end_lr: float
@@ -74,7 +74,7 @@ class Sweep(NamedTuple):
 
     @property
     def lrs(self) -> Any:
-        """Its rungs, shape (num_steps,)."""
+        """Its LRs, shape (num_steps,)."""
         return exponential_lr(start_lr=self.start_lr, end_lr=self.end_lr, num_steps=self.num_steps)
 
 
@@ -94,7 +94,7 @@ class Known:
         self._job = job
 
     def sweep(self, sweep: Sweep) -> tuple[Any, Any, Any]:
-        """LRs, losses and gradient norms of a ladder climbed without a stop rule, up to the first non-finite loss."""
+        """LRs, losses and gradient norms of a sweep without a stop rule, up to the first non-finite loss."""
         name = f"{sweep.start_lr:g} {sweep.end_lr:g} {sweep.num_steps} {sweep.seed}"
         sweeps = self.kept.setdefault("sweeps", {})
         if name not in sweeps:
@@ -165,7 +165,7 @@ def measure(data_root: Path | None, work: tuple[str, Kept]) -> tuple[str, Kept]:
         kept |= oracle(job)
     known = Known(name, kept, job)
     for seed in SWEEP_SEEDS:
-        for start_lr, end_lr in [(START_LR, END_LR), *PEER_LADDERS.values()]:
+        for start_lr, end_lr in [(START_LR, END_LR), *PEER_RANGES.values()]:
             known.sweep(Sweep(start_lr, end_lr, NUM_STEPS, seed))
         range_test(known, NUM_STEPS, seed)
     for seed in OTHER_SEEDS:
@@ -230,7 +230,7 @@ def batches_of(job: Any, seed: int) -> Iterator[tuple[Any, Any]]:
 
 
 def swept(job: Any, sweep: Sweep) -> dict[str, list[float]]:
-    """One sweep to the end of its ladder, so that every rule's own stop can be applied to it afterwards."""
+    """One sweep to the end of its LR range, so that every rule's own stop can be applied to it afterwards."""
     import torch
 
     from lrrunner.training.collectives import SerialCollective

@@ -13,8 +13,8 @@ from lrrunner.core.suggestion_rules import longest_decreasing_subsequence
 FIRST_CUT = 10
 """Points that fastai drops at the start of 100: a tenth."""
 
-PEER_LADDERS = {"luz_gugger": (1e-7, 0.1), "lightning": (1e-8, 1.0), "ignite": (1e-3, 10.0)}
-"""What these climb by default, all others 1e-7 to 10. Ignite starts at the optimizer's own LR, torch's default here."""
+PEER_RANGES = {"luz_gugger": (1e-7, 0.1), "lightning": (1e-8, 1.0), "ignite": (1e-3, 10.0)}
+"""LR ranges that these sweep by default; others 1e-7 to 10. Ignite starts at the optimizer's LR, torch's default."""
 
 
 def _ema_seeded(losses: Any, beta: float) -> Any:

@@ -56,9 +56,9 @@ def draw_jobs(jobs: dict[str, tuple[dict[str, Any], dict[str, float | None]]], f
 def draw_lengths(lengths: dict[str, list[tuple[int, float, float]]], folder: Path) -> None:
     """Mean regret and its standard error over jobs, by steps of the sweep."""
     figure, axes = plt.subplots(figsize=(6.4, 3.6))
-    for (words, points), colour in zip(lengths.items(), ("C3", "C0"), strict=True):
+    for (title, points), colour in zip(lengths.items(), ("C3", "C0"), strict=True):
         steps, means, errors = (np.array(column) for column in zip(*points, strict=True))
-        axes.errorbar(steps, means, errors, fmt="o-", ms=4, lw=1.5, capsize=3, color=colour, label=words)
+        axes.errorbar(steps, means, errors, fmt="o-", ms=4, lw=1.5, capsize=3, color=colour, label=title)
     axes.set_xscale("log")
     axes.set_xticks([steps for steps, _, _ in points], [str(steps) for steps, _, _ in points])
     axes.minorticks_off()

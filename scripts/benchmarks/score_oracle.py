@@ -25,7 +25,7 @@ from oracle.confirmation import confirmed_lr  # noqa: E402
 from oracle.optimizers import CLASSES, USUAL_LR  # noqa: E402
 from oracle.replay import END_LR, START_LR, MissingError, RangeTest, range_test  # noqa: E402
 from oracle.store import Ladder, Store, lr_at  # noqa: E402
-from regret_peers import PEER_LADDERS, PEERS, ignite  # noqa: E402
+from regret_peers import PEER_RANGES, PEERS, ignite  # noqa: E402
 
 from lrrunner.core.lr_schedules import exponential_lr  # noqa: E402
 from lrrunner.core.suggestion_rules import RULES  # noqa: E402
@@ -96,7 +96,7 @@ def rule_lrs(store: Store, job: Job, training: Training) -> Lrs:
         for name in RULES:
             found.setdefault(name, []).append(candidates[name])
         for peer in PEERS:
-            ladder = Ladder(*PEER_LADDERS.get(peer.__name__, (START_LR, END_LR)), 100, seed)
+            ladder = Ladder(*PEER_RANGES.get(peer.__name__, (START_LR, END_LR)), 100, seed)
             found.setdefault(f"peer: {peer.__name__}", []).append(_peer_lr(peer, store, ladder))
         own = Ladder(START_LR, END_LR, 100, seed)
         found.setdefault("peer: ignite from 1e-7", []).append(_peer_lr(ignite, store, own))

@@ -49,18 +49,18 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=10)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("overrides", nargs="*", help="further overrides for every sweep")
-    words = parser.parse_args()
-    common = [*words.overrides]
+    arguments = parser.parse_args()
+    common = [*arguments.overrides]
     ratios = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         timed([sys.executable, "-m", "lrrunner", "sweep.num_steps=12"], folder)  # makes the database
-        for _ in range(words.repeats):
-            seeds = range(words.jobs)
+        for _ in range(arguments.repeats):
+            seeds = range(arguments.jobs)
             cold, warm = launched_one_by_one(folder, seeds, common), one_batch(folder, seeds, common)
             ratios.append(cold / warm)
-            per_minute = [60 * words.jobs / seconds for seconds in (cold, warm)]
-            print(f"| {words.jobs} | {per_minute[0]:.1f} | {per_minute[1]:.1f} | {ratios[-1]:.2f} |", flush=True)
+            per_minute = [60 * arguments.jobs / seconds for seconds in (cold, warm)]
+            print(f"| {arguments.jobs} | {per_minute[0]:.1f} | {per_minute[1]:.1f} | {ratios[-1]:.2f} |", flush=True)
     print(f"median ratio {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
 
 
