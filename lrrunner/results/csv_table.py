@@ -57,12 +57,14 @@ class CsvTable:
 
     def _append(self, line: bytes) -> None:
         """Write a line, all of it or nothing."""
-        start = self._file.tell()
+        written = 0
         try:
-            if self._file.write(line) != len(line):
+            written = self._file.write(line) or 0
+            if written != len(line):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError:
             with contextlib.suppress(OSError):
+                start = self._file.tell() - written
                 self._file.truncate(start)
                 self._file.seek(start)
             raise

@@ -119,9 +119,7 @@ class TrainStep:
         loss_sum, items = self._backward(batches)
         local_norm = self._grad_norm(self._parameters)
         reduced_norm = local_norm
-        if (
-            self._reduced is not self._parameters
-        ):  # a bad gradient on one rank is all ranks' concern, also if not shared
+        if self._reduced is not self._parameters:  # also what a rank keeps to itself must be finite
             reduced_norm = self._grad_norm(self._reduced) + local_norm * 0.0
         if self._on_cpu:
             return self._finished_on_host(index, lr, self._reduced_columns(loss_sum, items, reduced_norm), local_norm)

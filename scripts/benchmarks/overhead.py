@@ -2,9 +2,9 @@
 
 Everything trains the same models on the same data with the same batch size and optimizer (SGD, whose step is the
 cheapest). On one rank: the bare loop of torch's tutorials, ``lrrunner.range_test``, the command line with tracking on
-(sqlite), and torch-lr-finder and ignite where they are installed. Times are CPU time of the training thread from the
-forward pass of the first step to that of the last one, per step; all of them take turns, so that a busy machine slows
-each of them down. On two ranks: the loop of Accelerate's documentation, with one all-reduce of a small tensor a step,
+(sqlite), and torch-lr-finder and ignite where they are installed. Times are CPU time of the training thread from one
+forward pass to the next, the median over the steps of a run; all of them take turns, so that a busy machine slows each
+of them down. On two ranks: the loop of Accelerate's documentation, with one all-reduce of a small tensor a step,
 since a loop that watches its loss needs one, against the command line; elapsed time. --gpu compares these two on one
 rank on a GPU.
 """
@@ -17,6 +17,7 @@ import csv
 import importlib
 import importlib.util
 import io
+import itertools
 import os
 import platform
 import statistics
@@ -63,8 +64,8 @@ def cross_entropy(output: Any, target: Any) -> Any:
 
 
 def seconds_per_step() -> float:
-    """CPU seconds per step between the first and the last stamp."""
-    return (STAMPS[-1] - STAMPS[0]) / (len(STAMPS) - 1)
+    """CPU seconds from one stamp to the next, the median: a busy machine disturbs some steps of each loop."""
+    return statistics.median(later - earlier for earlier, later in itertools.pairwise(STAMPS))
 
 
 def components(width: int) -> tuple[Any, Any, Any]:
