@@ -131,10 +131,11 @@ class SupervisedRuns:
         if connection is None:
             return
         try:
-            running = is_running(connection, run_id)
-            if is_uploaded and (running or not result.is_reported) and (files := read_run(directory)).config:
+            # a run that a killed rank 0 has reopened counts as abandoned, and was ended by connecting
+            is_open = is_running(connection, run_id) or not result.is_reported
+            if is_uploaded and is_open and (files := read_run(directory)).config:
                 upload_run(connection, files, run_id=run_id)
-            elif running:
+            elif is_open:
                 cause = redactor.text(result.cause or NO_CAUSE)
                 is_recorded = bool(read_status(directory))
                 note = note_from_status(directory) if is_recorded else unfinished_note(result.state, cause=cause)
