@@ -12,6 +12,9 @@ UNREACHABLE = ("Max retries exceeded", "database is locked", "Connection refused
 HTTP_LIBRARIES = ("requests", "urllib3")
 MAX_REASON_LENGTH = 300
 
+_BROKEN_ANSWER = re.compile(r"failed with error code (?:5\d\d |\d+ != 200\. Response body: '(?:\{|'))")
+"""MLflow's message for an answer that is no JSON: of a gateway, or cut on its way, in its head or in its content."""
+
 _REASONS = (
     (r"Connection refused", "connection refused"),
     (
@@ -27,6 +30,7 @@ _REASONS = (
     (r"CERTIFICATE_VERIFY|SSLError", "its certificate cannot be verified"),
     (r"too many (\d+) error responses|error code (5\d\d)|^(5\d\d) Server Error", "server error {}"),
     (r"database is locked", "database is locked"),
+    (r"Response body", "broken answer"),
 )
 """Part of a message of an HTTP library or a database driver, and the same in plain text."""
 
@@ -82,5 +86,5 @@ def is_unreachable(error: Exception) -> bool:
         causes.add(type(cause).__module__.partition(".")[0])
         cause = cause.__cause__ or cause.__context__
     is_given_up = isinstance(error, TimeoutError | InterruptedError)
-    is_http = any(name in causes for name in HTTP_LIBRARIES)
+    is_http = any(name in causes for name in HTTP_LIBRARIES) or _BROKEN_ANSWER.search(str(error)) is not None
     return is_given_up or is_http or any(mark in str(error) for mark in UNREACHABLE)

@@ -16,6 +16,9 @@ from lrrunner.system.redaction import Redactor
 from lrrunner.tracking.connection import anchored_uri, connect
 from lrrunner.tracking.failures import failure_reason, upload_failure
 
+NO_JSON = "API request to endpoint /api/2.0/mlflow/experiments/get-by-name failed with error code"
+"""What MLflow says of an answer that is no JSON: that of a gateway, or one that was cut."""
+
 
 def test_a_sqlite_uri_stays_valid_after_a_change_of_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Other URIs name a server, whose path is the server's."""
@@ -39,6 +42,10 @@ def test_a_database_needs_an_existing_folder(tmp_path: Path, monkeypatch: pytest
         (RuntimeError("(sqlite3.OperationalError) database is locked"), False),
         (RuntimeError("Max retries exceeded with url: /api"), False),
         (RuntimeError("INVALID_PARAMETER_VALUE: no such experiment"), True),
+        (RuntimeError(f"{NO_JSON} 404 != 200. Response body: ''"), False),
+        (RuntimeError(f"{NO_JSON} 404 != 200. Response body: '{{\"error_c'"), False),
+        (RuntimeError(f"{NO_JSON} 502 != 200. Response body: '<html>'"), False),
+        (RuntimeError(f"{NO_JSON} 401 != 200. Response body: 'Unauthorized'"), True),
     ],
 )
 def test_a_store_that_does_not_answer_has_not_refused(error: Exception, is_refusal: bool) -> None:
