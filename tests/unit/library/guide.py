@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
-from pathlib import Path
+from tests.guides import ROOT, fenced_blocks
 
-GUIDE = Path(__file__).resolve().parents[3] / "lrrunner" / "library" / "README.md"
+GUIDE = ROOT / "lrrunner" / "library" / "README.md"
 
 
 def blocks(heading: str) -> list[str]:
     """The Python blocks below a heading, in order."""
-    section = GUIDE.read_text(encoding="utf-8").partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
-    return re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+    place = (str(GUIDE.relative_to(ROOT)), heading)
+    return [block.text for block in fenced_blocks("python") if block[:2] == place]
