@@ -24,6 +24,7 @@ from lrrunner.system.job_log import JobLog
 from lrrunner.system.output_streams import forgive_closed_output
 from lrrunner.system.plain_values import to_plain
 from lrrunner.system.redaction import Redactor, shortened
+from lrrunner.system.temporary_folders import remove_stale_folders
 from lrrunner.system.terminal import write_line
 
 RANK_0_FIRST_S = 5.0
@@ -85,6 +86,7 @@ def _answered(arguments: Sequence[str], command_line: CommandLine) -> int:
 def _complete_finished(config: Config, command_line: CommandLine) -> int:
     from lrrunner.tracking.finished_run import complete_finished_run
 
+    remove_stale_folders()
     redactor = Redactor.for_run(to_plain(config), os.environ, command_line.overrides)
     with JobLog(redactor):
         for line in complete_finished_run(config, redactor):

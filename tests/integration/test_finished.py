@@ -9,7 +9,7 @@ from typing import Any
 
 from mlflow import MlflowClient
 
-from tests.integration.launching import NO_TRACKING, Finished, finish, launch, start
+from tests.integration.launching import NO_TRACKING, finish, launch, start
 
 JOB = ("model=custom", "model._target_=parts.Mortal", "sweep.num_steps=14", "sweep.auto_range=false")
 RESUME = ("run.dir=null", "run.resume=run")
@@ -41,10 +41,6 @@ def assert_complete(folder: Path) -> None:
     assert steps == list(range(len(steps)))
 
 
-def resumed(folder: Path, *overrides: str) -> Finished:
-    return launch(folder, *JOB, *RESUME, *overrides)
-
-
 def test_a_launcher_killed_in_the_upload_leaves_a_finished_run(tmp_path: Path) -> None:
     """After the closing lines: the ranks had done all that was asked for, and the supervisor uploads the rest."""
     done = launch(tmp_path, *JOB, "launch.num_processes=2", env={"DIE": "upload::launcher"})
@@ -55,13 +51,17 @@ def test_a_launcher_killed_in_the_upload_leaves_a_finished_run(tmp_path: Path) -
 
 def test_a_group_killed_in_its_upload_is_completed_by_a_resume(tmp_path: Path) -> None:
     """Rank and supervisor are gone: MLflow says RUNNING, and nobody is left to correct it."""
-    process = start(tmp_path, *JOB, "launch.num_processes=1", env={"DIE": "upload::all"})
+    (tmp_path / "tmp").mkdir()
+    environ = {"DIE": "upload::all", "TMPDIR": str(tmp_path / "tmp")}
+    process = start(tmp_path, *JOB, "launch.num_processes=1", env=environ)
     assert finish(process, tmp_path).code == -signal.SIGKILL
     assert mlflow_run(tmp_path).info.status == "RUNNING"
+    assert list((tmp_path / "tmp").iterdir()), "the mailbox of a supervisor that could not remove it"
     before = (tmp_path / "run/records.csv").read_bytes()
     (tmp_path / "run/checkpoints").mkdir(exist_ok=True)
-    done = resumed(tmp_path, "launch.num_processes=1")
+    done = launch(tmp_path, *JOB, *RESUME, "launch.num_processes=1", env={"TMPDIR": str(tmp_path / "tmp")})
     assert done.code == 0, done.err
+    assert not list((tmp_path / "tmp").iterdir())
     assert "suggested lr: " in done.out
     assert (tmp_path / "run/records.csv").read_bytes() == before
     assert_complete(tmp_path)
