@@ -7,6 +7,7 @@ there. A folder belongs to the process that made it, and is removed by a later o
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import os
 import shutil
 import stat
@@ -44,6 +45,16 @@ def remove_private_folder(folder: Path) -> None:
     if folder.parent.name.startswith(_name()):
         with contextlib.suppress(OSError):
             folder.parent.rmdir()
+
+
+def remove_multiprocessing_folder() -> None:
+    """Remove the folder that data loaders' workers have met in; only for a process that ends without cleaning up.
+
+    It must have been started by its own command: a child of ``multiprocessing`` shares its parent's folder.
+    """
+    folder = getattr(multiprocessing.current_process(), "_config", {}).get("tempdir")
+    if folder is not None:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def write_owner(folder: Path) -> None:

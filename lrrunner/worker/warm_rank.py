@@ -25,6 +25,7 @@ from lrrunner.system.environment import OUTPUT_VARIABLE
 from lrrunner.system.garbage_collection import collection_paused
 from lrrunner.system.parent_process import die_with_parent, orphan_check
 from lrrunner.system.plain_values import from_plain
+from lrrunner.system.temporary_folders import remove_multiprocessing_folder
 
 if TYPE_CHECKING:
     from lrrunner.worker.run_job import JobRequest
@@ -60,6 +61,7 @@ def main() -> NoReturn:
     if orphaned():
         mailbox.remove()
     leave_world()
+    remove_multiprocessing_folder()
     exit_now(exit_codes.OK)  # at once: unloading torch takes seconds, for which the supervisor would wait
 
 
@@ -105,6 +107,7 @@ def _run(
         is_reported = _report(mailbox, message.number, outcome, orphaned)
         if orphaned():
             mailbox.remove()
+        remove_multiprocessing_folder()
         exit_now(exit_codes.FAILED if is_reported else exit_codes.UNREPORTED)
 
     request = _request(message, heartbeats)
