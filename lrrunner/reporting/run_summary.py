@@ -171,7 +171,7 @@ def _details(test: RangeTestResult, job: Config) -> dict[str, str]:
         "range": describe_passes(test),
         "curve": describe_monitor(job.sweep),
         "trials": describe_trials(test),
-        "batch size": describe_noise_scale(test),
+        "noise": describe_noise_scale(test),
     }
     return {label: text for label, text in texts.items() if text}
 

@@ -18,12 +18,14 @@ def test_the_critical_batch_size_is_told_everywhere(tmp_path: Path) -> None:
     assert done.code == 0, done.err
     noise = done.read("suggestion.json")["noise_scale"]
     assert 20 < noise["low"] < noise["critical_batch_size"] < noise["high"] < 500
-    line = done.out.splitlines()[1]
-    assert re.fullmatch(
-        r"critical batch size: [\d.]+   \[[\d.]+, [\d.]+\]   \(global batch 64: (about critical|a larger one pays)\)",
-        line,
+    told = " ".join(done.out.split())
+    found = re.search(
+        r"noise: (critical batch size: [\d.]+ \[[\d.]+, [\d.]+\] \(global batch 64: (about critical|a larger one pays)\))",
+        told,
     )
-    assert line.removeprefix("c") in (done.run / "note.md").read_text()  # where a sentence begins with a capital
+    assert found is not None
+    note = " ".join((done.run / "note.md").read_text().split())
+    assert found[1].removeprefix("c") in note, "where a sentence begins with a capital"
     with (done.run / "records.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert list(rows[0])[-2:] == ["timestamp_ms", "gradient_variance"]
