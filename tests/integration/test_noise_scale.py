@@ -20,7 +20,8 @@ def test_the_critical_batch_size_is_told_everywhere(tmp_path: Path) -> None:
     assert 20 < noise["low"] < noise["critical_batch_size"] < noise["high"] < 500
     told = " ".join(done.out.split())
     found = re.search(
-        r"noise: (critical batch size: [\d.]+ \[[\d.]+, [\d.]+\] \(global batch 64: (about critical|a larger one pays)\))",
+        r"noise: (critical batch size: [\d.]+ \[[\d.]+, [\d.]+\] "
+        r"\(global batch 64: (about critical|a larger one pays)\))",
         told,
     )
     assert found is not None
