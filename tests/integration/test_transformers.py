@@ -115,8 +115,14 @@ class Masked:
 
 def test_the_trainer_and_the_command_line_suggest_the_same_lr(tmp_path: Path) -> None:
     """The same model, data, order and optimizer must not give another LR."""
+    same_training: dict[str, Any] = {"training_steps": 400, "schedule": "constant", "warmup_steps": 0}
     run = launch(
-        tmp_path, "experiment=hf_gpt2_tiny", "sweep.auto_range=false", "optimizer.weight_decay=0", *NO_TRACKING
+        tmp_path,
+        "experiment=hf_gpt2_tiny",
+        "sweep.auto_range=false",
+        "optimizer.weight_decay=0",
+        "train.num_steps=400",
+        *NO_TRACKING,
     )
     assert run.code == 0, run.err
     by_command = run.read("suggestion.json")
@@ -128,7 +134,8 @@ def test_the_trainer_and_the_command_line_suggest_the_same_lr(tmp_path: Path) ->
         data_collator=language_batch,
         train_dataset=Subset(windows(), list(order)),
     )
-    result = range_test(trainer, auto_range=False, max_grad_norm=None)  # clipped by default, as the trainer does
+    # clipped by default, and for the trainer's own training
+    result = range_test(trainer, auto_range=False, max_grad_norm=None, **same_training)
     by_hand = [float(row["loss"]) for row in csv.DictReader((run.run / "records.csv").read_text().splitlines())]
     np.testing.assert_allclose([step.loss for step in result.steps][:60], by_hand[:60], rtol=1e-4)
     assert result.suggestion.lr is not None
