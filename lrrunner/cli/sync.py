@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +15,8 @@ from lrrunner.errors import ConfigError
 from lrrunner.results.reader import read_run
 from lrrunner.system import exit_codes
 from lrrunner.system.output_streams import forgive_closed_output
+from lrrunner.system.redaction import Redactor
+from lrrunner.tracking.failures import failure_reason, is_unreachable
 from lrrunner.tracking.sync_run import sync_run
 
 
@@ -47,6 +50,12 @@ def run(arguments: Sequence[str]) -> int:
             code = max(code, exit_codes.FAILED)
         except BlockingIOError as error:
             print(f"lrrunner-sync: {error}", file=sys.stderr)
+            code = max(code, exit_codes.FAILED)
+        except Exception as error:  # a store that fails in the middle raises what its libraries do
+            if not is_unreachable(error):
+                raise
+            reason = failure_reason(error, Redactor.for_run({}, os.environ))
+            print(f"lrrunner-sync: {directory}: MLflow does not answer ({reason}); try again later", file=sys.stderr)
             code = max(code, exit_codes.FAILED)
     return code
 
