@@ -39,5 +39,6 @@ class UnreducedGradientError(RuntimeError):
             f"the gradient must be the same on every rank after the backward pass, got norms {norms} at step {step}: "
             "the loss bypasses DistributedDataParallel, so that ranks train apart; compute it by calling the model "
             "that the objective or loss_fn is given, not model.module, a closure over the module inside of it, or a "
-            "criterion with parameters of its own"
+            "criterion with parameters of its own; where the loss leaves parameters out, set "
+            "find_unused_parameters=True (train.ddp.find_unused_parameters)"
         )

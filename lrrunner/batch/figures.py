@@ -73,8 +73,8 @@ def scaling_figure(key: str, points: Sequence[SweptPoint], law: PowerLaw | None)
         points: At least one.
         law: The fit, if there is one.
     """
-    fit = f"   {law}, 95 % interval" if law is not None else "   (too few points for a power law)"
-    figure, axes = _figure(f"suggested LR against {key}{fit}")
+    fit = f"{law}, 95 % interval" if law is not None else "too few points for a power law"
+    figure, axes = _figure(f"suggested LR against {key}\n{fit}")
     groups = list(dict.fromkeys(point.group for point in points))
     for number, group in enumerate(groups):
         members = sorted((point for point in points if point.group == group), key=lambda point: point.value)

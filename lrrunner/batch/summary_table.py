@@ -21,7 +21,7 @@ TABLE_COLUMNS = ("job", "lr", "interval", "verdict", "best loss", "seconds")
 ARTIFACT_COLUMNS = ("job", "lr", "lr_low", "lr_high", "verdict", "best_loss", "seconds", "state", "cause", "run_id")
 
 NO_HYPERPARAMETERS = ("sweep.", "run.", "launch.", "tracking.")
-MAX_CAUSE = 60
+MAX_CAUSE = 40
 MAX_MARKDOWN = 7000
 
 

@@ -26,6 +26,15 @@ from lrrunner.config.schema import Config, register_schema
 from lrrunner.config.validation import validated
 from lrrunner.errors import ConfigError
 
+TARGET_KEYS = {
+    "model": "model._target_",
+    "data": "data.train._target_",
+    "loss": "loss._target_",
+    "optimizer": "optimizer._target_",
+    "objective": "objective._target_",
+}
+"""Group -> the key that its options differ in."""
+
 
 def compose_job(command_line: CommandLine, *, world_size: int | None = 1) -> Config:
     """Stage A: compose, resolve and check the configuration of one job.
@@ -85,12 +94,31 @@ def _checked(composer: Composer, command_line: CommandLine, world_size: int | No
     if composed is not None:
         try:
             config = validated(_resolved(composed, command_line.config_name), world_size=world_size)
+            errors += _undone_choices(composer, command_line.overrides, composed)
         except ConfigError as error:
             errors += error.errors
     if errors:
         return ConfigError(errors)
     assert config is not None
     return config
+
+
+def _undone_choices(composer: Composer, overrides: Sequence[str], composed: DictConfig) -> Iterator[str]:
+    """Options of groups that a file undoes, an experiment's for example: the run would not be what it is called."""
+    given = {override.lstrip("+").partition("=")[0] for override in overrides}
+    for override in overrides:
+        group = override.partition("=")[0]
+        target_key = TARGET_KEYS.get(group)
+        if target_key is None or target_key in given:
+            continue
+        alone = composer([override])
+        chosen = None if isinstance(alone, Exception) else OmegaConf.select(alone, target_key)
+        found = OmegaConf.select(composed, target_key)
+        if chosen is not None and found is not None and chosen != found:
+            yield (
+                f"{override} has no effect, since a configuration file sets {target_key}={found} itself; leave {group} "
+                f"out of that file, or give {target_key}=..."
+            )
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from lrrunner.launch.mailbox import ANOTHER_RANK_IS_GONE, ANOTHER_RANK_IS_SILENT
 from lrrunner.system.error_message import error_message
 from lrrunner.training.torch_messages import NEEDS_FLOATS, NEEDS_INDICES, UNUSED_PARAMETERS
 
-MAX_LENGTH = 300
+MAX_LENGTH = 600
 
 LOST_CONNECTION_MESSAGES = (
     "Connection closed by peer",

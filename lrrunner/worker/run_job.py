@@ -336,6 +336,8 @@ def _report_failure(error: BaseException, own_cause: str, session: Session) -> s
     rank = session.collective.rank
     logger.info("the sweep failed", exc_info=error)
     first_cause = collectives.first_failure(own_cause, job=session.request.number)
+    if session.reporter is not None:
+        session.reporter.close_progress()
     if own_cause == first_cause and not session.request.supervised:
         where = f"; see {shown_path(session.directory / 'ranks' / f'{rank}.log')}" if session.directory else ""
         print(f"lrrunner: the sweep failed on {first_cause}{where}", file=sys.stderr, flush=True)

@@ -213,6 +213,10 @@ class RunReporter:
         self._others.finish(None)
         self._mlflow.finish(RunEnd(state=RunState.KILLED, note=text, directory=self.directory.path))
 
+    def close_progress(self) -> None:
+        """Remove the bar: something else is printed."""
+        self._terminal.close()
+
     def fail(self, cause: str) -> None:
         """Record that the run failed; what it has recorded is kept. One that had finished stays finished."""
         self._terminal.close()

@@ -72,6 +72,27 @@ optimizer: {_target_: torch.optim.AdamW, _partial_: true, lr: 1.0e-3, weight_dec
     assert job.optimizer["weight_decay"] == 0.05
 
 
+def test_an_option_that_the_experiment_undoes_is_refused(tmp_path: Path) -> None:
+    """A run called optimizer=sgd that trains with AdamW would be a silent wrong answer."""
+    folder = tmp_path / "experiment"
+    folder.mkdir()
+    (folder / "mine.yaml").write_text(
+        "# @package _global_\n"
+        "defaults: [override /optimizer: custom]\n"
+        "optimizer: {_target_: torch.optim.AdamW, _partial_: true, lr: 1.0e-3}\n"
+    )
+    mine = ("--config-dir", str(tmp_path), "experiment=mine")
+    (error,) = errors_of(*mine, "optimizer=sgd")
+    assert error == (
+        "optimizer=sgd has no effect, since a configuration file sets optimizer._target_=torch.optim.AdamW itself; "
+        "leave optimizer out of that file, or give optimizer._target_=..."
+    )
+    assert composed(*mine, "optimizer=custom").optimizer["_target_"] == "torch.optim.AdamW"
+    own = composed(*mine, "optimizer=sgd", "optimizer._target_=torch.optim.SGD")
+    assert own.optimizer["_target_"] == "torch.optim.SGD"
+    assert composed("experiment=digits_cnn_sgd", "optimizer=adamw").optimizer["_target_"] == "torch.optim.AdamW"
+
+
 def test_an_error_in_an_experiment_file_is_reported_with_its_file(tmp_path: Path) -> None:
     """Hydra reports the key `experiment`, which is correct."""
     (tmp_path / "experiment").mkdir()
