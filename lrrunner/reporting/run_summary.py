@@ -5,6 +5,7 @@ from __future__ import annotations
 import textwrap
 
 from lrrunner.config.schema import Config, Monitor, SweepConfig, batch_summary
+from lrrunner.core.lr_estimate import REFERENCE_NUM_STEPS
 from lrrunner.records import Confirmation, RangeTestResult, Stop, StopReason, Suggestion, TrialOutcome, Verdict
 from lrrunner.results.artifacts import FIGURE_FILE
 from lrrunner.results.run_state import RunState
@@ -42,6 +43,8 @@ def closing_lines(test: RangeTestResult, job: Config, *, directory: str, mlflow:
     lines.append(labelled_line("picture", f"{directory}/{FIGURE_FILE}"))
     if mlflow is not None:
         lines.append(labelled_line("mlflow", mlflow))
+    if suggestion.lr is not None:
+        lines += _wrapped("training", describe_training(job))
     return [*lines, *_wrapped("batch", batch_summary(job, world_size=test.world_size))]
 
 
@@ -108,6 +111,14 @@ Run directory: `{directory}`. To repeat it:
 def link_figure(note: str, *, run_id: str) -> str:
     """A note with its figure where MLflow serves it."""
     return note.replace(FIGURE_LINK, f"![LR sweep](get-artifact?path={FIGURE_FILE}&run_uuid={run_id})")
+
+
+def describe_training(job: Config) -> str:
+    """The length and schedule of the training that the suggestion is for."""
+    train = job.train
+    if train.num_steps is None:
+        return f"about {REFERENCE_NUM_STEPS} steps; set train.num_steps for another length"
+    return f"{train.num_steps} steps, {train.schedule.value} schedule"
 
 
 def describe_monitor(sweep: SweepConfig) -> str:

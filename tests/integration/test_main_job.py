@@ -68,6 +68,7 @@ def test_the_closing_lines_are_the_contracts(finished: Finished) -> None:
     assert lines[3:] == [
         "picture:      run/lr_sweep.png",
         "mlflow:       mlflow ui --backend-store-uri sqlite:///mlflow.db",
+        "training:     about 400 steps; set train.num_steps for another length",
         f"batch:        {batch}",
     ]
 

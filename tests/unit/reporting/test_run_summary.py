@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from lrrunner.config.schema import Config, DataConfig, Monitor, SweepConfig
+from lrrunner.config.schema import Config, DataConfig, Monitor, ScheduleName, SweepConfig, TrainConfig
 from lrrunner.records import (
     Confirmation,
     NoiseScale,
@@ -27,6 +27,7 @@ from lrrunner.reporting.run_summary import (
     describe_noise_scale,
     describe_passes,
     describe_stop,
+    describe_training,
     describe_trials,
     interrupted_lines,
     link_figure,
@@ -70,8 +71,16 @@ def test_the_closing_lines_give_the_lr_its_interval_and_where_the_run_is() -> No
         "train with:   optimizer.lr=0.0012",
         "picture:      runs/a/lr_sweep.png",
         "mlflow:       http://host/x",
+        "training:     about 400 steps; set train.num_steps for another length",
         f"batch:        {BATCH}",
     ]
+
+
+def test_the_closing_lines_say_which_training_the_lr_is_for() -> None:
+    """A longer one wants another LR; an assumption is said."""
+    job = dataclasses.replace(JOB, train=TrainConfig(num_steps=5000, schedule=ScheduleName.cosine))
+    assert describe_training(job) == "5000 steps, cosine schedule"
+    assert describe_training(JOB).startswith("about 400 steps; set train.num_steps")
 
 
 def test_without_a_suggestion_the_closing_lines_say_what_to_change() -> None:
