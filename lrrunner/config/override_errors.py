@@ -134,6 +134,11 @@ def _group_file_error(text: str, override: str, known: list[str]) -> str | None:
     inside = re.search(r"full_key: (\S+)", text)
     if inside is None:
         return None
+    if value.startswith("{"):
+        return (
+            f"{override} has keys that the chosen {key} does not have, {inside[1]} for example; choose {key}=custom, "
+            f"and give {key}._target_=... and +{key}.<key>=..."
+        )
     if inside[1].partition(".")[0] == key:
         return f"{override} names a file without a package; begin it with: # @package _global_"
     return f"{unknown_key_message(inside[1], known)} (in {key}/{value})"

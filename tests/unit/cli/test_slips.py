@@ -19,6 +19,7 @@ SLIPS = {
     "model=mlpp": "model must be one of cnn, ",
     "sweep.num_steps=1e3": "sweep.num_steps must be a whole number, got 1e3; write 1000",
     "sweep.num_steps=many": "sweep.num_steps must be a whole number, got many; correct the value",
+    "objective={_target_: mine.f, _partial_: true}": "choose objective=custom, and give objective._target_=...",
     "accelerate=cpu2": "give launch.config_file=<path of the file>",
     "optimizer.lr": "write key=value",
     "--confg-dir": "--confg-dir is not an option; did you mean --config-dir?",
