@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -357,11 +358,12 @@ def test_ranks_that_cannot_report_leave_it_to_the_run_directory(tmp_path: Path, 
 @pytest.mark.parametrize("workers", [(), ("data.dataloader.num_workers=1",)])
 def test_a_supervised_run_leaves_nothing_in_the_temporary_folder(tmp_path: Path, workers: tuple[str, ...]) -> None:
     """Torch's launcher left a folder for logs with every run, and each rank one in which it had met its workers."""
-    (tmp_path / "tmp").mkdir()
-    environ = {"TMPDIR": str(tmp_path / "tmp")}
+    temporary = Path(tempfile.mkdtemp())  # short: below pytest's own, the sockets of workers have no valid address
+    environ = {"TMPDIR": str(temporary)}
     rank_program = REAL_RANKS if workers else STUB_RANKS
     done = launch(
         tmp_path, TWO, *NO_TRACKING, "sweep.num_steps=12", *workers, rank_program=rank_program, env=environ
     )  # fmt: skip
     assert done.code == 0, done.err
-    assert not list((tmp_path / "tmp").iterdir())
+    assert not list(temporary.iterdir())
+    temporary.rmdir()
