@@ -88,9 +88,20 @@ def test_a_file_may_take_longer_than_other_calls(client: Client, tmp_path: Path)
 
 
 def test_attempts_are_logged_by_us_and_not_shown(
-    caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+    caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """urllib3 reports each attempt with addresses of its own objects, MLflow its ten attempts to open a database."""
+    for name in (
+        "urllib3",
+        "urllib3.connectionpool",
+        "lrrunner",
+        "lrrunner.tracking",
+        "lrrunner.tracking.bounded_client",
+    ):
+        monkeypatch.setattr(logging.getLogger(name), "disabled", False)  # alembic's configuration disables loggers
+        monkeypatch.setattr(logging.getLogger(name), "propagate", True)
+        monkeypatch.setattr(logging.getLogger(name), "level", logging.NOTSET)
+    monkeypatch.setattr(logging.root.manager, "disable", logging.NOTSET)
     keep_attempts_off_the_terminal()
     urllib3 = logging.getLogger("urllib3.connectionpool")
     with caplog.at_level(logging.INFO):
