@@ -95,8 +95,8 @@ def keep_attempts_off_the_terminal() -> None:
 
 
 def _to_own_log(record: logging.LogRecord) -> bool:
-    """A filter: whether a record is for the terminal."""
-    if record.threadName != THREAD_NAME:
+    """A filter: whether a record is for the terminal. Our own pass, since a handler may be that of the root too."""
+    if record.threadName != THREAD_NAME or record.name == logger.name:
         return True
     with contextlib.suppress(Exception):  # a record of others that cannot be formatted
         logger.info("%s: %s", record.name, record.getMessage())
