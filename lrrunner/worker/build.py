@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import tempfile
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -49,6 +50,10 @@ class Components:
     weights_checksum: int | None = None
 
 
+MAX_TEMPORARY_FOLDER_LENGTH = 75
+"""Of the 107 characters of a socket's address, the rest are the names that multiprocessing adds."""
+
+
 def build(job: Config, settings: ExecutionSettings, *, device: torch.device, errors: list[str]) -> Components | None:
     """Instantiate every component under the common seed.
 
@@ -62,6 +67,7 @@ def build(job: Config, settings: ExecutionSettings, *, device: torch.device, err
         The components; None after an error.
     """
     num_errors_before = len(errors)
+    errors += _temporary_folder_errors(job, tempfile.gettempdir())
     seed_rngs(job.sweep.seed)
     model = instantiate("model", job.model, errors)
     train = instantiate("data.train", job.data.train, errors)
@@ -206,6 +212,16 @@ def _is_trainable_module(model: Any, errors: list[str]) -> bool:
         errors.append(f"model must have trainable parameters, got none in {name}; unfreeze some")
         return False
     return True
+
+
+def _temporary_folder_errors(job: Config, folder: str) -> list[str]:
+    """Why workers of the data loader could not send their batches: without an address they stand still for ever."""
+    if job.data.dataloader.num_workers == 0 or len(folder) <= MAX_TEMPORARY_FOLDER_LENGTH:
+        return []
+    return [
+        f"TMPDIR must have at most {MAX_TEMPORARY_FOLDER_LENGTH} characters where data.dataloader.num_workers is "
+        f"above 0, got {folder}; set TMPDIR=/tmp"
+    ]
 
 
 def _placed(

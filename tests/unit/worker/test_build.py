@@ -261,3 +261,15 @@ def test_every_build_gives_the_same_weights() -> None:
         weights.append([p.detach().clone() for p in built().model.parameters()])
         torch.rand(3)
     assert all(torch.equal(a, b) for a, b in zip(*weights, strict=True))
+
+
+@pytest.mark.parametrize(("num_workers", "length", "is_refused"), [(1, 76, True), (1, 75, False), (0, 200, False)])
+def test_a_temporary_folder_without_room_for_the_sockets_of_workers_is_refused(
+    monkeypatch: pytest.MonkeyPatch, num_workers: int, length: int, is_refused: bool
+) -> None:
+    """Their first batch never arrived, and the sweep waited for it until launch.timeout_s."""
+    monkeypatch.setattr("lrrunner.worker.build.tempfile.gettempdir", lambda: "/" + "x" * (length - 1))
+    job, device = composed(f"data.dataloader.num_workers={num_workers}"), torch.device("cpu")
+    errors: list[str] = []
+    build(job, execution_settings(job, device=device, errors=errors), device=device, errors=errors)
+    assert any("TMPDIR must have at most 75 characters" in error for error in errors) == is_refused
