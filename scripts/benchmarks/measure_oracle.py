@@ -24,6 +24,7 @@ sys.path.insert(0, str(HERE))
 import torch  # noqa: E402 - the benchmark's own modules lie beside it
 from oracle import splits  # noqa: E402
 from oracle.catalog import Job, jobs  # noqa: E402
+from oracle.lr_free import LR_FREE  # noqa: E402
 from oracle.optimizers import USUAL_LR  # noqa: E402
 from oracle.plan import LENGTHS, SCHEDULES, Bowl, next_training, robust_losses  # noqa: E402
 from oracle.replay import MissingError, range_test  # noqa: E402
@@ -116,6 +117,15 @@ def measure_other_sweeps(job: Job, store: Store, laboratory: Callable[[], Labora
             _sweep_as_product(store, laboratory, num_steps, seed)
 
 
+def measure_lr_free(job: Job, store: Store, laboratory: Callable[[], Laboratory]) -> None:
+    """Trainings of 400 steps by optimizers that need no LR, as far as their packages are installed."""
+    for name, optimizer in LR_FREE.items():
+        for seed in ORACLE_SEEDS if optimizer.version else ():
+            if seed not in store.lr_free.get(name, {}).get(NUM_STEPS, {}):
+                loss = laboratory().trained_without_lr(name, num_steps=NUM_STEPS, seed=seed)
+                store.add("lr_free", name, optimizer.version, NUM_STEPS, seed, rounded(loss))
+
+
 STAGES: dict[str, Stage] = {
     "constant": measure_constant,
     "sweeps": measure_sweeps,
@@ -126,6 +136,7 @@ STAGES: dict[str, Stage] = {
     "decaying_trials": measure_decaying_trials,
     "full": measure_full,
     "long_full": measure_long_full,
+    "lr_free": measure_lr_free,
 }
 
 

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from lrrunner.core.smoothing import ema
-from lrrunner.core.suggestion_rules import longest_decreasing_subsequence
 
 FIRST_CUT = 10
 """Points that fastai drops at the start of 100: a tenth."""
@@ -70,13 +69,30 @@ def fastai_steep(lrs: Any, losses: Any) -> float | None:
 
 
 def fastai_valley(lrs: Any, losses: Any) -> float | None:
-    """Middle of the longest decreasing subsequence."""
+    """Middle of as many points as the longest decreasing subsequence has, up to where the first such one ends."""
     lrs, smoothed = _fastai_curve(lrs, losses)
-    if len(lrs) < 2:
+    if len(lrs) == 0:
         return None
-    indices = longest_decreasing_subsequence(smoothed)
-    start = max(0, indices[-1] - len(indices))
-    return float(lrs[start + int((indices[-1] - start) / 3) + int((indices[-1] - start) / 6)])
+    lengths: list[int] = []
+    for loss in smoothed:
+        before = [length for length, higher in zip(lengths, smoothed, strict=False) if higher > loss]
+        lengths.append(1 + max(before, default=0))
+    end = int(np.argmax(lengths))
+    length = lengths[end] if end else 0
+    return float(lrs[end - length + int(length / 3) + int(length / 6)])
+
+
+def fastai_slide(lrs: Any, losses: Any) -> float | None:
+    """Left end of a window of 15 points that slides down until the slopes by index at its ends differ by 0.005."""
+    lrs, smoothed = _fastai_curve(lrs, losses)
+    if len(lrs) < 16:
+        return None
+    slopes = np.gradient(smoothed)
+    left, right, lr = len(lrs) - 16, len(lrs) - 1, float(lrs[-16])
+    while left >= 0 and abs(slopes[right] - slopes[left]) > 0.005:
+        lr = float(lrs[left])
+        left, right = left - 1, right - 1
+    return lr
 
 
 def luz_gugger(lrs: Any, losses: Any) -> float | None:
@@ -121,6 +137,7 @@ def ignite(lrs: Any, losses: Any) -> float | None:
 PEERS = (
     torch_lr_finder,
     fastai_minimum,
+    fastai_slide,
     fastai_steep,
     fastai_valley,
     luz_gugger,

@@ -17,6 +17,7 @@ from lrrunner.training.engine import RankContext, run_sweep
 from lrrunner.training.sweep_run import SweepPlan
 from lrrunner.training.trainable import Trainable
 from oracle.catalog import Job, Pretraining
+from oracle.lr_free import LR_FREE, evaluation_mode, train_mode
 from oracle.optimizers import make_optimizer
 from oracle.splits import Split, Tensors
 from oracle.store import Ladder
@@ -94,26 +95,55 @@ class Laboratory:
         model = self.model(seed)
         optimizer = make_optimizer(self.job.optimizer, **self.job.options)(model.parameters(), lr)
         stream = batches(self.split.train, batch_size=self.job.batch_size, seed=seed)
-        warmup_steps = int(self.job.warmup * num_steps)
-        lrs = training_lrs(lr, schedule=schedule, num_steps=num_steps, warmup_steps=warmup_steps)
-        first, losses = math.nan, dict.fromkeys(at, math.inf)
+        lrs = training_lrs(lr, schedule=schedule, num_steps=num_steps, warmup_steps=self._warmup_steps(num_steps))
+        losses = dict.fromkeys(at, math.inf)
+        for step in self._steps(model, optimizer, lrs.tolist(), stream):
+            if step in losses:
+                losses[step] = self.val_loss(model)
+        return losses
+
+    def trained_without_lr(self, name: str, *, num_steps: int, seed: int) -> float:
+        """Validation loss after a training by an optimizer that needs no LR; infinite where it diverged.
+
+        It gets the job's own weight decay, batches, clipping and warm-up, and the same initial weights as others.
+        """
+        model, other = self.model(seed), LR_FREE[name]
+        own = make_optimizer(self.job.optimizer, **self.job.options)(model.parameters(), other.lr)
+        warmup_steps = self._warmup_steps(num_steps)
+        optimizer = other.make(model.parameters(), other.lr, own.defaults.get("weight_decay", 0.0), warmup_steps)
+        stream = batches(self.split.train, batch_size=self.job.batch_size, seed=seed)
+        outside = 0 if other.warms_up else warmup_steps
+        lrs = training_lrs(other.lr, schedule="constant", num_steps=num_steps, warmup_steps=outside)
+        train_mode(optimizer)
+        num_done = sum(1 for _ in self._steps(model, optimizer, lrs.tolist(), stream))
+        if num_done < num_steps:
+            return math.inf
+        evaluation_mode(optimizer, model, self.loss, stream)
+        return self.val_loss(model)
+
+    def _warmup_steps(self, num_steps: int) -> int:
+        return int(self.job.warmup * num_steps)
+
+    def _steps(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, lrs: Sequence[float], stream: Iterator[Tensors]
+    ) -> Iterator[int]:
+        """Train; the number of steps done, after each, up to where it diverged."""
+        first = math.nan
         with contextlib.suppress(OverflowError):
-            for step, step_lr in enumerate(lrs.tolist()):
+            for step, lr in enumerate(lrs):
                 for group in optimizer.param_groups:
-                    group["lr"] = step_lr
+                    group["lr"] = lr
                 optimizer.zero_grad()
                 loss = self.loss(model, next(stream))
                 value = loss.item()
                 first = value if step == 0 else first
                 if not (math.isfinite(value) and value < HOPELESS * abs(first)):
-                    break
+                    return
                 loss.backward()
                 if self.job.max_grad_norm is not None:
                     nn.utils.clip_grad_norm_(model.parameters(), self.job.max_grad_norm)
                 optimizer.step()
-                if step + 1 in losses:
-                    losses[step + 1] = self.val_loss(model)
-        return losses
+                yield step + 1
 
     def swept(self, ladder: Ladder) -> tuple[list[float], list[float]]:
         """Losses and gradient norms of a sweep by lrrunner's own loop, far beyond where a stop rule would end it."""

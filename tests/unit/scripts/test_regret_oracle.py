@@ -86,6 +86,40 @@ def test_regret_is_the_share_of_the_fall_that_is_lost(oracle: Callable[[str], An
     assert regret.tolist() == pytest.approx([0.5, 0.0, 0.25, 1.0, 0.125, 1.0])
 
 
+def test_an_averaged_model_is_evaluated_with_its_own_batch_statistics(oracle: Callable[[str], Any]) -> None:
+    """As schedulefree's documentation asks for: 50 more batches, which move no weight; others see none."""
+    torch = pytest.importorskip("torch")
+    lr_free = oracle("lr_free")
+    model = torch.nn.Sequential(torch.nn.Linear(1, 1), torch.nn.BatchNorm1d(1))
+
+    class Averaging(torch.optim.SGD):  # type: ignore[name-defined, misc]
+        def eval(self) -> None:
+            model[0].weight.data.fill_(2.0)
+
+    batches = iter([torch.zeros(4, 1)] * 60)
+    plain = torch.optim.SGD(model.parameters(), lr=0.1)
+    lr_free.evaluation_mode(plain, model, lambda model, batch: model(batch), batches)
+    assert model[1].num_batches_tracked == 0
+    averaging = Averaging(model.parameters(), lr=0.1)
+    lr_free.evaluation_mode(averaging, model, lambda model, batch: model(batch), batches)
+    assert model[1].num_batches_tracked == 50
+    assert model[0].weight.item() == 2.0
+
+
+@pytest.mark.parametrize(
+    ("name", "package"), [("Prodigy", "prodigyopt"), ("schedule-free AdamW", "schedulefree")], ids=lambda value: value
+)
+def test_an_optimizer_without_an_lr_learns_in_place_of_the_jobs_own(
+    oracle: Callable[[str], Any], name: str, package: str
+) -> None:
+    """From the same initial weights; its validation loss falls below a third of the initial one on digits."""
+    pytest.importorskip(package)
+    job = next(job for job in oracle("catalog").jobs() if job.name == "digits_mlp_adamw")
+    laboratory = oracle("trainings").Laboratory(job, None)
+    initial = laboratory.val_loss(laboratory.model(0))
+    assert laboratory.trained_without_lr(name, num_steps=150, seed=0) < initial / 3
+
+
 def test_test_jobs_are_chosen_by_their_names_alone(oracle: Callable[[str], Any]) -> None:
     """A third, the same in every version, by a rule that knows nothing of results."""
     catalog = oracle("catalog")
