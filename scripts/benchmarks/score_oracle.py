@@ -11,29 +11,22 @@ import math
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 
-from oracle.alternatives import ALTERNATIVES  # noqa: E402 - the benchmark's own modules lie beside it
-from oracle.bowls import NUM_RESAMPLES, Bowl, TrialTable, bowl, interval_of_mean, noise_floor  # noqa: E402
-from oracle.catalog import Job, jobs  # noqa: E402
-from oracle.confirmation import confirmed_lr  # noqa: E402
-from oracle.optimizers import CLASSES, USUAL_LR  # noqa: E402
-from oracle.replay import END_LR, START_LR, MissingError, RangeTest, range_test  # noqa: E402
-from oracle.store import Ladder, Store, lr_at  # noqa: E402
-from regret_peers import PEER_RANGES, PEERS, ignite  # noqa: E402
+from oracle.bowls import bowl, interval_of_mean  # noqa: E402 - the benchmark's own modules lie beside it
+from oracle.catalog import jobs  # noqa: E402
+from oracle.replay import MissingError  # noqa: E402
+from oracle.scores import SWEEP_SEEDS, Measured, regrets, told_range_test  # noqa: E402
+from oracle.store import Store, lr_at  # noqa: E402
 
-from lrrunner.core.lr_schedules import exponential_lr  # noqa: E402
-from lrrunner.core.suggestion_rules import RULES  # noqa: E402
 from lrrunner.records import Training  # noqa: E402
 
 MEASUREMENTS = HERE / "oracle" / "measurements"
-SWEEP_SEEDS = (10, 11, 12)
-TRIAL_SEEDS = (4, 5)
 SWEEP_LENGTHS = (30, 50, 100, 200, 400, 1000)
 TRAININGS = (
     (400, "constant"),
@@ -46,17 +39,6 @@ TRAININGS = (
 )
 REFERENCE = Training(num_steps=400)
 NEARLY_BEST = 0.015
-NUM_DRAWS = 8
-"""Random choices of an alternative, for each seed of its trials."""
-
-Lrs = dict[str, list[float | None]]
-
-
-class Measured(NamedTuple):
-    """A job and what was measured of it."""
-
-    job: Job
-    store: Store
 
 
 def main() -> None:
@@ -84,77 +66,9 @@ def groups(measured: Sequence[Measured]) -> Iterable[tuple[str, list[Measured]]]
         yield title, [each for each in measured if each.job.is_test == is_test]
 
 
-def rule_lrs(store: Store, job: Job, training: Training) -> Lrs:
-    """LR of every rule that reads a sweep of 100 steps, by sweep seed; peers with their own range, smoothing and stop.
-
-    Raises:
-        MissingError: A sweep was not measured.
-    """
-    found: Lrs = {}
-    for seed in SWEEP_SEEDS:
-        candidates = _range_test(store, job, 100, seed, training).suggestion.candidates
-        for name in RULES:
-            found.setdefault(name, []).append(candidates[name])
-        for peer in PEERS:
-            ladder = Ladder(*PEER_RANGES.get(peer.__name__, (START_LR, END_LR)), 100, seed)
-            found.setdefault(f"peer: {peer.__name__}", []).append(_peer_lr(peer, store, ladder))
-        own = Ladder(START_LR, END_LR, 100, seed)
-        found.setdefault("peer: ignite from 1e-7", []).append(_peer_lr(ignite, store, own))
-    return found | {"the optimizer's usual LR": [USUAL_LR[job.optimizer]], "0.01 always": [0.01]}
-
-
-def _peer_lr(peer: Any, store: Store, ladder: Ladder) -> float | None:
-    if ladder not in store.sweeps:
-        raise MissingError(ladder)
-    losses = store.sweeps[ladder].losses
-    lrs = exponential_lr(start_lr=ladder.start_lr, end_lr=ladder.end_lr, num_steps=ladder.num_steps)[: len(losses)]
-    lr: float | None = peer(lrs, losses)
-    return lr
-
-
-def alternative_lrs(store: Store, job: Job, training: Training) -> Lrs:
-    """LR of each way to spend 600 steps on trials; empty where these were not measured."""
-    tables = [TrialTable(store, training.schedule, seed) for seed in TRIAL_SEEDS]
-    if any(set(table.lengths) < {25, 50, 100} for table in tables):
-        return {}
-    found: Lrs = {
-        f"600 steps of {alternative.__name__.replace('_', ' ')}": [
-            alternative(table, USUAL_LR[job.optimizer], np.random.default_rng(draw))
-            for table in tables
-            for draw in range(NUM_DRAWS)
-        ]
-        for alternative in ALTERNATIVES
-    }
-    length = training.num_steps or 400
-    sweeps = [_range_test(store, job, 100, seed, training) for seed in SWEEP_SEEDS]
-    return found | {
-        "auto, confirmed with 500 steps": [
-            confirmed_lr(table, sweep, budget_steps=500, training_steps=length, initial_loss=store.start)
-            for table in tables
-            for sweep in sweeps
-        ]
-    }
-
-
-def _range_test(store: Store, job: Job, num_steps: int, seed: int, training: Training) -> RangeTest:
-    """What lrrunner suggests for a job that is told its length and schedule."""
-    return range_test(store, num_steps, seed, optimizer=CLASSES[job.optimizer], training=training)
-
-
-def resampled_regrets(found: Bowl, lrs: Lrs) -> dict[str, Any]:
-    """Rule -> mean regret over its LRs, shape (1 + resamples,): as measured, and with oracle seeds drawn anew."""
-    random = np.random.default_rng(0)
-    bowls = [found, *(found.resampled(random) for _ in range(NUM_RESAMPLES))]
-    names, counts = list(lrs), [len(group) for group in lrs.values()]
-    flat = [lr for group in lrs.values() for lr in group]
-    values = np.array([each.regret(flat) for each in bowls])
-    parts = np.split(values, np.cumsum(counts)[:-1], axis=1)
-    return {name: part.mean(axis=1) for name, part in zip(names, parts, strict=True)}
-
-
 def report_rules(group: Sequence[Measured]) -> None:
     """Print every rule on trainings of 400 steps at a constant LR."""
-    table, floors, counts = _regrets(group, 400, "constant")
+    table, floors, counts = regrets(group, 400, "constant")
     print(f"{counts} jobs, {len(SWEEP_SEEDS)} sweeps of 100 steps each, trainings of 400 steps at a constant LR; ")
     print(f"noise floor {np.nanmean(floors):.4f}, at worst {np.nanmax(floors):.3f}\n")
     print("| rule | jobs | mean regret | 95 % interval | median | worst job |\n|---|---|---|---|---|---|")
@@ -164,27 +78,6 @@ def report_rules(group: Sequence[Measured]) -> None:
         row = f"{rule} | {len(values)} | {np.mean(values):.4f} | {low:.4f} to {high:.4f}"
         print(f"| {row} | {np.median(values):.4f} | {max(values):.3f} |")
     print()
-
-
-def _regrets(
-    group: Sequence[Measured], num_steps: int, schedule: str
-) -> tuple[dict[str, dict[str, Any]], list[float], int]:
-    """Rule -> job -> resampled regrets; the noise floor of each job; how many jobs."""
-    table: dict[str, dict[str, Any]] = {}
-    floors = []
-    for job, store in group:
-        found = bowl(store, num_steps, schedule)
-        if found is None:
-            continue
-        try:
-            training = Training(num_steps=num_steps, schedule=schedule)
-            lrs = rule_lrs(store, job, training) | alternative_lrs(store, job, training)
-        except MissingError:
-            continue
-        floors.append(noise_floor(found))
-        for rule, values in resampled_regrets(found, lrs).items():
-            table.setdefault(rule, {})[job.name] = values
-    return table, floors, len(floors)
 
 
 def report_trainings(group: Sequence[Measured]) -> None:
@@ -201,7 +94,7 @@ def report_trainings(group: Sequence[Measured]) -> None:
     )
     print(f"| training | jobs | noise floor | {' | '.join(chosen)} |\n|---|---|---|{'---|' * len(chosen)}")
     for num_steps, schedule in TRAININGS:
-        table, floors, count = _regrets(group, num_steps, schedule)
+        table, floors, count = regrets(group, num_steps, schedule)
         if count:
             cells = []
             for rule in chosen:
@@ -220,7 +113,7 @@ def report_lengths(group: Sequence[Measured]) -> None:
             continue
         try:
             by_length = {
-                n: [_range_test(store, job, n, seed, REFERENCE).suggestion.lr for seed in SWEEP_SEEDS]
+                n: [told_range_test(store, job, n, seed, REFERENCE).suggestion.lr for seed in SWEEP_SEEDS]
                 for n in SWEEP_LENGTHS
             }
         except MissingError:
@@ -253,7 +146,7 @@ def report_intervals(group: Sequence[Measured]) -> None:
         found = bowl(store, 400, "constant")
         for seed in SWEEP_SEEDS if found is not None else ():
             try:
-                interval = _range_test(store, job, 100, seed, REFERENCE).suggestion.interval
+                interval = told_range_test(store, job, 100, seed, REFERENCE).suggestion.interval
             except MissingError:
                 continue
             if found is not None and interval is not None:
@@ -275,7 +168,7 @@ def report_kinds(measured: Sequence[Measured]) -> None:
         if found is None:
             continue
         try:
-            lrs = [_range_test(store, job, 100, seed, REFERENCE).suggestion.lr for seed in SWEEP_SEEDS]
+            lrs = [told_range_test(store, job, 100, seed, REFERENCE).suggestion.lr for seed in SWEEP_SEEDS]
         except MissingError:
             continue
         logs = [math.log10(lr / lr_at(found.best_position)) for lr in lrs if lr is not None]
@@ -303,7 +196,7 @@ def report_jobs(measured: Sequence[Measured]) -> None:
         if found is None:
             continue
         try:
-            lrs = [_range_test(store, job, 100, seed, REFERENCE).suggestion.lr for seed in SWEEP_SEEDS]
+            lrs = [told_range_test(store, job, 100, seed, REFERENCE).suggestion.lr for seed in SWEEP_SEEDS]
         except MissingError:
             continue
         said = ", ".join("none" if lr is None else f"{lr:.1e}" for lr in lrs)

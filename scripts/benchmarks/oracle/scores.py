@@ -1,0 +1,123 @@
+"""What each rule suggests on the measurements of a job, and what that loses."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from regret_peers import PEER_RANGES, PEERS, ignite
+
+from lrrunner.core.lr_schedules import exponential_lr
+from lrrunner.core.suggestion_rules import RULES
+from lrrunner.records import Training
+from oracle.alternatives import ALTERNATIVES
+from oracle.bowls import NUM_RESAMPLES, Bowl, TrialTable, bowl, noise_floor
+from oracle.catalog import Job
+from oracle.confirmation import confirmed_lr
+from oracle.optimizers import CLASSES, USUAL_LR
+from oracle.replay import END_LR, START_LR, MissingError, RangeTest, range_test
+from oracle.store import Ladder, Store
+
+SWEEP_SEEDS = (10, 11, 12)
+TRIAL_SEEDS = (4, 5)
+NUM_DRAWS = 8
+"""Random choices of an alternative, for each seed of its trials."""
+
+Lrs = dict[str, list[float | None]]
+
+
+class Measured(NamedTuple):
+    """A job and what was measured of it."""
+
+    job: Job
+    store: Store
+
+
+def rule_lrs(store: Store, job: Job, training: Training) -> Lrs:
+    """LR of every rule that reads a sweep of 100 steps, by sweep seed; peers with their own range, smoothing and stop.
+
+    Raises:
+        MissingError: A sweep was not measured.
+    """
+    found: Lrs = {}
+    for seed in SWEEP_SEEDS:
+        candidates = told_range_test(store, job, 100, seed, training).suggestion.candidates
+        for name in RULES:
+            found.setdefault(name, []).append(candidates[name])
+        for peer in PEERS:
+            ladder = Ladder(*PEER_RANGES.get(peer.__name__, (START_LR, END_LR)), 100, seed)
+            found.setdefault(f"peer: {peer.__name__}", []).append(_peer_lr(peer, store, ladder))
+        own = Ladder(START_LR, END_LR, 100, seed)
+        found.setdefault("peer: ignite from 1e-7", []).append(_peer_lr(ignite, store, own))
+    return found | {"the optimizer's usual LR": [USUAL_LR[job.optimizer]], "0.01 always": [0.01]}
+
+
+def _peer_lr(peer: Any, store: Store, ladder: Ladder) -> float | None:
+    if ladder not in store.sweeps:
+        raise MissingError(ladder)
+    losses = store.sweeps[ladder].losses
+    lrs = exponential_lr(start_lr=ladder.start_lr, end_lr=ladder.end_lr, num_steps=ladder.num_steps)[: len(losses)]
+    lr: float | None = peer(lrs, losses)
+    return lr
+
+
+def alternative_lrs(store: Store, job: Job, training: Training) -> Lrs:
+    """LR of each way to spend 600 steps on trials; empty where these were not measured."""
+    tables = [TrialTable(store, training.schedule, seed) for seed in TRIAL_SEEDS]
+    if any(set(table.lengths) < {25, 50, 100} for table in tables):
+        return {}
+    found: Lrs = {
+        f"600 steps of {alternative.__name__.replace('_', ' ')}": [
+            alternative(table, USUAL_LR[job.optimizer], np.random.default_rng(draw))
+            for table in tables
+            for draw in range(NUM_DRAWS)
+        ]
+        for alternative in ALTERNATIVES
+    }
+    length = training.num_steps or 400
+    sweeps = [told_range_test(store, job, 100, seed, training) for seed in SWEEP_SEEDS]
+    return found | {
+        "auto, confirmed with 500 steps": [
+            confirmed_lr(table, sweep, budget_steps=500, training_steps=length, initial_loss=store.start)
+            for table in tables
+            for sweep in sweeps
+        ]
+    }
+
+
+def told_range_test(store: Store, job: Job, num_steps: int, seed: int, training: Training) -> RangeTest:
+    """What lrrunner suggests for a job that is told its length and schedule."""
+    return range_test(store, num_steps, seed, optimizer=CLASSES[job.optimizer], training=training)
+
+
+def resampled_regrets(found: Bowl, lrs: Lrs) -> dict[str, Any]:
+    """Rule -> mean regret over its LRs, shape (1 + resamples,): as measured, and with oracle seeds drawn anew."""
+    random = np.random.default_rng(0)
+    bowls = [found, *(found.resampled(random) for _ in range(NUM_RESAMPLES))]
+    names, counts = list(lrs), [len(group) for group in lrs.values()]
+    flat = [lr for group in lrs.values() for lr in group]
+    values = np.array([each.regret(flat) for each in bowls])
+    parts = np.split(values, np.cumsum(counts)[:-1], axis=1)
+    return {name: part.mean(axis=1) for name, part in zip(names, parts, strict=True)}
+
+
+def regrets(
+    group: Sequence[Measured], num_steps: int, schedule: str
+) -> tuple[dict[str, dict[str, Any]], list[float], int]:
+    """Rule -> job -> resampled regrets; the noise floor of each job; how many jobs."""
+    table: dict[str, dict[str, Any]] = {}
+    floors = []
+    for job, store in group:
+        found = bowl(store, num_steps, schedule)
+        if found is None:
+            continue
+        try:
+            training = Training(num_steps=num_steps, schedule=schedule)
+            lrs = rule_lrs(store, job, training) | alternative_lrs(store, job, training)
+        except MissingError:
+            continue
+        floors.append(noise_floor(found))
+        for rule, values in resampled_regrets(found, lrs).items():
+            table.setdefault(rule, {})[job.name] = values
+    return table, floors, len(floors)
