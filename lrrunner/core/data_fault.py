@@ -73,7 +73,10 @@ def fault_suggestion(stop: Stop, steps: Sequence[Step], *, method: str, location
     at = f"at step {stop.step}" + ("" if lr is None else f" (lr {lr:.1e})")
     if stop.reason == StopReason.NO_ITEMS:
         verdict = Verdict.TOO_FEW_POINTS
-        reason = f"no rank had any items to learn from in several steps in a row, the last one {at}; check the labels"
+        reason = (
+            f"no rank had any items to learn from in several steps in a row, the last one {at}; check the labels, and "
+            "that objective (loss_fn) returns its loss"
+        )
     else:
         verdict = Verdict.NON_FINITE_AT_START
         flags = {

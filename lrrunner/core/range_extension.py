@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -30,6 +31,9 @@ START_SHARE = 0.1
 
 RISES_WITHIN = 100.0
 """A loss that stays flat over two decades and then rises has no descent to the left of them, as above."""
+
+USUAL_LR = 1.0
+"""A range that ends below may end below the LRs that train: at 1.0, nearly every training moves or diverges."""
 
 
 class Extension(NamedTuple):
@@ -76,6 +80,23 @@ def extension(
         reasons.append(f"the loss {'is flat' if flat else 'does not diverge'} up to {end_lr:.1e}")
         high = min(highest_lr, end_lr * (UP_LINEAR if linear else UP_FLAT if flat else UP))
     return Extension(low, high, " and ".join(reasons)) if reasons else None
+
+
+def with_end_named(suggestion: Suggestion, stops: Sequence[Stop], *, end_lr: float) -> Suggestion:
+    """The suggestion; where noise hides a loss that a low range may not move at all, its reason names that end, too.
+
+    No range is swept again for noise: nothing tells the two causes apart.
+
+    Args:
+        suggestion: What the curve of one pass supports.
+        stops: Where each of its repeats ended.
+        end_lr: Last LR of the pass.
+    """
+    is_complete = all(stop.reason == StopReason.END_OF_SCHEDULE for stop in stops)
+    if suggestion.verdict != Verdict.TOO_NOISY or end_lr >= USUAL_LR or not is_complete:
+        return suggestion
+    remark = f"sweep.end_lr={end_lr:.1e} may also be too low to move the loss: raise it"
+    return dataclasses.replace(suggestion, reason=f"{suggestion.reason}; {remark}")
 
 
 def range_below(stop: Stop, start_lr: float, end_lr: float) -> Extension:

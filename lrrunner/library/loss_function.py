@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
 
+from lrrunner.library.failure_hints import CRITERION_CALL, CRITERION_MODULES, explain_call
 from lrrunner.training.item_counts import num_samples, num_sequences, unequal_sizes
 
 LossFunction = Callable[[nn.Module, Any], Any]
@@ -38,4 +41,37 @@ class ObservedLoss:
             sequences = num_sequences(batch)
             self.num_samples += (num_samples(batch) or 0) if sequences is None else sequences
             self.unequal_sizes = "" if sequences is not None else unequal_sizes(batch)
-        return self._loss_fn(model, batch)
+        try:
+            return self._loss_fn(model, batch)
+        except (AttributeError, LookupError, TypeError, ValueError) as error:
+            explain_call(error, model, batch)
+            raise
+
+
+def loss_function_errors(loss_fn: Any) -> list[str]:
+    """Why a loss function cannot be called as ``loss_fn(model, batch)``; empty where it can.
+
+    >>> loss_function_errors(lambda model, x, y: None)
+    ['loss_fn must be callable as loss_fn(model, batch), got a function of (model, x, y); unpack the batch in it']
+    """
+    must = "loss_fn must be callable as loss_fn(model, batch)"
+    if isinstance(loss_fn, type):
+        return [f"{must}, got the class {loss_fn.__name__}; give a function, as in {CRITERION_CALL}"]
+    if not callable(loss_fn):
+        return [f"{must}, got {type(loss_fn).__name__}; give a function"]
+    function = loss_fn
+    while isinstance(function, functools.partial):
+        function = function.func
+    named = function if hasattr(function, "__qualname__") else type(function)
+    if named.__module__ in CRITERION_MODULES:
+        return [f"{must}, got {named.__qualname__}, which takes an output and a target; give {CRITERION_CALL}"]
+    try:
+        signature = inspect.signature(loss_fn)
+    except ValueError:  # a function of C
+        return []
+    try:
+        signature.bind(None, None)
+    except TypeError:
+        names = ", ".join(signature.parameters)
+        return [f"{must}, got a function of ({names}); unpack the batch in it"]
+    return []

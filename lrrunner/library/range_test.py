@@ -68,9 +68,9 @@ def range_test(
             between their LRs. Where these differ, the suggested LR is that of the groups with the optimizer's default,
             or of the group with the largest LR if none has it; the suggestion's reason names the group.
         train_loader: Batches as in training; restarted whenever it ends.
-        loss_fn: ``(model, batch) -> mean loss``, or ``-> (mean loss, number of items)`` where batches hold unequal
-            numbers of tokens. Without a number, a loss is weighted by the first dimension of the first tensor among
-            the fields of the batch.
+        loss_fn: A function ``(model, batch) -> mean loss``, or ``-> (mean loss, number of items)`` where batches hold
+            unequal numbers of tokens. Without a number, a loss is weighted by the first dimension of the first tensor
+            among the fields of the batch.
         val_loader: Batches that ``monitor="val"`` and ``confirm`` evaluate, always its first ones; sharded over ranks
             or not. Without it, ``confirm`` compares on batches of ``train_loader``.
         modules: Further modules that ``loss_fn`` uses (the discriminator of a GAN), to be restored wherever the call

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from lrrunner.core.batch_plan import TRIAL_DATA_ORDER
 from lrrunner.training.collectives import Collective
@@ -76,6 +76,8 @@ def loader_errors(loader: Any, *, name: str = "train_loader") -> list[str]:
         return [f"{name} must start again when it is iterated again, got {kind}; give the loader itself"]
     if not hasattr(loader, "__iter__") and not hasattr(loader, "__getitem__"):
         return [f"{name} must be an iterable of batches, got {kind}; give a DataLoader"]
+    if isinstance(loader, Dataset) and not isinstance(loader, IterableDataset):
+        return [f"{name} must give batches, got the data set {kind}, which gives samples; give DataLoader({name}, ...)"]
     if num_batches(loader) == 0:
         return [f"{name} must give batches, got {kind} of length 0; check its dataset, batch size and drop_last"]
     if isinstance(loader, DataLoader):

@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from lrrunner.config.schema import Config, Monitor
 from lrrunner.config.validation import noise_scale_error
-from lrrunner.library.loss_function import LossFunction
+from lrrunner.library.loss_function import LossFunction, loss_function_errors
 from lrrunner.library.model_wrappers import uncompiled
 from lrrunner.library.restarted_loader import loader_errors
 from lrrunner.system.environment import USE_FSDP_VARIABLE, launcher_switch_is_on
@@ -55,6 +55,8 @@ class ScriptObjects:
 
 def object_errors(objects: ScriptObjects, *, world_size: int, accumulation_steps: int = 1) -> list[str]:
     """Why the objects cannot be swept on so many ranks; empty where they can."""
+    if errors := _gradient_errors(objects.model):
+        return errors  # the checks of the optimizer try its steps
     errors = accelerator_errors(objects.accelerator)
     errors += _model_errors(objects.model, world_size=world_size)
     if not errors:
@@ -69,12 +71,7 @@ def object_errors(objects: ScriptObjects, *, world_size: int, accumulation_steps
         for module in objects.modules
         if not isinstance(module, nn.Module)
     ]
-    loss_fn: Any = objects.loss_fn
-    if not callable(loss_fn):
-        errors.append(
-            f"loss_fn must be callable as loss_fn(model, batch), got {type(loss_fn).__name__}; give a function"
-        )
-    return errors
+    return errors + loss_function_errors(objects.loss_fn)
 
 
 def option_errors(objects: ScriptObjects, job: Config, *, world_size: int) -> list[str]:
@@ -135,6 +132,24 @@ def _model_errors(model: Any, *, world_size: int) -> list[str]:
         return [
             f"model must be wrapped for {world_size} ranks, got {name}; give what accelerator.prepare returned, or "
             "DistributedDataParallel(model), or fully_shard(model)"
+        ]
+    return []
+
+
+def _gradient_errors(model: Any) -> list[str]:
+    """A call from where torch records no gradients."""
+    if torch.is_inference_mode_enabled():
+        return ["range_test must compute gradients, got torch.inference_mode(); move the call out of it"]
+    if not torch.is_grad_enabled():
+        return [
+            "range_test must compute gradients, got torch.no_grad() or torch.set_grad_enabled(False); move the call "
+            "out of it"
+        ]
+    parameters = [p for p in model.parameters() if not nn.parameter.is_lazy(p)] if isinstance(model, nn.Module) else []
+    if any(parameter.is_inference() for parameter in parameters):
+        return [
+            f"model must have parameters that can be trained, got {type(model).__name__}, constructed within "
+            "torch.inference_mode(); construct it outside of it"
         ]
     return []
 

@@ -134,12 +134,13 @@ def describe_monitor(sweep: SweepConfig) -> str:
 
 
 def describe_passes(test: RangeTestResult) -> str:
-    """Which LR ranges were swept, and which pass the suggestion is from; empty for a single pass."""
+    """Which LR ranges were swept, and which pass the result is from; empty for a single pass."""
     if len(test.passes) < 2:
         return ""
     ranges = ", ".join(f"{each.start_lr:.1e} to {each.end_lr:.1e}" for each in test.passes)
     chosen = len(test.passes) if test.curve_pass is None else test.curve_pass + 1
-    return f"{len(test.passes)} passes: {ranges}; the suggestion is from pass {chosen}"
+    what = "verdict" if test.suggestion.lr is None else "suggestion"
+    return f"{len(test.passes)} passes: {ranges}; the {what} is from pass {chosen}"
 
 
 def describe_noise_scale(test: RangeTestResult) -> str:

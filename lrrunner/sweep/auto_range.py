@@ -12,7 +12,14 @@ from lrrunner.config.schema import Config, Monitor, SweepConfig, SweepMode, trai
 from lrrunner.core.data_fault import data_fault, fault_suggestion, suspected_fault
 from lrrunner.core.lr_estimate import OptimizerClass
 from lrrunner.core.lr_schedules import SWEEP_SCHEDULES
-from lrrunner.core.range_extension import MAX_PASSES, Extension, curve_pass, extension, range_below
+from lrrunner.core.range_extension import (
+    MAX_PASSES,
+    Extension,
+    curve_pass,
+    extension,
+    range_below,
+    with_end_named,
+)
 from lrrunner.core.stop_rules import stop_rule
 from lrrunner.core.suggestion_rules import suggest
 from lrrunner.records import Step, Stop, StopReason, Suggestion, SweepPass
@@ -101,6 +108,7 @@ def run_passes(
                     optimizer=optimizer,
                     training=training(job),
                 )
+                suggestion = with_end_named(suggestion, result.stops, end_lr=high)
                 found = suggestion, _extension(result, suggestion, job, low, high, highest_lr)
                 if sweep.auto_range and not passes and (suspect := suspected_fault(result.steps, result.stops)):
                     found = found[0], range_below(suspect, low, high)

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 
 from lrrunner.training.item_counts import count_error
 
 NOT_A_LOSS = (
-    "objective (loss_fn) must return a mean loss, a tensor without dimensions, or (loss, num_items), got {}; return "
-    "its {}"
+    "objective (loss_fn) must return a mean loss, a tensor without dimensions, or (loss, num_items), got {}; return {}"
 )
 NO_GRADIENT = (
     "objective (loss_fn) must return a loss that depends on the model's parameters, got one without a gradient; return "
-    "the tensor before detach() or item()"
+    "the tensor before detach(), computed outside of torch.no_grad()"
 )
 NO_COUNT = (
     "objective (loss_fn) must return (loss, num_items) where a batch holds no tensor to count by, got {}; count its "
@@ -60,7 +61,7 @@ def loss_and_count(
         raise ValueError(NOT_A_LOSS.format(type(result).__name__, _advice(result)))
     if not isinstance(loss, torch.Tensor) or loss.ndim:
         got = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, torch.Tensor) else type(loss).__name__
-        raise ValueError(NOT_A_LOSS.format(got, "mean"))
+        raise ValueError(NOT_A_LOSS.format(got, _advice(loss)))
     if isinstance(count, torch.Tensor) and not (on_cpu or count.device.type == "cpu" or count.ndim):
         return torch.where(count > 0, loss, 0.0), count
     if loss is not result:
@@ -84,6 +85,8 @@ def weighted(loss: torch.Tensor, weight: torch.Tensor | float) -> torch.Tensor:
 
 
 def _advice(result: Any) -> str:
-    """What to return of a model's whole output."""
+    """What to return instead."""
+    if isinstance(result, numbers.Number | np.ndarray):
+        return "the tensor before item() or numpy(), which the gradient is computed from"
     has_loss = hasattr(result, "loss") or (isinstance(result, dict) and "loss" in result)
-    return "loss" if has_loss else "loss alone" if isinstance(result, tuple) else "mean"
+    return "its loss" if has_loss else "its loss alone" if isinstance(result, tuple) else "its mean"

@@ -71,7 +71,9 @@ def test_no_items_is_a_fault() -> None:
     """Ten steps whose labels are all ignored."""
     bad = stop(5, reason=StopReason.NO_ITEMS, ranks=(), is_partial=False)
     assert data_fault(records(FLAT), [bad]) is bad
-    assert "no rank had any items" in fault_suggestion(bad, records(FLAT), method="auto").reason
+    reason = fault_suggestion(bad, records(FLAT), method="auto").reason
+    assert "no rank had any items" in reason
+    assert reason.endswith("check the labels, and that objective (loss_fn) returns its loss")
 
 
 def test_a_flat_curve_on_all_ranks_is_suspected_only() -> None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from lrrunner.core.range_extension import Extension, curve_pass, extension
+from lrrunner.core.range_extension import Extension, curve_pass, extension, with_end_named
 from lrrunner.core.suggestion_rules import suggest
 from lrrunner.records import Step, Stop, StopReason, Suggestion, Verdict
 from tests.unit.core.curves import (
@@ -182,3 +182,22 @@ OK, OPEN, NONE = verdict(1e-3, Verdict.OK), verdict(1e-2, Verdict.NO_DIVERGENCE)
 def test_the_best_pass_is_believed(suggestions: list[Suggestion], interrupted: bool, expected: int) -> None:
     """An extension that goes wrong must not cost the LR that the first pass gave."""
     assert curve_pass(suggestions, interrupted=interrupted) == expected
+
+
+def test_noise_that_may_hide_a_range_that_ends_too_low_names_its_end() -> None:
+    """With end_lr=1e-3 and a batch of four, only repeats and batch size were named."""
+    loud = records(sweep_lrs(high=-3.0), 2.3 + noise(1, std=1.0))
+    found = suggest(loud, ended())
+    named = with_end_named(found, ended(), end_lr=1e-3)
+    assert named.reason == f"{found.reason}; sweep.end_lr=1.0e-03 may also be too low to move the loss: raise it"
+    assert with_end_named(found, ended(), end_lr=10.0) == found
+    assert with_end_named(found, diverged(), end_lr=1e-3) == found
+
+
+def test_other_verdicts_name_the_end_by_themselves() -> None:
+    """Flat and without divergence say what to raise; a good curve needs no remark."""
+    lrs = sweep_lrs(high=-3.0)
+    for losses in (np.full(100, 2.3), sigmoid_fall(lrs)):
+        found = suggest(records(lrs, noisy(losses)), ended())
+        assert "raise sweep.end_lr" in found.reason
+        assert with_end_named(found, ended(), end_lr=1e-3) == found

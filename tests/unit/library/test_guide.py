@@ -57,10 +57,18 @@ def test_the_call_its_options_and_its_result_are_as_written(tmp_path: Path, monk
     assert (tmp_path / "runs" / "my-lr" / "suggestion.json").exists()
 
 
+def test_a_criterion_is_wrapped_as_written() -> None:
+    """The criterion alone is refused."""
+    scope: dict[str, Any] = {"torch": torch}
+    exec(blocks("The loss function")[0], scope)
+    batch = torch.zeros(4, 16), torch.zeros(4, dtype=torch.long)
+    assert scope["loss_fn"](nn.Linear(16, 2), batch).ndim == 0
+
+
 def test_the_loss_per_token_counts_its_tokens() -> None:
     """Padding weighs nothing."""
     scope: dict[str, Any] = {"torch": torch}
-    (definition,) = blocks("The loss function")
+    _, definition = blocks("The loss function")
     exec(definition, scope)
     ids = torch.arange(12).reshape(2, 6)
     labels = ids.masked_fill(ids > 8, -100)
@@ -83,7 +91,7 @@ def test_every_block_is_run_by_some_test_and_every_file_exists() -> None:
         "Without Accelerate": 1,
         "With Accelerate": 1,
         "Validation loss, confirmation, noise scale": 2,
-        "The loss function": 1,
+        "The loss function": 2,
         "The result": 2,
         "A transformers.Trainer": 1,
         "A Lightning module": 1,

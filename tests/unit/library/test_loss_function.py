@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
+from lrrunner.library.loss_function import loss_function_errors
 from lrrunner.training.item_counts import num_samples
 from tests.multiprocess.sweeps import regression_data, small_model, squared_error
 from tests.unit.library.script import losses, swept
@@ -95,3 +98,48 @@ def test_tensors_that_differ_in_their_first_dimension_are_named(caplog: pytest.L
     batch = {"tokens": inputs[:24], "labels": targets[:24], "lengths": torch.tensor([10, 14])}
     swept(train_loader=[batch], loss_fn=lambda m, b: squared_error(m, (b["tokens"], b["labels"])), num_steps=2)
     assert "differ in their first dimension (tokens: 24, lengths: 2)" in caplog.text
+
+
+class Unread:
+    """A loader that must not be read."""
+
+    def __iter__(self) -> Any:
+        raise AssertionError("read")
+
+
+class LossMethod:
+    """A loss function that belongs to an object."""
+
+    def of(self, model: nn.Module, batch: Any) -> torch.Tensor:
+        """The loss of a batch."""
+        return squared_error(model, batch)
+
+
+LAMBDA = "lambda model, batch: criterion(model(batch[0]), batch[1])"
+
+
+@pytest.mark.parametrize(
+    ("loss_fn", "got"),
+    [
+        (nn.CrossEntropyLoss(), f"got CrossEntropyLoss, which takes an output and a target; give {LAMBDA}"),
+        (nn.MSELoss, f"got the class MSELoss; give a function, as in {LAMBDA}"),
+        (nn.functional.mse_loss, f"got mse_loss, which takes an output and a target; give {LAMBDA}"),
+        (
+            functools.partial(nn.functional.cross_entropy, label_smoothing=0.1),
+            f"got cross_entropy, which takes an output and a target; give {LAMBDA}",
+        ),
+        (lambda model, inputs, target: None, "got a function of (model, inputs, target); unpack the batch in it"),
+        (lambda batch: None, "got a function of (batch); unpack the batch in it"),
+    ],
+)
+def test_what_is_no_function_of_model_and_batch_is_refused_before_the_first_batch(loss_fn: Any, got: str) -> None:
+    """Finders elsewhere take a criterion; torch's own message names a layer's argument."""
+    with pytest.raises(ValueError, match="the arguments are wrong") as caught:
+        swept(loss_fn=loss_fn, train_loader=Unread())
+    assert got in str(caught.value)
+
+
+@pytest.mark.parametrize("loss_fn", [max, LossMethod().of, functools.partial(squared_error), nn.Identity()])
+def test_whatever_takes_two_arguments_may_be_a_loss_function(loss_fn: Any) -> None:
+    """Methods, partial functions, modules, and functions of C, which have no signature."""
+    assert loss_function_errors(loss_fn) == []

@@ -130,6 +130,18 @@ def test_a_sweep_that_finds_nothing_suggests_nothing() -> None:
     assert math.isfinite(result.records["loss"].sum())
 
 
+def test_a_noisy_loss_that_the_range_hardly_moves_names_the_argument_of_its_end() -> None:
+    """The verdict too_noisy sent a caller to batch size and repeats, where end_lr=1e-4 was at fault."""
+    generator = torch.Generator().manual_seed(0)
+
+    def noisy_error(model: nn.Module, batch: Any) -> torch.Tensor:
+        return squared_error(model, batch) * torch.rand((), generator=generator) * 2
+
+    found = swept(loss_fn=noisy_error, end_lr=1e-4, auto_range=True).suggestion
+    assert found.verdict == lrrunner.Verdict.TOO_NOISY
+    assert found.reason.endswith("; end_lr=1.0e-04 may also be too low to move the loss: raise it")
+
+
 class PartlyFrozen(nn.Module):
     """Records the modes in which its two parts train."""
 

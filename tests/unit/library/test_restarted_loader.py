@@ -166,6 +166,7 @@ def test_loaders_that_cannot_be_restarted_or_copied_are_refused() -> None:
     for loader, message in (
         (iter([1]), "must start again when it is iterated again, got list_iterator"),
         (3, "must be an iterable of batches, got int"),
+        (DATA, "must give batches, got the data set TensorDataset, which gives samples; give DataLoader(train_loader"),
         ([], "must give batches, got list of length 0"),
         (DataLoader(DATA, sampler=OneShot()), "must have samplers that can be copied, got TypeError"),
     ):

@@ -118,3 +118,27 @@ def test_a_fabric_optimizer_says_what_to_give_instead() -> None:
     )
     (error,) = [text for text in object_errors(objects, world_size=1) if text.startswith("optimizer")]
     assert "got Fabric's _FabricOptimizer; give optimizer.optimizer" in error
+
+
+@pytest.mark.parametrize(
+    ("without_gradients", "got"),
+    [
+        (torch.no_grad, "got torch.no_grad() or torch.set_grad_enabled(False); move the call out of it"),
+        (torch.inference_mode, "got torch.inference_mode(); move the call out of it"),
+    ],
+)
+def test_a_call_where_torch_records_no_gradients_is_refused(without_gradients: Any, got: str) -> None:
+    """torch says that element 0 of tensors does not require grad."""
+    model = small_model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with without_gradients(), pytest.raises(ValueError, match="range_test must compute gradients") as caught:
+        swept(model, optimizer)
+    assert got in str(caught.value)
+
+
+def test_a_model_that_was_constructed_in_inference_mode_is_refused() -> None:
+    """Its parameters never get a gradient."""
+    with torch.inference_mode():
+        model = small_model()
+    (error,) = errors_of_model(model)
+    assert error.endswith("constructed within torch.inference_mode(); construct it outside of it")

@@ -180,6 +180,16 @@ def test_passes_are_listed_if_there_are_several() -> None:
     )
 
 
+def test_passes_without_a_suggestion_give_the_verdict() -> None:
+    """A NaN at the first step was reported with "the suggestion is from pass 2", where there was none."""
+    passes = (
+        SweepPass(start_lr=1e-7, end_lr=10, suggestion=NO_SUGGESTION, extension="x"),
+        SweepPass(start_lr=1e-10, end_lr=10, suggestion=NO_SUGGESTION),
+    )
+    test = dataclasses.replace(result(), suggestion=NO_SUGGESTION, passes=passes, curve_pass=1)
+    assert describe_passes(test) == "2 passes: 1.0e-07 to 1.0e+01, 1.0e-10 to 1.0e+01; the verdict is from pass 2"
+
+
 def test_confirmation_runs_are_counted_by_outcome() -> None:
     """The sweep's own suggestion stands beside theirs."""
     confirmation = Confirmation(

@@ -90,9 +90,11 @@ def test_what_comes_with_a_loss_and_is_no_count_is_named(count: Any, message: st
         ({"loss": a_loss()}, "got dict; return its loss"),
         ((a_loss(), torch.zeros(4), torch.zeros(4)), "got tuple; return its loss alone"),
         ([a_loss(), 3], "got list; return its mean"),
-        (2.0, "got float; return its mean"),
+        (2.0, r"got float; return the tensor before item\(\) or numpy\(\)"),
+        (np.float32(2.0), r"got float32; return the tensor before item\(\) or numpy\(\)"),
+        (np.zeros(()), r"got ndarray; return the tensor before item\(\) or numpy\(\)"),
         (torch.zeros(4, requires_grad=True), r"got a tensor of shape \(4,\); return its mean"),
-        ((2.0, 3), "got float; return its mean"),
+        ((2.0, 3), r"got float; return the tensor before item\(\) or numpy\(\)"),
     ],
 )
 def test_a_whole_output_is_refused_with_what_to_return(result: Any, message: str) -> None:
