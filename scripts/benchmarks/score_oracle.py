@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,11 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 
 from oracle.bowls import bowl, interval_of_mean  # noqa: E402 - the benchmark's own modules lie beside it
-from oracle.catalog import jobs  # noqa: E402
+from oracle.catalog import Job, jobs  # noqa: E402
+from oracle.comparisons import Regrets, paired_difference, regrets_by_kind  # noqa: E402
+from oracle.lr_free import LR_FREE  # noqa: E402
 from oracle.replay import MissingError  # noqa: E402
-from oracle.scores import SWEEP_SEEDS, Measured, regrets, told_range_test  # noqa: E402
+from oracle.scores import SWEEP_SEEDS, Measured, Scores, peer_sources, scores, told_range_test  # noqa: E402
 from oracle.store import Store, lr_at  # noqa: E402
 
 from lrrunner.records import Training  # noqa: E402
@@ -38,6 +40,21 @@ TRAININGS = (
     (5000, "cosine"),
 )
 REFERENCE = Training(num_steps=400)
+SWEEP, CONFIRMED = "auto", "auto, confirmed with 500 steps"
+CHOSEN = (
+    SWEEP,
+    CONFIRMED,
+    "peer: ignite",
+    "peer: fastai_valley",
+    "the optimizer's usual LR",
+    "0.01 always",
+    "600 steps of successive halving",
+    "600 steps of random search",
+    "600 steps of coarse grid",
+    *LR_FREE,
+)
+"""Rules of the tables that have a column a rule."""
+
 NEARLY_BEST = 0.015
 
 
@@ -51,11 +68,12 @@ def main() -> None:
     measured = [each for each in measured if each.store.initial]
     for title, group in groups(measured):
         print(f"## {title}\n")
-        report_rules(group)
-        report_trainings(group)
+        by_training = {training: scores(group, *training) for training in TRAININGS}
+        report_rules(by_training[400, "constant"])
+        report_trainings(by_training)
         report_lengths(group)
         report_intervals(group)
-        report_kinds(group)
+        report_kinds(by_training[400, "constant"], [job for job, _ in group])
     if arguments.jobs:
         report_jobs(measured)
 
@@ -66,41 +84,41 @@ def groups(measured: Sequence[Measured]) -> Iterable[tuple[str, list[Measured]]]
         yield title, [each for each in measured if each.job.is_test == is_test]
 
 
-def report_rules(group: Sequence[Measured]) -> None:
-    """Print every rule on trainings of 400 steps at a constant LR."""
-    table, floors, counts = regrets(group, 400, "constant")
-    print(f"{counts} jobs, {len(SWEEP_SEEDS)} sweeps of 100 steps each, trainings of 400 steps at a constant LR; ")
-    print(f"noise floor {np.nanmean(floors):.4f}, at worst {np.nanmax(floors):.3f}\n")
-    print("| rule | jobs | mean regret | 95 % interval | median | worst job |\n|---|---|---|---|---|---|")
+def report_rules(found: Scores) -> None:
+    """Print every rule on trainings of 400 steps at a constant LR, and its paired differences to lrrunner's."""
+    table, floors = found
+    print(f"{len(floors)} jobs, {len(SWEEP_SEEDS)} sweeps of 100 steps each, trainings of 400 steps at a constant LR; ")
+    print(f"noise floor {np.nanmean(floors):.4f}, at worst {np.nanmax(floors):.3f}; {peer_sources()}\n")
+    print(
+        "| rule | jobs | mean regret | 95 % interval | median | worst job | more than auto, paired by job | "
+        "more than confirmed auto |\n|---|---|---|---|---|---|---|---|"
+    )
     for rule, by_job in sorted(table.items(), key=lambda item: float(np.mean([v[0] for v in item[1].values()]))):
         values = [value[0] for value in by_job.values()]
         low, high = interval_of_mean(by_job)
         row = f"{rule} | {len(values)} | {np.mean(values):.4f} | {low:.4f} to {high:.4f}"
-        print(f"| {row} | {np.median(values):.4f} | {max(values):.3f} |")
+        print(f"| {row} | {np.median(values):.4f} | {max(values):.3f} | {_difference(table, rule, SWEEP)} | ", end="")
+        print(f"{_difference(table, rule, CONFIRMED)} |")
     print()
 
 
-def report_trainings(group: Sequence[Measured]) -> None:
+def _difference(table: Regrets, rule: str, reference: str) -> str:
+    if rule == reference or reference not in table:
+        return ""
+    mean, low, high = paired_difference(table, rule, reference)
+    return f"{mean:+.4f} [{low:+.4f}, {high:+.4f}]"
+
+
+def report_trainings(by_training: Mapping[tuple[int, str], Scores]) -> None:
     """Print the main rules by length and schedule of the training."""
-    chosen = (
-        "auto",
-        "auto, confirmed with 500 steps",
-        "peer: ignite",
-        "peer: fastai_valley",
-        "the optimizer's usual LR",
-        "600 steps of successive halving",
-        "600 steps of random search",
-        "600 steps of coarse grid",
-    )
-    print(f"| training | jobs | noise floor | {' | '.join(chosen)} |\n|---|---|---|{'---|' * len(chosen)}")
-    for num_steps, schedule in TRAININGS:
-        table, floors, count = regrets(group, num_steps, schedule)
-        if count:
+    print(f"| training | jobs | noise floor | {' | '.join(CHOSEN)} |\n|---|---|---|{'---|' * len(CHOSEN)}")
+    for (num_steps, schedule), (table, floors) in by_training.items():
+        if floors:
             cells = []
-            for rule in chosen:
+            for rule in CHOSEN:
                 values = [value[0] for value in table.get(rule, {}).values()]
-                cells.append(f"{np.mean(values):.4f} / {max(values):.3f}" if len(values) == count else "")
-            print(f"| {num_steps}, {schedule} | {count} | {np.nanmean(floors):.4f} | {' | '.join(cells)} |")
+                cells.append(f"{np.mean(values):.4f} / {max(values):.3f}" if len(values) == len(floors) else "")
+            print(f"| {num_steps}, {schedule} | {len(floors)} | {np.nanmean(floors):.4f} | {' | '.join(cells)} |")
     print("\nmean / worst job\n")
 
 
@@ -160,31 +178,12 @@ def report_intervals(group: Sequence[Measured]) -> None:
         print(f"{', '.join(parts)}\n")
 
 
-def report_kinds(measured: Sequence[Measured]) -> None:
-    """Print `auto` by optimizer and by kind of data."""
-    kinds: dict[str, list[tuple[float, float]]] = {}
-    for job, store in measured:
-        found = bowl(store, 400, "constant")
-        if found is None:
-            continue
-        try:
-            lrs = [told_range_test(store, job, 100, seed, REFERENCE).suggestion.lr for seed in SWEEP_SEEDS]
-        except MissingError:
-            continue
-        logs = [math.log10(lr / lr_at(found.best_position)) for lr in lrs if lr is not None]
-        value = float(found.regret(lrs).mean()), float(np.median(logs)) if logs else math.nan
-        for kind in (
-            f"optimizer {job.optimizer}",
-            f"data {job.name.split('_')[0]}",
-            "fine-tuning" if job.pretraining else "from scratch",
-        ):
-            kinds.setdefault(kind, []).append(value)
-    print("| kind | jobs | mean regret of auto | worst | decades from the best, median |\n|---|---|---|---|---|")
-    for kind, values in sorted(kinds.items()):
-        regrets, distances = np.array(values).T
-        print(
-            f"| {kind} | {len(values)} | {regrets.mean():.4f} | {regrets.max():.3f} | {np.nanmedian(distances):+.2f} |"
-        )
+def report_kinds(found: Scores, members: Sequence[Job]) -> None:
+    """Print the main rules by class of optimizer and kind of data, on trainings of 400 steps at a constant LR."""
+    print(f"| mean regret | jobs | {' | '.join(CHOSEN)} |\n|---|---|{'---|' * len(CHOSEN)}")
+    for kind, (count, means) in regrets_by_kind(found.regrets, members, CHOSEN).items():
+        cells = ["" if math.isnan(mean) else f"{mean:.3f}" for mean in means]
+        print(f"| {kind} | {count} | {' | '.join(cells)} |")
     print()
 
 

@@ -11,7 +11,9 @@ from oracle.bowls import TrialTable
 DECADES = 4.0
 """Width of the range that is searched, around the optimizer's usual LR."""
 
-Alternative = Callable[[TrialTable, float, np.random.Generator], float]
+Alternative = Callable[..., float]
+"""(table, usual LR, random numbers, total_steps) -> LR. How many LRs for how many steps is what loses least on the
+development jobs, of several such divisions each."""
 
 
 def _spread(usual_lr: float, count: int, random: np.random.Generator) -> list[float]:
@@ -20,27 +22,26 @@ def _spread(usual_lr: float, count: int, random: np.random.Generator) -> list[fl
     return [float(usual_lr * 10 ** (DECADES * offset)) for offset in offsets]
 
 
-def successive_halving(table: TrialTable, usual_lr: float, random: np.random.Generator) -> float:
-    """8 LRs for 25 steps, the best 4 for 50, the best 2 for 100: 600 steps.
+def successive_halving(table: TrialTable, usual_lr: float, random: np.random.Generator, *, total_steps: int) -> float:
+    """6 LRs for half of the steps, the best 3 for the other half: 50 and 100 steps each of 600.
 
     References:
         Jamieson and Talwalkar 2016, arXiv:1502.07943; Li et al. 2018, arXiv:1810.05934 (ASHA).
     """
-    lrs = _spread(usual_lr, 8, random)
-    for num_steps, keep in ((25, 4), (50, 2), (100, 1)):
-        lrs = sorted(lrs, key=lambda lr: table.loss(lr, num_steps))[:keep]
-    return lrs[0]
+    lrs = sorted(_spread(usual_lr, 6, random), key=lambda lr: table.loss(lr, total_steps // 12))
+    return min(lrs[:3], key=lambda lr: table.loss(lr, total_steps // 6))
 
 
-def random_search(table: TrialTable, usual_lr: float, random: np.random.Generator) -> float:
-    """6 random LRs for 100 steps: 600 steps."""
-    lrs = [float(usual_lr * 10 ** (DECADES * (random.random() - 0.5))) for _ in range(6)]
-    return min(lrs, key=lambda lr: table.loss(lr, 100))
+def random_search(table: TrialTable, usual_lr: float, random: np.random.Generator, *, total_steps: int) -> float:
+    """Random LRs for 100 steps each, but at least 6 of them."""
+    count = max(6, total_steps // 100)
+    lrs = [float(usual_lr * 10 ** (DECADES * (random.random() - 0.5))) for _ in range(count)]
+    return min(lrs, key=lambda lr: table.loss(lr, total_steps // count))
 
 
-def coarse_grid(table: TrialTable, usual_lr: float, random: np.random.Generator) -> float:
-    """12 LRs, three a decade, for 50 steps: 600 steps."""
-    return min(_spread(usual_lr, 12, random), key=lambda lr: table.loss(lr, 50))
+def coarse_grid(table: TrialTable, usual_lr: float, random: np.random.Generator, *, total_steps: int) -> float:
+    """6 LRs, three in two decades: for 100 steps each of 600."""
+    return min(_spread(usual_lr, 6, random), key=lambda lr: table.loss(lr, total_steps // 6))
 
 
 ALTERNATIVES: tuple[Alternative, ...] = (successive_halving, random_search, coarse_grid)

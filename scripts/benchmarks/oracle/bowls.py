@@ -57,6 +57,15 @@ class Bowl(NamedTuple):
         share = np.where(middle < self.start, (middle - lowest) / (self.start - lowest), 1.0)
         return np.array([1.0 if lr is None or math.isnan(lr) else self._at(position_of(lr), share) for lr in lrs])
 
+    def share_lost(self, losses: Sequence[float]) -> float:
+        """Regret of a training by another optimizer: negative where it beats the best LR of the job's own, at most 1.
+
+        Args:
+            losses: Final losses, one a seed, infinite where it diverged; their median counts.
+        """
+        lowest = self.middle.min()
+        return min(1.0, float((np.median(losses) - lowest) / (self.start - lowest)))
+
     def _at(self, position: float, share: Any) -> float:
         x = self.positions
         if position < x[0]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from peer_packages import PACKAGES, Rule
 from regret_peers import PEER_RANGES, PEERS, ignite
 
 from lrrunner.core.lr_schedules import exponential_lr
@@ -53,33 +55,50 @@ def rule_lrs(store: Store, job: Job, training: Training) -> Lrs:
     return found | {"the optimizer's usual LR": [USUAL_LR[job.optimizer]], "0.01 always": [0.01]}
 
 
-def _peer_lr(peer: Any, store: Store, ladder: Ladder) -> float | None:
+@functools.cache
+def _peer_lr(peer: Rule, store: Store, ladder: Ladder) -> float | None:
+    """By the peer's own package where it is installed."""
     if ladder not in store.sweeps:
         raise MissingError(ladder)
     losses = store.sweeps[ladder].losses
     lrs = exponential_lr(start_lr=ladder.start_lr, end_lr=ladder.end_lr, num_steps=ladder.num_steps)[: len(losses)]
-    lr: float | None = peer(lrs, losses)
-    return lr
+    return _installed()[peer](lrs, losses)
 
 
-def alternative_lrs(store: Store, job: Job, training: Training) -> Lrs:
-    """LR of each way to spend 600 steps on trials; empty where these were not measured."""
+@functools.cache
+def _installed() -> dict[Rule, Rule]:
+    """Each peer's rule by its package, or the re-implementation where that is not installed."""
+    packages = {peer: PACKAGES.get(peer.__name__) for peer in PEERS}
+    return {peer: package.rule if package and package.version else peer for peer, package in packages.items()}
+
+
+def peer_sources() -> str:
+    """Which peers are scored by their own packages, and which are re-implemented."""
+    packages = {PACKAGES[peer.__name__] for peer, rule in _installed().items() if rule is not peer}
+    versions = sorted({f"{package.name} {package.version}" for package in packages})
+    others = sorted(peer.__name__ for peer, rule in _installed().items() if rule is peer)
+    parts = [f"by their own packages: {', '.join(versions)}"] if versions else []
+    return "peers " + "; ".join([*parts, f"re-implemented: {', '.join(others)}"])
+
+
+def alternative_lrs(store: Store, job: Job, training: Training, *, total_steps: int = 600) -> Lrs:
+    """LR of each way to spend so many steps on trials; empty where these were not measured."""
     tables = [TrialTable(store, training.schedule, seed) for seed in TRIAL_SEEDS]
-    if any(set(table.lengths) < {25, 50, 100} for table in tables):
+    if any(set(table.lengths) < {25, 50, 100, 200} for table in tables):
         return {}
     found: Lrs = {
-        f"600 steps of {alternative.__name__.replace('_', ' ')}": [
-            alternative(table, USUAL_LR[job.optimizer], np.random.default_rng(draw))
+        f"{total_steps} steps of {alternative.__name__.replace('_', ' ')}": [
+            alternative(table, USUAL_LR[job.optimizer], np.random.default_rng(draw), total_steps=total_steps)
             for table in tables
             for draw in range(NUM_DRAWS)
         ]
         for alternative in ALTERNATIVES
     }
-    length = training.num_steps or 400
+    length, budget_steps = training.num_steps or 400, total_steps - 100
     sweeps = [told_range_test(store, job, 100, seed, training) for seed in SWEEP_SEEDS]
     return found | {
-        "auto, confirmed with 500 steps": [
-            confirmed_lr(table, sweep, budget_steps=500, training_steps=length, initial_loss=store.start)
+        f"auto, confirmed with {budget_steps} steps": [
+            confirmed_lr(table, sweep, budget_steps=budget_steps, training_steps=length, initial_loss=store.start)
             for table in tables
             for sweep in sweeps
         ]
@@ -91,33 +110,60 @@ def told_range_test(store: Store, job: Job, num_steps: int, seed: int, training:
     return range_test(store, num_steps, seed, optimizer=CLASSES[job.optimizer], training=training)
 
 
-def resampled_regrets(found: Bowl, lrs: Lrs) -> dict[str, Any]:
-    """Rule -> mean regret over its LRs, shape (1 + resamples,): as measured, and with oracle seeds drawn anew."""
+def resampled_regrets(found: Bowl, lrs: Lrs, final_losses: Mapping[str, Sequence[float]]) -> dict[str, Any]:
+    """Rule -> mean regret, shape (1 + resamples,): as measured, and with oracle seeds drawn anew.
+
+    Args:
+        found: The bowl.
+        lrs: LRs of each rule.
+        final_losses: Losses of each optimizer that needs no LR, one a seed.
+    """
     random = np.random.default_rng(0)
     bowls = [found, *(found.resampled(random) for _ in range(NUM_RESAMPLES))]
     names, counts = list(lrs), [len(group) for group in lrs.values()]
     flat = [lr for group in lrs.values() for lr in group]
     values = np.array([each.regret(flat) for each in bowls])
     parts = np.split(values, np.cumsum(counts)[:-1], axis=1)
-    return {name: part.mean(axis=1) for name, part in zip(names, parts, strict=True)}
+    by_rule = {name: part.mean(axis=1) for name, part in zip(names, parts, strict=True)}
+    for name, losses in final_losses.items():
+        drawn: list[Any] = [losses, *(random.choice(losses, len(losses)) for _ in range(NUM_RESAMPLES))]
+        by_rule[name] = np.array([each.share_lost(some) for each, some in zip(bowls, drawn, strict=True)])
+    return by_rule
 
 
-def regrets(
-    group: Sequence[Measured], num_steps: int, schedule: str
-) -> tuple[dict[str, dict[str, Any]], list[float], int]:
-    """Rule -> job -> resampled regrets; the noise floor of each job; how many jobs."""
-    table: dict[str, dict[str, Any]] = {}
-    floors = []
+class Scores(NamedTuple):
+    """What each rule loses on some jobs, at one length and schedule of the training.
+
+    Attributes:
+        regrets: Rule -> job -> regrets, shape (1 + resamples,): as measured, and resampled.
+        floors: Noise floor of each job.
+    """
+
+    regrets: dict[str, dict[str, Any]]
+    floors: list[float]
+
+
+def scores(group: Sequence[Measured], num_steps: int, schedule: str) -> Scores:
+    """What each rule loses on the jobs that have what it takes."""
+    found = Scores({}, [])
     for job, store in group:
-        found = bowl(store, num_steps, schedule)
-        if found is None:
+        oracle = bowl(store, num_steps, schedule)
+        if oracle is None:
             continue
         try:
             training = Training(num_steps=num_steps, schedule=schedule)
             lrs = rule_lrs(store, job, training) | alternative_lrs(store, job, training)
         except MissingError:
             continue
-        floors.append(noise_floor(found))
-        for rule, values in resampled_regrets(found, lrs).items():
-            table.setdefault(rule, {})[job.name] = values
-    return table, floors, len(floors)
+        found.floors.append(noise_floor(oracle))
+        for rule, values in resampled_regrets(oracle, lrs, _lr_free_losses(store, num_steps, schedule)).items():
+            found.regrets.setdefault(rule, {})[job.name] = values
+    return found
+
+
+def _lr_free_losses(store: Store, num_steps: int, schedule: str) -> dict[str, list[float]]:
+    """Final losses of optimizers that need no LR; they were trained without decay."""
+    if schedule != "constant":
+        return {}
+    known = {name: by_length.get(num_steps, {}) for name, by_length in store.lr_free.items()}
+    return {name: list(by_seed.values()) for name, by_seed in known.items() if by_seed}
