@@ -47,7 +47,8 @@ STORIES: dict[str, list[tuple[str, str, int]]] = {
         (LIBRARY, "The result", 0),
         (LIBRARY, "The result", 1),
     ],
-    "tokens": [(LIBRARY, "The loss function", 0)],
+    "criterion": [(LIBRARY, "The loss function", 0)],
+    "tokens": [(LIBRARY, "The loss function", 1)],
     "trainer": [(README, "In a script", 1), (LIBRARY, "A transformers.Trainer", 0)],
     "lightning": [(LIBRARY, "A Lightning module", 0)],
     "own model": [(README, "Your own model", 0)],
@@ -128,6 +129,15 @@ def test_the_guide_of_the_library_call(tmp_path: Path, world_size: int) -> None:
     assert (tmp_path / "sweep.png").stat().st_size > 1000
     assert (tmp_path / "runs" / "my-lr" / "suggestion.json").exists()
     assert (tmp_path / "mlflow.db").exists() == (world_size == 1)
+
+
+def test_the_wrapped_criterion() -> None:
+    """The loss of a batch (inputs, target)."""
+    scope: dict[str, Any] = {"torch": torch}
+    exec(block(*STORIES["criterion"][0]), scope)
+    loss = scope["loss_fn"](nn.Linear(4, 2), (torch.zeros(3, 4), torch.zeros(3, dtype=torch.long)))
+    assert loss.ndim == 0
+    assert loss.requires_grad
 
 
 class Bigram(nn.Module):
