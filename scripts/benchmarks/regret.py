@@ -58,7 +58,7 @@ def main() -> None:
     parser.add_argument("--fast", action="store_true", help="score on the kept results only")
     parser.add_argument("--data-root", type=Path, help="folder with mnist/ and tinyshakespeare/, for two more jobs")
     parser.add_argument("--only", help="measure only the jobs that match this pattern")
-    parser.add_argument("--plots", type=Path, metavar="FOLDER", help="draw the jobs and the lengths into this folder")
+    parser.add_argument("--plots", type=Path, metavar="FOLDER", help="draw the jobs into this folder")
     arguments = parser.parse_args()
     kept: dict[str, Kept] = json.loads(DATA.read_text()) if DATA.exists() else {}
     if not arguments.fast:
@@ -67,10 +67,9 @@ def main() -> None:
     try:
         report(jobs)
         if arguments.plots:
-            from regret_plots import draw_jobs, draw_lengths
+            from regret_plots import draw_jobs
 
             draw_jobs({name: (known.kept, suggestions(known, 0)) for name, known in jobs.items()}, arguments.plots)
-            draw_lengths(lengths(jobs), arguments.plots)
     except MissingError:
         sys.exit("the rules ask for something that was not measured before; run without --fast")
 

@@ -1,4 +1,4 @@
-"""Pictures of the regret benchmark: every rule's LR over a job's oracle, and regret over the steps spent."""
+"""The picture of the regret benchmark on 19 jobs: every rule's LR over a job's oracle."""
 
 from __future__ import annotations
 
@@ -50,23 +50,4 @@ def draw_jobs(jobs: dict[str, tuple[dict[str, Any], dict[str, float | None]]], f
     figure.supylabel("validation loss at the end of the training")
     figure.tight_layout(rect=(0.01, 0.055, 1, 1))
     figure.savefig(folder / "regret_jobs.png", dpi=60)
-    plt.close(figure)
-
-
-def draw_lengths(lengths: dict[str, list[tuple[int, float, float]]], folder: Path) -> None:
-    """Mean regret and its standard error over jobs, by steps of the sweep."""
-    figure, axes = plt.subplots(figsize=(6.4, 3.6))
-    for (title, points), colour in zip(lengths.items(), ("C3", "C0"), strict=True):
-        steps, means, errors = (np.array(column) for column in zip(*points, strict=True))
-        axes.errorbar(steps, means, errors, fmt="o-", ms=4, lw=1.5, capsize=3, color=colour, label=title)
-    axes.set_xscale("log")
-    axes.set_xticks([steps for steps, _, _ in points], [str(steps) for steps, _, _ in points])
-    axes.minorticks_off()
-    axes.set_ylim(bottom=0)
-    axes.set_xlabel("steps of the sweep")
-    axes.set_ylabel("regret, mean over jobs")
-    axes.grid(alpha=0.3)
-    axes.legend(frameon=False)
-    figure.tight_layout()
-    figure.savefig(folder / "regret_steps.png", dpi=100)
     plt.close(figure)

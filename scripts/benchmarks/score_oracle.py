@@ -63,6 +63,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--measurements", type=Path, default=MEASUREMENTS)
     parser.add_argument("--jobs", action="store_true", help="list every job as well")
+    parser.add_argument("--figure", type=Path, metavar="PATH", help="draw regret against steps on the test jobs")
     arguments = parser.parse_args()
     measured = [Measured(job, Store(arguments.measurements / f"{job.name}.jsonl")) for job in jobs()]
     measured = [each for each in measured if each.store.initial]
@@ -76,6 +77,10 @@ def main() -> None:
         report_kinds(by_training[400, "constant"], [job for job, _ in group])
     if arguments.jobs:
         report_jobs(measured)
+    if arguments.figure:
+        from steps_figure import draw_steps
+
+        draw_steps([each for each in measured if each.job.is_test], arguments.figure)
 
 
 def groups(measured: Sequence[Measured]) -> Iterable[tuple[str, list[Measured]]]:

@@ -156,12 +156,12 @@ def scores(group: Sequence[Measured], num_steps: int, schedule: str) -> Scores:
         except MissingError:
             continue
         found.floors.append(noise_floor(oracle))
-        for rule, values in resampled_regrets(oracle, lrs, _lr_free_losses(store, num_steps, schedule)).items():
+        for rule, values in resampled_regrets(oracle, lrs, lr_free_losses(store, num_steps, schedule)).items():
             found.regrets.setdefault(rule, {})[job.name] = values
     return found
 
 
-def _lr_free_losses(store: Store, num_steps: int, schedule: str) -> dict[str, list[float]]:
+def lr_free_losses(store: Store, num_steps: int, schedule: str) -> dict[str, list[float]]:
     """Final losses of optimizers that need no LR; they were trained without decay."""
     if schedule != "constant":
         return {}
