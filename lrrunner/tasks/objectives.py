@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
+OR_WRITE_ONE = "or name an objective of your own, a function (model, batch) -> loss"
+
 
 class Supervised:
     """The criterion of a model's output and a target.
@@ -22,6 +24,11 @@ class Supervised:
 
     def __call__(self, model: nn.Module, batch: tuple[Any, Any]) -> torch.Tensor | tuple[torch.Tensor, int]:
         """The mean loss of a batch (inputs, target); (loss, 0) where the criterion ignores all of the target."""
+        if not isinstance(batch, list | tuple) or len(batch) != 2:
+            raise TypeError(
+                f"data.train must yield (inputs, target) for objective=supervised, got {_described(batch)}; use "
+                f"objective=model_loss for a model that takes named fields and returns its own loss, {OR_WRITE_ONE}"
+            )
         inputs, target = batch
         output = model(inputs)
         try:
@@ -32,8 +39,7 @@ class Supervised:
                 raise
             raise TypeError(
                 f"model must return a tensor for objective=supervised, got {type(output).__name__}; use "
-                "objective=model_loss for a model that returns its own loss, or name an objective of your own, a "
-                "function (model, batch) -> loss"
+                f"objective=model_loss for a model that returns its own loss, {OR_WRITE_ONE}"
             ) from error
 
     def _ignores_all(self, target: Any, loss: torch.Tensor) -> bool:
@@ -54,6 +60,28 @@ class ModelLoss:
 
     def __call__(self, model: nn.Module, batch: Mapping[str, Any]) -> torch.Tensor:
         """The model's mean loss, ``output.loss`` or ``output["loss"]``."""
+        if not isinstance(batch, Mapping):
+            raise TypeError(
+                f"data.train must yield dictionaries for objective=model_loss, got {_described(batch)}; use "
+                f"objective=supervised for (inputs, target), {OR_WRITE_ONE}"
+            )
         output = model(**batch)
-        loss: torch.Tensor = output["loss"] if isinstance(output, Mapping) else output.loss
+        loss = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
+        if not isinstance(loss, torch.Tensor):
+            raise TypeError(
+                f"model must return its loss for objective=model_loss, as output.loss or output['loss'], got "
+                f"{type(output).__name__} without one; pass it labels, {OR_WRITE_ONE}"
+            )
         return loss
+
+
+def _described(batch: Any) -> str:
+    """The type of a batch and its fields.
+
+    >>> _described({"ids": 1, "mask": 2}), _described([1, 2, 3])
+    ("a dict with the keys 'ids', 'mask'", 'a list of 3')
+    """
+    name = type(batch).__name__
+    if isinstance(batch, Mapping):
+        return f"a {name} with the keys {', '.join(map(repr, batch))}"
+    return f"a {name} of {len(batch)}" if isinstance(batch, list | tuple) else f"a {name}"

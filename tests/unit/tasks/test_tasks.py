@@ -166,6 +166,45 @@ def test_a_model_that_returns_no_tensor_is_told_which_key_helps() -> None:
         Supervised(torch.nn.CrossEntropyLoss())(returns_dict, (torch.zeros(1, 2), torch.zeros(1, dtype=torch.long)))
 
 
+@pytest.mark.parametrize(
+    ("batch", "got"),
+    [
+        ({"x": 1, "y": 2}, "got a dict with the keys 'x', 'y'; use objective=model_loss for"),
+        ([1, 2, 3], "got a list of 3; use objective=model_loss for"),
+        (torch.zeros(2, 3), "got a Tensor; use objective=model_loss for"),
+    ],
+)
+def test_a_batch_that_is_no_pair_is_refused_with_the_objective_that_takes_it(batch: Any, got: str) -> None:
+    """Unpacking a dictionary gives its keys, and a linear layer then gets a str."""
+    with pytest.raises(TypeError, match=r"data.train must yield \(inputs, target\) for objective=supervised") as caught:
+        Supervised(nn.MSELoss())(nn.Identity(), batch)
+    assert got in str(caught.value)
+
+
+def test_a_pair_is_refused_where_the_model_takes_named_fields() -> None:
+    """Python says that the argument after ** must be a mapping, with the whole model in the message."""
+    with pytest.raises(TypeError, match=r"got a list of 2; use objective=supervised for \(inputs, target\)"):
+        ModelLoss()(nn.Linear(2, 2), [torch.zeros(1, 2), torch.zeros(1)])  # type: ignore[arg-type]
+
+
+class Named(nn.Module):
+    """Returns what it was given."""
+
+    def __init__(self, output: Any) -> None:
+        super().__init__()
+        self.output = output
+
+    def forward(self, **fields: torch.Tensor) -> Any:
+        return self.output
+
+
+@pytest.mark.parametrize("output", [torch.zeros(2), {"logits": torch.zeros(2)}, {"loss": None}, (torch.zeros(()),)])
+def test_a_model_without_a_loss_of_its_own_is_named(output: Any) -> None:
+    """'Tensor' object has no attribute 'loss'; a model of transformers has None without labels."""
+    with pytest.raises(TypeError, match=r"got \w+ without one; pass it labels, or name an objective of your own"):
+        ModelLoss()(Named(output), {"x": torch.zeros(2)})
+
+
 def test_a_target_that_is_ignored_as_a_whole_has_no_items() -> None:
     """The mean over nothing is NaN and would end the sweep."""
     objective = Supervised(torch.nn.CrossEntropyLoss())
