@@ -7,11 +7,12 @@ before the first one.
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import importlib.metadata
 import io
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -172,3 +173,19 @@ PACKAGES = {
     },
 }
 """By the names that ``regret_peers`` has for the same rules."""
+
+
+@functools.cache
+def preferred(peer: Rule) -> Rule:
+    """The rule by its own package where that is installed, else the re-implementation that is given."""
+    package = PACKAGES.get(peer.__name__)
+    return package.rule if package is not None and package.version is not None else peer
+
+
+def sources(peers: Sequence[Rule]) -> str:
+    """Which rules come from their own packages, and which are re-implemented."""
+    packages = {PACKAGES[peer.__name__] for peer in peers if preferred(peer) is not peer}
+    versions = sorted({f"{package.name} {package.version}" for package in packages})
+    others = sorted(peer.__name__ for peer in peers if preferred(peer) is peer)
+    found = {"by their own packages": versions, "re-implemented": others}
+    return "peers " + "; ".join(f"{title}: {', '.join(names)}" for title, names in found.items() if names)

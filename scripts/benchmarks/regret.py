@@ -10,6 +10,7 @@ it.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import math
 import multiprocessing
@@ -27,6 +28,7 @@ from lrrunner.core.suggestion_rules import RULES
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 
+from peer_packages import preferred, sources  # noqa: E402
 from regret_measure import (  # noqa: E402 - the benchmark's own modules lie beside it
     BUDGETS,
     END_LR,
@@ -43,11 +45,15 @@ from regret_measure import (  # noqa: E402 - the benchmark's own modules lie bes
     confirmed_suggestion,
     measure,
     range_test,
+    training_of,
 )
 from regret_peers import PEER_RANGES, PEERS  # noqa: E402
 
 DATA = HERE / "regret_data.json"
 NEARLY_BEST = 0.015
+REMEASURE = "run it without --fast to measure what is missing"
+TOLD = "auto, told its training"
+"""With one LR a schedule; the other rules have one for both."""
 
 Lrs = dict[str, float | None]
 
@@ -64,14 +70,29 @@ def main() -> None:
     if not arguments.fast:
         kept = measured(arguments.data_root, kept, arguments.only)
     jobs = {name: Known(name, job) for name, job in kept.items()}
-    try:
-        report(jobs)
-        if arguments.plots:
-            from regret_plots import draw_jobs
+    swept = {name: known for name, known in jobs.items() if _is_swept(known)}
+    if left := [name for name in jobs if name not in swept]:
+        print(f"without {', '.join(left)}: the rules extend their sweeps as was not measured; {REMEASURE}\n")
+    if not swept:
+        sys.exit(f"no job has been measured; {REMEASURE}")
+    report(swept)
+    if arguments.plots:
+        from regret_plots import draw_jobs
 
-            draw_jobs({name: (known.kept, suggestions(known, 0)) for name, known in jobs.items()}, arguments.plots)
+        draw_jobs({name: (known.kept, suggestions(known, 0)) for name, known in swept.items()}, arguments.plots)
+
+
+def _is_swept(known: Known) -> bool:
+    """Whether every sweep that the rules ask for was measured."""
+    try:
+        for seed in SWEEP_SEEDS:
+            suggestions(known, seed)
+        for num_steps in SWEEP_LENGTHS:
+            for seed in OTHER_SEEDS:
+                range_test(known, num_steps, seed)
     except MissingError:
-        sys.exit("the rules ask for something that was not measured before; run without --fast")
+        return False
+    return True
 
 
 def measured(data_root: Path | None, kept: dict[str, Kept], only: str | None) -> dict[str, Kept]:
@@ -106,8 +127,18 @@ def suggestions(known: Known, seed: int) -> Lrs:
     found: Lrs = {name: range_test(known, NUM_STEPS, seed, name).suggestion.lr for name in RULES}
     for peer in PEERS:
         lrs, losses, _ = known.sweep(Sweep(*PEER_RANGES.get(peer.__name__, (START_LR, END_LR)), NUM_STEPS, seed))
-        found[f"peer: {peer.__name__}"] = peer(lrs, losses)
+        found[f"peer: {peer.__name__}"] = preferred(peer)(lrs, losses)
     return found
+
+
+def told_regret(known: Known, seed: int) -> float:
+    """Regret of auto where it knows the length, schedule and warm-up of the training."""
+    values = []
+    for schedule in SCHEDULES:
+        training = training_of(known.kept["num_steps"], schedule)
+        lr = range_test(known, NUM_STEPS, seed, training=training).suggestion.lr
+        values.append(regret(known.kept, lr, [schedule]))
+    return float(np.mean(values))
 
 
 def report(jobs: dict[str, Known]) -> None:
@@ -118,12 +149,13 @@ def report(jobs: dict[str, Known]) -> None:
         rule: np.array([[regret(jobs[name].kept, sweep[rule]) for sweep in sweeps] for name, sweeps in found.items()])
         for rule in rules
     }
-    print(f"{len(jobs)} jobs, {len(SWEEP_SEEDS)} sweeps each, {NUM_STEPS} steps\n")
+    table[TOLD] = np.array([[told_regret(known, seed) for seed in SWEEP_SEEDS] for known in jobs.values()])
+    print(f"{len(jobs)} jobs, {len(SWEEP_SEEDS)} sweeps each, {NUM_STEPS} steps; {sources(PEERS)}\n")
     print("| rule | mean | median | worst job | spread over sweep seeds | none |")
     print("|---|---|---|---|---|---|")
     for rule, values in sorted(table.items(), key=lambda item: item[1].mean()):
         by_job = values.mean(axis=1)
-        none = sum(sweep[rule] is None for sweeps in found.values() for sweep in sweeps)
+        none = sum(sweep["auto" if rule == TOLD else rule] is None for sweeps in found.values() for sweep in sweeps)
         spread = values.std(axis=1).mean()
         print(
             f"| {rule} | {values.mean():.4f} | {np.median(by_job):.4f} | {by_job.max():.3f} | {spread:.4f} | {none} |"
@@ -169,17 +201,17 @@ def report_intervals(jobs: dict[str, Known]) -> None:
         for seed in SWEEP_SEEDS:
             test = range_test(known, NUM_STEPS, seed)
             of_sweep.append(_interval_score(known.kept, test.suggestion.interval, SCHEDULES))
-            if seed in OTHER_SEEDS:
-                for name in SCHEDULES:
+            for name in SCHEDULES if seed in OTHER_SEEDS else ():
+                with contextlib.suppress(MissingError):
                     interval = confirmed_suggestion(known, test, name, 5 * NUM_STEPS, seed).interval
                     of_confirmation.append(_interval_score(known.kept, interval, [name]))
     print()
     for title, scores in (("auto", of_sweep), ("confirmation, 5x", of_confirmation)):
-        hits, widths = zip(*(score for score in scores if score is not None), strict=True)
-        print(
-            f"{sum(hits)} of {len(hits)} intervals of {title} contain an LR within {NEARLY_BEST} of the lowest regret;"
-        )
-        print(f"median width {np.median(widths):.2f} decades")
+        measured_scores = [score for score in scores if score is not None]
+        if measured_scores:
+            hits, widths = zip(*measured_scores, strict=True)
+            print(f"{sum(hits)} of {len(hits)} intervals of {title} contain an LR within {NEARLY_BEST} of the lowest")
+            print(f"regret; median width {np.median(widths):.2f} decades")
 
 
 def _interval_score(
@@ -193,30 +225,45 @@ def _interval_score(
     return inside <= NEARLY_BEST + lowest, math.log10(interval[1] / interval[0])
 
 
-def confirmed_regret(known: Known, num_steps: int, times: int) -> float:
-    """Mean regret of one job over schedules and seeds, each confirmed on its own; 0 times is the sweep alone."""
+def confirmed_regrets(jobs: dict[str, Known], num_steps: int, times: int) -> Any:
+    """Regret of each job, NaN where its trials were not measured; 0 times is the sweep alone."""
+    return np.array([_confirmed_regret(known, num_steps, times) for known in jobs.values()])
+
+
+def _confirmed_regret(known: Known, num_steps: int, times: int) -> float:
+    """Mean over schedules and seeds, each confirmed on its own."""
     values = []
     for seed in OTHER_SEEDS:
         test = range_test(known, num_steps, seed)
         for name in SCHEDULES:
-            found = confirmed_suggestion(known, test, name, times * num_steps, seed) if times else test.suggestion
+            try:
+                found = confirmed_suggestion(known, test, name, times * num_steps, seed) if times else test.suggestion
+            except MissingError:
+                return math.nan
             values.append(regret(known.kept, found.lr, [name]))
     return float(np.mean(values))
 
 
 def report_confirmation(jobs: dict[str, Known], peer: str, table: dict[str, Any]) -> None:
     """Print what confirmation runs gain over the sweep alone and over the best peer, paired by job."""
-    by_budget = {times: np.array([confirmed_regret(known, NUM_STEPS, times) for known in jobs.values()])
-                 for times in (0, *sorted(times for steps, times in BUDGETS if steps == NUM_STEPS))}  # fmt: skip
+    budgets = (0, *sorted(times for steps, times in BUDGETS if steps == NUM_STEPS))
+    by_budget = {times: confirmed_regrets(jobs, NUM_STEPS, times) for times in budgets}
     of_peer = table[peer][:, list(OTHER_SEEDS)].mean(axis=1)
-    print(f"\n| budget | mean | median | worst job | less than the sweep alone | less than {peer} |")
-    print("|---|---|---|---|---|---|")
+    print(f"\n| budget | jobs | mean | median | worst job | less than the sweep alone | less than {peer} |")
+    print("|---|---|---|---|---|---|---|")
     for times, values in by_budget.items():
-        gains = [_gain(by_budget[0] - values) if times else "", _gain(of_peer - values)]
-        row = f"{times}x | {values.mean():.4f} | {np.median(values):.4f} | {values.max():.3f}"
-        print(f"| {row} | {' | '.join(gains)} |")
+        known = ~np.isnan(values)
+        cells = [""] * 5
+        if known.any():
+            gains = [_gain((by_budget[0] - values)[known]) if times else "", _gain((of_peer - values)[known])]
+            kept = values[known]
+            cells = [f"{kept.mean():.4f}", f"{np.median(kept):.4f}", f"{kept.max():.3f}", *gains]
+        print(f"| {times}x | {known.sum()} | {' | '.join(cells)} |")
+    if any(np.isnan(values).any() for values in by_budget.values()):
+        print(f"\nConfirmation plans trials that were not measured on all jobs; {REMEASURE}.")
+    complete = [values for values in by_budget.values() if not np.isnan(values).any()]
     print("\nregret by job: " + ", ".join(
-        f"{name} {' / '.join(f'{values[i]:.3f}' for values in by_budget.values())}" for i, name in enumerate(jobs)
+        f"{name} {' / '.join(f'{values[i]:.3f}' for values in complete)}" for i, name in enumerate(jobs)
     ))  # fmt: skip
 
 
@@ -227,23 +274,12 @@ def _gain(differences: Any) -> str:
     return f"{differences.mean():.4f} [{low:.4f}, {high:.4f}]"
 
 
-def lengths(jobs: dict[str, Known]) -> dict[str, list[tuple[int, float, float]]]:
-    """(steps in all, mean regret, standard error over jobs) by way to spend them."""
-    found: dict[str, list[tuple[int, float, float]]] = {}
-    for times, title in ((0, "sweep alone"), (5, "confirmed with 5x its steps")):
-        for num_steps in SWEEP_LENGTHS:
-            values = np.array([confirmed_regret(known, num_steps, times) for known in jobs.values()])
-            point = (num_steps, float(values.mean()), float(values.std() / math.sqrt(len(values))))
-            found.setdefault(title, []).append(point)
-    return found
-
-
 def report_lengths(jobs: dict[str, Known]) -> None:
-    """Print mean regret by length of the sweep."""
-    found = lengths(jobs)
+    """Print mean regret by length of the sweep, where every job's is known."""
     print(f"\n| steps of the sweep | {' | '.join(map(str, SWEEP_LENGTHS))} |\n|---|{'---|' * len(SWEEP_LENGTHS)}")
-    for title, points in found.items():
-        print(f"| {title} | {' | '.join(f'{mean:.4f}' for _, mean, _ in points)} |")
+    for times, title in ((0, "sweep alone"), (5, "confirmed with 5x its steps")):
+        means = [confirmed_regrets(jobs, num_steps, times).mean() for num_steps in SWEEP_LENGTHS]
+        print(f"| {title} | {' | '.join('' if math.isnan(mean) else f'{mean:.4f}' for mean in means)} |")
 
 
 if __name__ == "__main__":

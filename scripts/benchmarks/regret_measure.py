@@ -18,8 +18,8 @@ from lrrunner.core.lr_schedules import exponential_lr, training_lrs
 from lrrunner.core.range_extension import MAX_PASSES, curve_pass, extension
 from lrrunner.core.smoothing import Ema
 from lrrunner.core.stop_rules import stop_rule
-from lrrunner.core.suggestion_rules import suggest
-from lrrunner.records import Step, Stop, StopReason, Suggestion, Trial
+from lrrunner.core.suggestion_rules import DEFAULT_TRAINING, suggest
+from lrrunner.records import Step, Stop, StopReason, Suggestion, Training, Trial
 
 ORACLE_SEEDS = (0, 1)
 SWEEP_SEEDS = (0, 1, 2)
@@ -116,13 +116,15 @@ class Known:
         return self._job
 
 
-def range_test(known: Known, num_steps: int, seed: int, method: str = "auto") -> RangeTest:
+def range_test(
+    known: Known, num_steps: int, seed: int, method: str = "auto", training: Training = DEFAULT_TRAINING
+) -> RangeTest:
     """The sweep of a job as lrrunner runs it: stopped by its rule, its range extended where that is due."""
     low, high = START_LR, END_LR
     passes = []
     for _ in range(MAX_PASSES):
         steps, stop = _stopped(known, Sweep(low, high, num_steps, seed))
-        suggestion = suggest(steps, [stop], method=method, beta=BETA, optimizer=CLASSES[known.name])
+        suggestion = suggest(steps, [stop], method=method, beta=BETA, optimizer=CLASSES[known.name], training=training)
         passes.append(RangeTest(steps, stop, suggestion))
         wider = extension(steps, [stop], suggestion, start_lr=low, end_lr=high, linear=False, beta=BETA)
         if wider is None:
@@ -192,6 +194,12 @@ def oracle(job: Any) -> Kept:
     }
 
 
+def training_of(num_steps: int, schedule: str) -> Training:
+    """How the oracle trains: a tenth of the steps of a cosine schedule is warm-up."""
+    warmup_steps = max(1, num_steps // 10) if schedule == "cosine" else 0
+    return Training(num_steps=num_steps, schedule=schedule, warmup_steps=warmup_steps)
+
+
 def trained(job: Any, lr: float, schedule: str, seed: int, num_steps: int) -> float:
     """Validation loss after a training; infinite when it diverged."""
     import torch
@@ -200,8 +208,9 @@ def trained(job: Any, lr: float, schedule: str, seed: int, num_steps: int) -> fl
     model = job.model()
     optimizer = job.optimizer(model.parameters(), lr)
     batches = batches_of(job, seed)
-    warmup_steps = max(1, num_steps // 10) if schedule == "cosine" else 0
-    for step_lr in training_lrs(lr, schedule=schedule, num_steps=num_steps, warmup_steps=warmup_steps).tolist():
+    told = training_of(num_steps, schedule)
+    lrs = training_lrs(lr, schedule=schedule, num_steps=num_steps, warmup_steps=told.warmup_steps)
+    for step_lr in lrs.tolist():
         for group in optimizer.param_groups:
             group["lr"] = step_lr
         inputs, targets = next(batches)

@@ -23,8 +23,10 @@ from oracle.catalog import Job, jobs  # noqa: E402
 from oracle.comparisons import Regrets, paired_difference, regrets_by_kind  # noqa: E402
 from oracle.lr_free import LR_FREE  # noqa: E402
 from oracle.replay import MissingError  # noqa: E402
-from oracle.scores import SWEEP_SEEDS, Measured, Scores, peer_sources, scores, told_range_test  # noqa: E402
+from oracle.scores import SWEEP_SEEDS, Measured, Scores, scores, told_range_test  # noqa: E402
 from oracle.store import Store, lr_at  # noqa: E402
+from peer_packages import sources  # noqa: E402
+from regret_peers import PEERS  # noqa: E402
 
 from lrrunner.records import Training  # noqa: E402
 
@@ -93,7 +95,7 @@ def report_rules(found: Scores) -> None:
     """Print every rule on trainings of 400 steps at a constant LR, and its paired differences to lrrunner's."""
     table, floors = found
     print(f"{len(floors)} jobs, {len(SWEEP_SEEDS)} sweeps of 100 steps each, trainings of 400 steps at a constant LR; ")
-    print(f"noise floor {np.nanmean(floors):.4f}, at worst {np.nanmax(floors):.3f}; {peer_sources()}\n")
+    print(f"noise floor {np.nanmean(floors):.4f}, at worst {np.nanmax(floors):.3f}; {sources(PEERS)}\n")
     print(
         "| rule | jobs | mean regret | 95 % interval | median | worst job | more than auto, paired by job | "
         "more than confirmed auto |\n|---|---|---|---|---|---|---|---|"

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from peer_packages import PACKAGES, Rule
+from peer_packages import Rule, preferred
 from regret_peers import PEER_RANGES, PEERS, ignite
 
 from lrrunner.core.lr_schedules import exponential_lr
@@ -62,23 +62,7 @@ def _peer_lr(peer: Rule, store: Store, ladder: Ladder) -> float | None:
         raise MissingError(ladder)
     losses = store.sweeps[ladder].losses
     lrs = exponential_lr(start_lr=ladder.start_lr, end_lr=ladder.end_lr, num_steps=ladder.num_steps)[: len(losses)]
-    return _installed()[peer](lrs, losses)
-
-
-@functools.cache
-def _installed() -> dict[Rule, Rule]:
-    """Each peer's rule by its package, or the re-implementation where that is not installed."""
-    packages = {peer: PACKAGES.get(peer.__name__) for peer in PEERS}
-    return {peer: package.rule if package and package.version else peer for peer, package in packages.items()}
-
-
-def peer_sources() -> str:
-    """Which peers are scored by their own packages, and which are re-implemented."""
-    packages = {PACKAGES[peer.__name__] for peer, rule in _installed().items() if rule is not peer}
-    versions = sorted({f"{package.name} {package.version}" for package in packages})
-    others = sorted(peer.__name__ for peer, rule in _installed().items() if rule is peer)
-    parts = [f"by their own packages: {', '.join(versions)}"] if versions else []
-    return "peers " + "; ".join([*parts, f"re-implemented: {', '.join(others)}"])
+    return preferred(peer)(lrs, losses)
 
 
 def alternative_lrs(store: Store, job: Job, training: Training, *, total_steps: int = 600) -> Lrs:
