@@ -11,6 +11,7 @@ import argparse
 import fcntl
 import functools
 import gc
+import itertools
 import re
 import sys
 import time
@@ -120,10 +121,10 @@ def measure_other_sweeps(job: Job, store: Store, laboratory: Callable[[], Labora
 def measure_lr_free(job: Job, store: Store, laboratory: Callable[[], Laboratory]) -> None:
     """Trainings of 400 steps by optimizers that need no LR, as far as their packages are installed."""
     for name, optimizer in LR_FREE.items():
-        for seed in ORACLE_SEEDS if optimizer.version else ():
-            if seed not in store.lr_free.get(name, {}).get(NUM_STEPS, {}):
-                loss = laboratory().trained_without_lr(name, num_steps=NUM_STEPS, seed=seed)
-                store.add("lr_free", name, optimizer.version, NUM_STEPS, seed, rounded(loss))
+        for schedule, seed in itertools.product(optimizer.schedules if optimizer.version else (), ORACLE_SEEDS):
+            if seed not in store.lr_free.get(name, {}).get((NUM_STEPS, schedule), {}):
+                loss = laboratory().trained_without_lr(name, num_steps=NUM_STEPS, schedule=schedule, seed=seed)
+                store.add("lr_free", name, optimizer.version, NUM_STEPS, schedule, seed, rounded(loss))
 
 
 STAGES: dict[str, Stage] = {
@@ -151,6 +152,9 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     arguments.measurements.mkdir(exist_ok=True)
+    for name, optimizer in LR_FREE.items():
+        if "lr_free" in arguments.stages and not optimizer.version:
+            print(f"lr_free goes without {name}; pip install {optimizer.package} to measure it")
     chosen = [job for job in jobs() if re.fullmatch(arguments.only, job.name) and (arguments.data or not job.real)]
     for stage in arguments.stages:
         for job in reversed(chosen) if arguments.reverse else chosen:

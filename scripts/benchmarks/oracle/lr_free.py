@@ -23,13 +23,20 @@ class LrFree(NamedTuple):
         package: What to install.
         lr: What the package documents for its ``lr``.
         make: (parameters, lr, weight_decay, warmup_steps) -> optimizer.
+        schedules: That it is trained with, as its package documents. One that takes no decay is compared with every
+            schedule of the job's own optimizer.
         warms_up: Whether it raises its LR over ``warmup_steps`` by itself.
     """
 
     package: str
     lr: float
     make: Callable[[Any, float, float, int], torch.optim.Optimizer]
+    schedules: tuple[str, ...]
     warms_up: bool
+
+    def schedule_for(self, schedule: str) -> str:
+        """What it trains with where the job's own optimizer has a schedule."""
+        return self.schedules[0] if len(self.schedules) == 1 else schedule
 
     @property
     def version(self) -> str | None:
@@ -58,8 +65,8 @@ def _schedule_free_adamw(params: Any, lr: float, weight_decay: float, warmup_ste
 
 
 LR_FREE = {
-    "Prodigy": LrFree("prodigyopt", 1.0, _prodigy, warms_up=False),
-    "schedule-free AdamW": LrFree("schedulefree", 0.0025, _schedule_free_adamw, warms_up=True),
+    "Prodigy": LrFree("prodigyopt", 1.0, _prodigy, ("constant", "cosine"), warms_up=False),
+    "schedule-free AdamW": LrFree("schedulefree", 0.0025, _schedule_free_adamw, ("constant",), warms_up=True),
 }
 """By the names they have in tables."""
 

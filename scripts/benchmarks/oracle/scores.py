@@ -17,6 +17,7 @@ from oracle.alternatives import ALTERNATIVES
 from oracle.bowls import NUM_RESAMPLES, Bowl, TrialTable, bowl, noise_floor
 from oracle.catalog import Job
 from oracle.confirmation import confirmed_lr
+from oracle.lr_free import LR_FREE
 from oracle.optimizers import CLASSES, USUAL_LR
 from oracle.replay import END_LR, START_LR, MissingError, RangeTest, range_test
 from oracle.store import Ladder, Store
@@ -146,8 +147,9 @@ def scores(group: Sequence[Measured], num_steps: int, schedule: str) -> Scores:
 
 
 def lr_free_losses(store: Store, num_steps: int, schedule: str) -> dict[str, list[float]]:
-    """Final losses of optimizers that need no LR; they were trained without decay."""
-    if schedule != "constant":
-        return {}
-    known = {name: by_length.get(num_steps, {}) for name, by_length in store.lr_free.items()}
+    """Final losses of optimizers that need no LR, by seed."""
+    known = {
+        name: store.lr_free.get(name, {}).get((num_steps, optimizer.schedule_for(schedule)), {})
+        for name, optimizer in LR_FREE.items()
+    }
     return {name: list(by_seed.values()) for name, by_seed in known.items() if by_seed}

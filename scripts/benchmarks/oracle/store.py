@@ -7,8 +7,8 @@
 times the initial one.
 ``["noise", seed, variance, signal]``: trace of the covariance of one sample's gradient, and the squared norm of its
 mean, before any training.
-``["lr_free", optimizer, version, num_steps, seed, loss]``: validation loss after a training by an optimizer that needs
-no LR, in place of the job's own; null where it diverged.
+``["lr_free", optimizer, version, num_steps, schedule, seed, loss]``: validation loss after a training by an optimizer
+that needs no LR, in place of the job's own; null where it diverged.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Store:
         trainings: (num_steps, schedule) -> position -> seed -> validation loss, infinite where it diverged.
         sweeps: The sweeps.
         noise: Seed -> (variance, signal).
-        lr_free: Optimizer without an LR -> steps -> seed -> validation loss, infinite where it diverged.
+        lr_free: Optimizer without an LR -> (num_steps, schedule) -> seed -> validation loss, infinite where diverged.
         versions: Optimizer without an LR -> version of its package.
     """
 
@@ -71,7 +71,7 @@ class Store:
         self.trainings: dict[tuple[int, str], dict[int, dict[int, float]]] = {}
         self.sweeps: dict[Ladder, Sweep] = {}
         self.noise: dict[int, tuple[float, float]] = {}
-        self.lr_free: dict[str, dict[int, dict[int, float]]] = {}
+        self.lr_free: dict[str, dict[tuple[int, str], dict[int, float]]] = {}
         self.versions: dict[str, str] = {}
         self._torn_at: int | None = None
         if path.exists():
@@ -107,9 +107,9 @@ class Store:
                 self.sweeps[ladder] = Sweep(np.array(losses, dtype=float), np.array(norms, dtype=float))
             case ["noise", seed, variance, signal]:
                 self.noise[seed] = variance, signal
-            case ["lr_free", name, version, num_steps, seed, loss]:
-                by_length = self.lr_free.setdefault(name, {})
-                by_length.setdefault(num_steps, {})[seed] = math.inf if loss is None else loss
+            case ["lr_free", name, version, num_steps, schedule, seed, loss]:
+                by_training = self.lr_free.setdefault(name, {})
+                by_training.setdefault((num_steps, schedule), {})[seed] = math.inf if loss is None else loss
                 self.versions[name] = version
             case _:
                 raise ValueError(f"{self.path.name} holds an unknown row: {row[:2]}")

@@ -102,7 +102,7 @@ class Laboratory:
                 losses[step] = self.val_loss(model)
         return losses
 
-    def trained_without_lr(self, name: str, *, num_steps: int, seed: int) -> float:
+    def trained_without_lr(self, name: str, *, num_steps: int, schedule: str, seed: int) -> float:
         """Validation loss after a training by an optimizer that needs no LR; infinite where it diverged.
 
         It gets the job's own weight decay, batches, clipping and warm-up, and the same initial weights as others.
@@ -113,7 +113,7 @@ class Laboratory:
         optimizer = other.make(model.parameters(), other.lr, own.defaults.get("weight_decay", 0.0), warmup_steps)
         stream = batches(self.split.train, batch_size=self.job.batch_size, seed=seed)
         outside = 0 if other.warms_up else warmup_steps
-        lrs = training_lrs(other.lr, schedule="constant", num_steps=num_steps, warmup_steps=outside)
+        lrs = training_lrs(other.lr, schedule=schedule, num_steps=num_steps, warmup_steps=outside)
         train_mode(optimizer)
         num_done = sum(1 for _ in self._steps(model, optimizer, lrs.tolist(), stream))
         if num_done < num_steps:
