@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from lrrunner.cli.hydra_flags import answer
+from lrrunner.cli.interrupted_start import interrupts_end_start
 from lrrunner.config.command_line import CommandLine, parse_command_line, unknown_flag_message
 from lrrunner.config.composition import compose_job
 from lrrunner.config.schema import Config
@@ -35,9 +37,11 @@ MAX_MESSAGE_LENGTH = 2000
 
 
 def main() -> NoReturn:
-    """Console script ``lrrunner``, and ``python -m lrrunner``."""
+    """Console script ``lrrunner``, and ``python -m lrrunner``, once everything that it needs is imported."""
     forgive_closed_output()
-    code = run(sys.argv[1:])
+    with interrupts_end_start():
+        code = run(sys.argv[1:])
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # only the interpreter has yet to end: no traceback
     exempt_from_collection()
     sys.exit(code)
 

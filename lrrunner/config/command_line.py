@@ -7,6 +7,8 @@ import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
+from lrrunner.system.terminal import labelled_line
+
 DEFAULT_CONFIG_NAME = "config"
 OPTIONS_WITH_VALUE = ("--config-dir", "-cd", "--config-name", "-cn")
 MULTIRUN = ("--multirun", "-m")
@@ -116,6 +118,25 @@ def resume_command(command: str, directory: str) -> str:
     except ValueError:  # a masked secret has taken a quote with it
         return f"{command} {shlex.quote(resume)}"
     return shlex.join([*(word for word in words if not word.startswith(("run.dir=", "run.resume="))), resume])
+
+
+def interrupted_start_lines(command: str) -> list[str]:
+    """The last lines on standard output of a command that a signal has ended before its first step.
+
+    Args:
+        command: As :func:`launch_command` has made it.
+
+    >>> interrupted_start_lines("lrrunner model=cnn")[1]
+    'start again:  lrrunner model=cnn'
+    >>> interrupted_start_lines("lrrunner model=cnn run.resume=runs/a")[1]
+    'go on with:   lrrunner model=cnn run.resume=runs/a'
+    """
+    is_resumed = any(word.strip("'\"").startswith("run.resume=") for word in command.split())
+    nothing = "nothing new is recorded" if is_resumed else "nothing is recorded"
+    return [
+        labelled_line("interrupted", f"before the first step; {nothing}"),
+        labelled_line("go on with" if is_resumed else "start again", command),
+    ]
 
 
 def unknown_flag_message(flag: str) -> str:

@@ -11,7 +11,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from lrrunner.config.command_line import CommandLine, resume_command
+from lrrunner.config.command_line import CommandLine, interrupted_start_lines, resume_command
 from lrrunner.config.schema import Config
 from lrrunner.errors import ConfigError
 from lrrunner.launch.job import Job
@@ -161,11 +161,7 @@ def _print(display: ProgressDisplay, name: str, text: str) -> None:
 def _print_end(result: JobResult, job: Job) -> None:
     """Print once what failed, and where the ranks' logs are, or what goes on with a run that was interrupted."""
     if result.state == RunState.KILLED and not result.is_reported:
-        is_recorded = (job.directory / CONFIG_FILE).exists()
-        command = shlex.join(["lrrunner", *job.command_line.arguments])
-        resume = resume_command(command, shown_path(job.directory)) if is_recorded else None
-        cause = read_status(job.directory).get("cause") or result.cause or ""
-        for line in interrupted_lines(cause, resume=resume):
+        for line in _interrupted_lines(result, job):
             write_line(job.redactor.text(line))
     elif result.exit_code == exit_codes.CONFIG_ERROR and result.cause:
         write_line(job.redactor.text(result.cause), sys.stderr)
@@ -173,3 +169,11 @@ def _print_end(result: JobResult, job: Job) -> None:
         logs = job.directory / RANKS_FOLDER
         where = f"; see {logs}" if logs.is_dir() else ""
         write_line(job.redactor.text(f"lrrunner: the sweep failed on {result.cause}{where}"), sys.stderr)
+
+
+def _interrupted_lines(result: JobResult, job: Job) -> list[str]:
+    command = shlex.join(["lrrunner", *job.command_line.arguments])
+    if not (job.directory / CONFIG_FILE).exists():
+        return interrupted_start_lines(command)
+    cause = read_status(job.directory).get("cause") or result.cause or ""
+    return interrupted_lines(cause, resume=resume_command(command, shown_path(job.directory)))

@@ -52,6 +52,7 @@ class _RunningJob:
         message: As the ranks receive it.
         timeout_s: Longest time without a heartbeat.
         heartbeat_at: When the last heartbeat was noticed.
+        has_begun: Whether any rank has read the job.
         failing_since: When a failure was noticed.
         hung_cause: The rank that the others gave up waiting for, noticed together with the failure.
         gone: Ranks whose process was gone then, without a report.
@@ -61,6 +62,7 @@ class _RunningJob:
     message: JobMessage
     timeout_s: float
     heartbeat_at: float
+    has_begun: bool = False
     failing_since: float | None = None
     hung_cause: str | None = None
     gone: Sequence[int] = ()
@@ -162,7 +164,7 @@ class WorkerGroup:
         return result
 
     def interrupt(self, number: int) -> None:
-        """Ask the ranks to save and stop, by a signal; a group without any heartbeat is killed at the next poll."""
+        """Ask the ranks to save and stop, by a signal; ranks that have begun no job are killed at the next poll."""
         if self._job is not None and self._job.stopping_since is None:
             self._job.stopping_since = time.monotonic()
         send_signal(number, self._ranks.pids_with_heartbeat())
@@ -210,7 +212,7 @@ class WorkerGroup:
         if has_failed or not self.is_alive:
             return self._failure(job, outcomes, now)
         if job.stopping_since is not None:
-            if not self._ranks.heartbeats or now - job.stopping_since > STOP_WITHIN_S:
+            if not job.has_begun or now - job.stopping_since > STOP_WITHIN_S:
                 self.kill()
                 return _stopped_early()
         elif now - job.heartbeat_at > job.timeout_s:
@@ -224,6 +226,7 @@ class WorkerGroup:
             return
         job.heartbeat_at = now
         number = job.message.number
+        job.has_begun |= any(heartbeat.job == number for heartbeat in self._ranks.heartbeats.values())
         if sum(heartbeat.job >= number for heartbeat in self._ranks.heartbeats.values()) == self.world_size:
             self._mailbox.withdraw(number)  # every rank has read it
 

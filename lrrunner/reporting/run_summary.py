@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import textwrap
-
 from lrrunner.config.schema import Config, Monitor, SweepConfig, batch_summary
 from lrrunner.core.lr_estimate import REFERENCE_NUM_STEPS
 from lrrunner.records import Confirmation, RangeTestResult, Stop, StopReason, Suggestion, TrialOutcome, Verdict
 from lrrunner.results.artifacts import FIGURE_FILE
 from lrrunner.results.run_state import RunState
+from lrrunner.system.terminal import labelled_line, wrapped_line
 
 FIGURE_LINK = f"![LR sweep]({FIGURE_FILE})"
-LINE_WIDTH, LABEL_WIDTH = 80, 14
-"""Of the closing lines, in characters."""
-
 STOP_TEXTS = {
     StopReason.END_OF_SCHEDULE: "every step of the LR schedule was applied",
     StopReason.DIVERGED: "the smoothed loss diverged",
@@ -33,19 +29,19 @@ def closing_lines(test: RangeTestResult, job: Config, *, directory: str, mlflow:
         mlflow: Where the MLflow run is, or the command that opens it; None if there is none.
     """
     suggestion = test.suggestion
-    lines = _wrapped("", str(suggestion))
+    lines = wrapped_line("", str(suggestion))
     if suggestion.lr is not None:
         lines.append(labelled_line("train with", f"optimizer.lr={suggestion.lr:.3g}"))
         if suggestion.verdict != Verdict.OK:
-            lines += _wrapped("why", suggestion.reason)
+            lines += wrapped_line("why", suggestion.reason)
     for label, text in _details(test, job).items():
-        lines += _wrapped(label, text)
+        lines += wrapped_line(label, text)
     lines.append(labelled_line("picture", f"{directory}/{FIGURE_FILE}"))
     if mlflow is not None:
         lines.append(labelled_line("mlflow", mlflow))
     if suggestion.lr is not None:
-        lines += _wrapped("training", describe_training(job))
-    return [*lines, *_wrapped("batch", batch_summary(job, world_size=test.world_size))]
+        lines += wrapped_line("training", describe_training(job))
+    return [*lines, *wrapped_line("batch", batch_summary(job, world_size=test.world_size))]
 
 
 def interrupted_lines(
@@ -59,7 +55,7 @@ def interrupted_lines(
         picture: Its figure so far; None if there is none.
         mlflow: As for :func:`closing_lines`.
     """
-    lines = _wrapped("interrupted", cause.removeprefix("interrupted "))
+    lines = wrapped_line("interrupted", cause.removeprefix("interrupted "))
     for label, text in (("go on with", resume), ("picture", picture), ("mlflow", mlflow)):
         if text is not None:
             lines.append(labelled_line(label, text))
@@ -71,11 +67,6 @@ def unfinished_note(state: RunState, *, cause: str, resume: str | None = None, h
     figure = f"\n{FIGURE_LINK}\n" if has_figure else ""
     go_on = "" if resume is None else f"\nTo go on with it:\n\n```\n{resume}\n```\n"
     return f"**{state.text}**: {cause}\n{figure}{go_on}"
-
-
-def labelled_line(label: str, text: str) -> str:
-    """One closing line; a path or a command in it is not broken."""
-    return f"{label + ':':<{LABEL_WIDTH}}{text}"
 
 
 def note(test: RangeTestResult, job: Config, *, command: str, directory: str) -> str:
@@ -171,6 +162,18 @@ def describe_trials(test: RangeTestResult) -> str:
     return ", ".join(filter(None, parts)) + _describe_sweep(confirmation.sweep)
 
 
+def describe_best_trial(test: RangeTestResult) -> str:
+    """What was measured beside what is suggested; empty where nothing was confirmed."""
+    best, confirmation = test.best_trial, test.confirmation
+    if best is None or confirmation is None:
+        return ""
+    measured = f"LR {best.lr:.1e}, {confirmation.monitored} {best.loss:.4g} after {best.num_steps} steps"
+    if not test.is_outside_trials:
+        return measured
+    lrs = [trial.lr for trial in test.trials]
+    return f"{measured}; the suggested LR lies outside the LRs tried ({min(lrs):.1e} to {max(lrs):.1e}): extrapolated"
+
+
 def describe_stop(stop: Stop) -> str:
     """Why the sweep ended."""
     on_ranks = stop.reason == StopReason.NON_FINITE and stop.ranks
@@ -183,20 +186,10 @@ def _details(test: RangeTestResult, job: Config) -> dict[str, str]:
         "range": describe_passes(test),
         "curve": describe_monitor(job.sweep),
         "trials": describe_trials(test),
+        "best trial": describe_best_trial(test),
         "noise": describe_noise_scale(test),
     }
     return {label: text for label, text in texts.items() if text}
-
-
-def _wrapped(label: str, text: str) -> list[str]:
-    """A sentence as closing lines; without a label it brings its own."""
-    return textwrap.wrap(
-        labelled_line(label, text) if label else text,
-        width=LINE_WIDTH,
-        subsequent_indent=" " * LABEL_WIDTH,
-        break_long_words=False,
-        break_on_hyphens=False,
-    )
 
 
 def _describe_outcomes(test: RangeTestResult, confirmation: Confirmation) -> str:

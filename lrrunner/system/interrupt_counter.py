@@ -7,6 +7,7 @@ from types import FrameType, TracebackType
 from typing import Self
 
 from lrrunner.system.exit_codes import signal_exit_code
+from lrrunner.system.start_signals import end_start
 
 _num_interrupts = 0
 
@@ -24,6 +25,7 @@ class InterruptCounter:
         self.signal: int | None = None
 
     def __enter__(self) -> Self:
+        end_start()
         numbers = [signal.SIGINT, signal.SIGTERM, signal.SIGUSR2]
         if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup
             numbers.append(signal.SIGHUP)

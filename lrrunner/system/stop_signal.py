@@ -8,11 +8,13 @@ import select
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Self
 
 from lrrunner.system.exit_codes import signal_exit_code
+from lrrunner.system.start_signals import end_start
 
 STUCK_AFTER_S = 10.0
 """A rank that needs longer for its next step hangs in a collective, where Python runs no signal handler."""
@@ -60,12 +62,14 @@ class StopSignal:
         self._requested_at: float | None = None
         self._interrupts = 0
         self._last_interrupt = -math.inf
+        self._nothing_to_save = threading.Event()
         self._loop_ended = threading.Event()
         self._closed = threading.Event()
 
     def __enter__(self) -> Self:
         global _open
         _open = True
+        end_start()
         self._read_fd, self._write_fd = os.pipe()
         os.set_blocking(self._write_fd, False)
         self._old_fd = signal.set_wakeup_fd(self._write_fd, warn_on_full_buffer=False)
@@ -97,6 +101,15 @@ class StopSignal:
     def exit_code(self) -> int:
         """128 + the signal's number: 143 for SIGTERM."""
         return signal_exit_code(self._signal or signal.SIGTERM)
+
+    @contextmanager
+    def nothing_to_save(self) -> Iterator[None]:
+        """Within this context, before the first step, a request ends the process at once."""
+        self._nothing_to_save.set()
+        try:
+            yield
+        finally:
+            self._nothing_to_save.clear()
 
     def loop_ended(self) -> None:
         """The sweep has ended; only saving remains."""
@@ -135,5 +148,7 @@ class StopSignal:
     def _is_overdue(self) -> bool:
         if self._requested_at is None:
             return False
+        if self._nothing_to_save.is_set():
+            return True
         limit = SAVE_WITHIN_S if self._loop_ended.is_set() else STUCK_AFTER_S
         return self._interrupts > 1 or time.monotonic() - self._requested_at > limit

@@ -4,9 +4,39 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import sys
+import textwrap
 from pathlib import Path
 from typing import TextIO
+
+LINE_WIDTH, LABEL_WIDTH = 80, 14
+"""Of closing lines, in characters."""
+
+
+def labelled_line(label: str, text: str) -> str:
+    """One closing line; a path or a command in it is not broken.
+
+    >>> labelled_line("picture", "runs/a/lr_sweep.png")
+    'picture:      runs/a/lr_sweep.png'
+    """
+    return f"{label + ':':<{LABEL_WIDTH}}{text}"
+
+
+def wrapped_line(label: str, text: str) -> list[str]:
+    """A sentence as closing lines; without a label it brings its own."""
+    return textwrap.wrap(
+        labelled_line(label, text) if label else text,
+        width=LINE_WIDTH,
+        subsequent_indent=" " * LABEL_WIDTH,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+
+
+def terminal_width() -> int:
+    """Columns of the terminal that standard output is; 80 where it is none, unless COLUMNS says otherwise."""
+    return shutil.get_terminal_size((LINE_WIDTH, 24)).columns
 
 
 def write_line(text: str, stream: TextIO | None = None, *, end: str = "\n") -> None:

@@ -13,7 +13,7 @@ from typing import NoReturn
 
 from accelerate import PartialState
 
-from lrrunner.config.command_line import CommandLine, launch_command
+from lrrunner.config.command_line import CommandLine, interrupted_start_lines, launch_command
 from lrrunner.config.schema import Config, target_name
 from lrrunner.errors import ConfigError
 from lrrunner.records import Progress
@@ -21,6 +21,7 @@ from lrrunner.reporting.progress_display import ForwardingDisplay, ProgressDispl
 from lrrunner.results.artifacts import CHECKPOINT_FOLDER
 from lrrunner.results.resume_checks import is_finished
 from lrrunner.results.run_state import RunState
+from lrrunner.results.writer import RunDirectory
 from lrrunner.sweep.data_loading import RankBatches
 from lrrunner.sweep.fingerprint import fingerprint
 from lrrunner.sweep.measure import Measured, measure
@@ -45,7 +46,7 @@ from lrrunner.worker.data_agreement import data_errors, order_errors
 from lrrunner.worker.execution_settings import ExecutionSettings, execution_settings, with_settings
 from lrrunner.worker.failure_text import failure_text
 from lrrunner.worker.process_state import process_state_preserved
-from lrrunner.worker.run_context import RunContext
+from lrrunner.worker.run_context import RunContext, open_run_directory
 from lrrunner.worker.run_reporter import RunReporter, prepare_reporter
 from lrrunner.worker.world import BUILD_TIMEOUT, World, exit_now, join_world, leave_world, release_job_memory
 from lrrunner.worker.wrap_with_accelerate import make_accelerator, make_trainable
@@ -91,6 +92,7 @@ class Session:
         redactor: Masks secrets in everything shown and written.
         log: Log of this rank.
         reporter: From stage B on, on rank 0.
+        opened: The run directory of rank 0, from the moment that it exists.
         directory: Run directory, from the end of stage B on.
     """
 
@@ -100,6 +102,7 @@ class Session:
     redactor: Redactor
     log: JobLog
     reporter: RunReporter | None = None
+    opened: RunDirectory | None = None
     directory: Path | None = None
 
     @property
@@ -113,10 +116,33 @@ class Session:
         Returns:
             The exit code of a run that had finished; else None.
         """
-        if self.reporter is None:
+        if self.directory is None:
+            self._report_interrupted_start()
+        if self.reporter is None or self.directory is None:
             return None
         ended = self.reporter.record_kill(cause, is_shown=not self.request.supervised)
         return exit_codes.OK if ended == RunState.FINISHED else None
+
+    @property
+    def command(self) -> str:
+        """The command that repeats the run."""
+        num_processes = 1 if self.request.supervised else self.collective.world_size  # a supervisor starts its ranks
+        arguments = self.request.command_line.arguments
+        return self.redactor.text(launch_command(arguments, num_processes=num_processes, on_cpu=self.world.on_cpu))
+
+    def open_directory(self, context: RunContext) -> RunDirectory:
+        """Make the run directory, or open that of the run to resume."""
+        self.opened = open_run_directory(context)
+        return self.opened
+
+    def _report_interrupted_start(self) -> None:
+        """Nothing is recorded: remove what was prepared, and show what starts the run again."""
+        if self.opened is not None:
+            with contextlib.suppress(OSError, ValueError):  # the loop may be writing into it
+                self.opened.discard()
+        if self.collective.rank == 0 and not self.request.supervised:
+            for line in interrupted_start_lines(self.command):
+                write_line(line)
 
 
 def run_in_new_world(config: Config, command_line: CommandLine) -> int:
@@ -197,14 +223,15 @@ def _run(session: Session, stop_signal: StopSignal) -> int:
     if session.request.number == 0:
         _complete_imports(session)
     try:
-        settings, components = _agreed_components(session)
+        with stop_signal.nothing_to_save():
+            settings, components = _agreed_components(session)
+            session.directory = session.collective.broadcast(session.reporter and session.reporter.directory.path)
     except ConfigError:
         raise
     except BaseException:
         if session.reporter is not None:
             session.log.write_to(session.reporter.directory.path, session.collective.rank)
         raise
-    session.directory = session.collective.broadcast(session.reporter and session.reporter.directory.path)
     assert session.directory is not None
     session.log.write_to(session.directory, session.collective.rank)
     if session.reporter is not None:
@@ -271,18 +298,19 @@ def _agreed_components(session: Session) -> tuple[ExecutionSettings, Components]
 
 
 def _prepare_reporter(session: Session) -> RunReporter:
-    request, world_size = session.request, session.collective.world_size
-    num_processes = 1 if request.supervised else world_size  # a supervised command starts its ranks itself
+    request = session.request
     mlflow_is_silent = request.supervised and request.run_id is None and session.config.run.resume is None
-    command = launch_command(request.command_line.arguments, num_processes=num_processes, on_cpu=session.world.on_cpu)
     context = RunContext(
         job=session.config,
-        command=session.redactor.text(command),
-        world_size=world_size,
+        command=session.command,
+        world_size=session.collective.world_size,
         redactor=session.redactor,
         display=_display(request),
     )
-    return prepare_reporter(context, run_id=request.run_id, is_tracked=not mlflow_is_silent)
+    is_tracked = not mlflow_is_silent
+    return prepare_reporter(
+        context, run_id=request.run_id, is_tracked=is_tracked, open_directory=session.open_directory
+    )
 
 
 def _display(request: JobRequest) -> ProgressDisplay:

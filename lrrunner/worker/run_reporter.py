@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import socket
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -36,13 +37,20 @@ from lrrunner.worker.tracked_run import TrackedRun
 logger = logging.getLogger(__name__)
 
 
-def prepare_reporter(context: RunContext, *, run_id: str | None = None, is_tracked: bool = True) -> RunReporter:
+def prepare_reporter(
+    context: RunContext,
+    *,
+    run_id: str | None = None,
+    is_tracked: bool = True,
+    open_directory: Callable[[RunContext], RunDirectory] = open_run_directory,
+) -> RunReporter:
     """Open the run directory and connect to MLflow, as a part of stage B.
 
     Args:
         context: The run.
         run_id: MLflow run that a supervisor has created; None creates one.
         is_tracked: False leaves MLflow alone: a supervisor has tried to connect already.
+        open_directory: Opens the run directory.
 
     Raises:
         ConfigError: run directory or tracking store cannot be used; all reasons at once.
@@ -52,7 +60,7 @@ def prepare_reporter(context: RunContext, *, run_id: str | None = None, is_track
     connection: Connection | None = None
     with contextlib.ExitStack() as on_failure:
         try:
-            directory = open_run_directory(context)
+            directory = open_directory(context)
             on_failure.callback(directory.discard)
         except ConfigError as error:
             errors += error.errors

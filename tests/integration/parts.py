@@ -27,6 +27,15 @@ class SlowMlp(nn.Module):
         return self.layer(x)
 
 
+class SlowToBuild(SlowMlp):
+    """Is being built until somebody ends the process; writes a file that says so."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        Path("building").touch()
+        time.sleep(600)
+
+
 class Spoiling(SlowMlp):
     """Leaves the process's global settings as no other job wants them."""
 
