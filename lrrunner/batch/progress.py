@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TextIO
 
 from lrrunner.records import Progress
 from lrrunner.reporting.progress_display import BarDisplay, NoDisplay, ProgressDisplay, progress_display
-from lrrunner.system.terminal import write_line
+from lrrunner.system.terminal import terminal_width, write_line
 
 MAX_LABEL = 24
 
@@ -64,7 +66,9 @@ class BatchProgress:
                 display.show(replace(job.progress, label=f"  {_shortened(job.label)}: {job.progress.label}"))
 
     def print(self, text: str) -> None:
-        """Print a line on standard output."""
+        """Print a line on standard output; on a terminal it continues indented where it is too long."""
+        if sys.stdout.isatty():
+            text = "\n".join(textwrap.wrap(text, terminal_width(), subsequent_indent="    ", break_long_words=False))
         with self._batch.cleared():
             write_line(text)
 

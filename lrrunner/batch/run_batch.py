@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from lrrunner.batch.best_job import COMPARED_LOSS, best_entry, why_no_best
 from lrrunner.batch.collect import batch_state, latest_entries
 from lrrunner.batch.directory import batch_directory, exclusive_batch
 from lrrunner.batch.ledger import Entry
@@ -19,12 +20,12 @@ from lrrunner.batch.scheduler import BatchScheduler, Slot, new_slots
 from lrrunner.batch.state import begin, update_state
 from lrrunner.batch.summary_files import write_summary
 from lrrunner.batch.summary_run import KEPT_IN, finish_summary_run, start_summary_run
-from lrrunner.batch.summary_table import batch_name, best_entry, short_entry_labels, terminal_table
+from lrrunner.batch.summary_table import batch_name, short_entry_labels
+from lrrunner.batch.terminal_table import terminal_table
 from lrrunner.config.command_line import CommandLine, resume_command
 from lrrunner.config.composition import expand_grid, override_key
 from lrrunner.config.schema import LaunchConfig, TrackingConfig
 from lrrunner.errors import ConfigError
-from lrrunner.reporting.run_summary import labelled_line
 from lrrunner.results.run_state import RunState
 from lrrunner.system import exit_codes
 from lrrunner.system.bounded_call import done_within
@@ -33,7 +34,7 @@ from lrrunner.system.interrupt_counter import InterruptCounter
 from lrrunner.system.job_log import JobLog
 from lrrunner.system.plain_values import to_plain
 from lrrunner.system.redaction import Redactor
-from lrrunner.system.terminal import counted, shown_path, write_line
+from lrrunner.system.terminal import counted, labelled_line, shown_path, terminal_width, wrapped_line, write_line
 from lrrunner.tracking import tag_names
 from lrrunner.tracking.connection import connect_or_warn
 from lrrunner.tracking.failures import failure_reason
@@ -131,7 +132,7 @@ class _Summary:
         update_state(self.directory, state=state)
         figures = self._write_files(entries)
         if entries:
-            write_line(f"\n{terminal_table(entries)}")
+            write_line(f"\n{terminal_table(entries, width=terminal_width())}")
         publish = self._publish_at_once if at_once else self._publish
         resume = None if state == RunState.FINISHED else resume_command(self.command, shown_path(self.directory))
         for line in self._closing_lines(entries, figures, mlflow=publish(entries, figures, state), resume=resume):
@@ -141,18 +142,14 @@ class _Summary:
     def _closing_lines(
         self, entries: Sequence[Entry], figures: Sequence[Path], *, mlflow: str | None, resume: str | None
     ) -> list[str]:
-        best = best_entry(entries)
-        lines = {"batch": shown_path(self.directory)}
-        if best is not None:
-            lines["lowest loss"] = short_entry_labels(entries)[entries.index(best)]
-            lines["train with"] = f"optimizer.lr={best.lr:.3g}"
-        if figures:
-            lines["picture"] = shown_path(figures[0])
-        if mlflow is not None:
-            lines["mlflow"] = mlflow
-        if resume is not None:
-            lines["go on with"] = resume
-        return [labelled_line(label, text) for label, text in lines.items()]
+        lines = _best_lines(entries)
+        places = {
+            "batch": shown_path(self.directory),
+            "picture": shown_path(figures[0]) if figures else None,
+            "mlflow": mlflow,
+            "go on with": resume,
+        }
+        return lines + [labelled_line(label, text) for label, text in places.items() if text is not None]
 
     def _publish_at_once(self, entries: Sequence[Entry], figures: Sequence[Path], state: RunState) -> str | None:
         """As :meth:`_publish`, for a user who does not wait."""
@@ -183,6 +180,19 @@ class _Summary:
             logger.warning("the summary run failed (%s)", failure_reason(error, self.redactor))
             end_run(connection, self.run_id, state)
         return run_location(connection, self.run_id)
+
+
+def _best_lines(entries: Sequence[Entry]) -> list[str]:
+    """The job with the lowest loss, the star of the table, and its LR; or why there is none."""
+    best = best_entry(entries)
+    if best is None:
+        reason = why_no_best(entries)
+        return wrapped_line("no best job", reason) if reason else []
+    label = short_entry_labels(entries)[entries.index(best)]
+    return [
+        *wrapped_line("lowest loss", f"* {label}: {best.best_loss:.4g}, {COMPARED_LOSS}"),
+        labelled_line("train with", f"optimizer.lr={best.lr:.3g}"),
+    ]
 
 
 def _run_jobs(scheduler: BatchScheduler, jobs: Sequence[BatchJob], interrupts: InterruptCounter) -> Exception | None:

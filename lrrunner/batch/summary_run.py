@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lrrunner.batch import ledger, summary_table
+from lrrunner.batch.best_job import COMPARED_LOSS, best_entry, why_no_best
 from lrrunner.batch.ledger import FILE_NAME, Entry
 from lrrunner.batch.state import read_state, update_state
 from lrrunner.config.schema import TrackingConfig
@@ -136,16 +137,17 @@ def _note(
 
 
 def _best_sentence(entries: Sequence[Entry]) -> str:
-    best = summary_table.best_entry(entries)
+    best = best_entry(entries)
     if best is None:
-        return ""
+        reason = why_no_best(entries)
+        return f"; no best job: {reason}" if reason else ""
     label = summary_table.entry_labels(entries)[entries.index(best)]
-    return f"; lowest loss {best.best_loss:.4g} (*) with `{label}`, LR {best.lr:.1e}"
+    return f"; lowest loss {best.best_loss:.4g} (*, the {COMPARED_LOSS}) with `{label}`, LR {best.lr:.1e}"
 
 
 def _metrics(entries: Sequence[Entry], counts: dict[RunState, int]) -> dict[str, float]:
     """Numbers by which batches can be compared."""
-    best = summary_table.best_entry(entries)
+    best = best_entry(entries)
     metrics: dict[str, float] = {"jobs": len(entries), **{f"jobs_{state}": count for state, count in counts.items()}}
     if best is not None and best.best_loss is not None and best.lr is not None:
         metrics |= {"best_loss": best.best_loss, "suggested_lr": best.lr}

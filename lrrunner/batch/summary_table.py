@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from lrrunner.batch.best_job import best_entry, parsed_overrides
 from lrrunner.batch.ledger import Entry
 from lrrunner.batch.points import labels, short_labels
 from lrrunner.results.run_state import RunState
@@ -76,17 +77,6 @@ def batch_name(points: Sequence[Sequence[str]]) -> str:
     return f"{counted(len(points), 'job')}{swept}"
 
 
-def best_entry(entries: Sequence[Entry]) -> Entry | None:
-    """The job whose smoothed loss came lowest, of those with a suggestion; None if there are not two of them."""
-    comparable = [entry for entry in entries if entry.lr is not None and entry.best_loss is not None]
-    return min(comparable, key=_best_loss) if len(comparable) > 1 else None
-
-
-def _best_loss(entry: Entry) -> float:
-    assert entry.best_loss is not None
-    return entry.best_loss
-
-
 def csv_text(entries: Sequence[Entry]) -> str:
     """summary.csv: one row a job, in the order of the grid."""
     stream = io.StringIO()
@@ -120,7 +110,7 @@ def artifact_table(entries: Sequence[Entry]) -> dict[str, Any]:
 def rows(entries: Sequence[Entry]) -> list[tuple[str, ...]]:
     """The cells of the table, as text; a job that did not finish shows state and cause as its verdict.
 
-    The job whose loss came lowest is marked with a star.
+    The job whose loss came lowest is marked with a star, where losses compare.
     """
     table: list[tuple[str, ...]] = []
     best = best_entry(entries)
@@ -131,15 +121,6 @@ def rows(entries: Sequence[Entry]) -> list[tuple[str, ...]]:
         loss = "" if entry.best_loss is None else f"{entry.best_loss:.4g}{' *' if entry is best else ''}"
         table.append((label, lr, interval, verdict, loss, f"{entry.seconds:.1f}"))
     return table
-
-
-def terminal_table(entries: Sequence[Entry]) -> str:
-    """The table in columns."""
-    table = [TABLE_COLUMNS, *rows(entries)]
-    widths = [max(len(row[column]) for row in table) for column in range(len(TABLE_COLUMNS))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table
-    )
 
 
 def markdown_table(entries: Sequence[Entry], *, run_url: str) -> str:
@@ -200,7 +181,7 @@ def _hyperparameters(entries: Sequence[Entry]) -> dict[str, list[str]]:
     """Swept keys, without those of sections that are no hyperparameters -> their values, as text."""
     values: dict[str, dict[str, None]] = {}
     for entry in entries:
-        for key, text in _parsed(entry).items():
+        for key, text in parsed_overrides(entry).items():
             values.setdefault(key, {})[text] = None
     return {
         key: list(texts) for key, texts in values.items() if len(texts) > 1 and not key.startswith(NO_HYPERPARAMETERS)
@@ -212,16 +193,12 @@ def _points(entries: Sequence[Entry], key: str, values: Mapping[str, float]) -> 
     others = [other for other in _hyperparameters(entries) if other != key]
     points = []
     for entry in entries:
-        texts = _parsed(entry)
+        texts = parsed_overrides(entry)
         value = values.get(texts.get(key, ""))
         if value is not None and entry.lr is not None and entry.interval is not None:
             group = " ".join(f"{other}={texts[other]}" for other in others if other in texts)
             points.append(SweptPoint(value=value, lr=entry.lr, interval=entry.interval, group=group))
     return points
-
-
-def _parsed(entry: Entry) -> dict[str, str]:
-    return dict(override.lstrip("+").partition("=")[::2] for override in entry.overrides)
 
 
 def _positive_number(text: str) -> float | None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
+from lrrunner.batch.best_job import best_entry, why_no_best
 from lrrunner.batch.ledger import Entry
 from lrrunner.batch.summary_table import (
     artifact_table,
-    best_entry,
     csv_text,
     describe_outcome,
     entry_labels,
@@ -15,8 +17,8 @@ from lrrunner.batch.summary_table import (
     rows,
     swept_categories,
     swept_numbers,
-    terminal_table,
 )
+from lrrunner.batch.terminal_table import terminal_table
 from lrrunner.results.run_state import RunState
 
 
@@ -63,6 +65,33 @@ def test_terminal_table() -> None:
     )
 
 
+def test_a_table_fits_the_terminal() -> None:
+    """Lines that the terminal breaks are no table; the numbers stay whole, and no two jobs look alike."""
+    grid = [
+        entry(number, f"optimizer={optimizer}", f"data.global_batch_size={size}", "model.hidden_features=32")
+        for number, (optimizer, size) in enumerate([("sgd", 64), ("sgd", 256), ("adamw", 64)])
+    ]
+    wide = [entry(0, *grid[0].overrides[1:-1], "model.hidden_features=64"), *grid[1:]]
+    assert terminal_table(wide, width=80) == (
+        "job          lr       interval            verdict  best loss  seconds\n"
+        "sgd 64 64    1.0e-03  [5.0e-04, 2.0e-03]  ok       0.25       1.5\n"
+        "sgd 256 32   1.0e-03  [5.0e-04, 2.0e-03]  ok       0.25       1.5\n"
+        "adamw 64 32  1.0e-03  [5.0e-04, 2.0e-03]  ok       0.25       1.5\n"
+        "job: optimizer global_batch_size hidden_features"
+    )
+
+
+def test_a_cause_takes_the_place_of_the_numbers_it_lacks() -> None:
+    """Of a job that did not finish; the whole cause is in its line above, and in summary.csv."""
+    long = replace(
+        FAILED, overrides=("launch.num_processes=2", f"model.path={'x' * 60}/last"), cause="rank 1: " + "y" * 60
+    )
+    lines = terminal_table([entry(0, "model=mlp"), long], width=80).splitlines()
+    assert lines[1] == "model=mlp               1.0e-03  [5.0e-04, 2.0e-03]  ok       0.25       1.5"
+    assert lines[2] == f"path=xxxxxx…xxxxx/last  failed: rank 1: {'y' * 30}…  1.5"
+    assert max(map(len, lines)) <= 80
+
+
 def test_markdown_is_cut_at_a_row() -> None:
     """MLflow's description holds 8000 characters."""
     text = markdown_table([entry(number, f"model.width={number}") for number in range(300)], run_url="#/runs/")
@@ -79,6 +108,26 @@ def test_the_lowest_loss_is_marked_and_each_job_links_to_its_run() -> None:
     lines = markdown_table(jobs, run_url="#/experiments/1/runs/").splitlines()
     assert lines[3].startswith("| [width=96](#/experiments/1/runs/r1) | 1.0e-03 | ")
     assert best_entry(jobs[1:]) is None, "one job is no comparison"
+
+
+@pytest.mark.parametrize(
+    "own",
+    [
+        ("data.global_batch_size=16", "data.global_batch_size=64"),
+        ("loss.label_smoothing=0.1",),
+        ("sweep.seed=1", "sweep.seed=2"),
+        ("sweep.monitor=val", "sweep.monitor=train"),
+        ("experiment=char_gpt", "experiment=mnist_lenet_luz"),
+        ("+data.train.split=a", "data.train.split=b"),
+    ],
+)
+def test_losses_that_measure_different_things_name_no_best_job(own: tuple[str, ...]) -> None:
+    """A larger batch falls further in as many steps, a smoothed label never reaches zero, another seed is luck."""
+    jobs = [entry(0, own[0], best_loss=0.3), entry(1, *own[1:], best_loss=0.2)]
+    assert best_entry(jobs) is None
+    assert [row[4] for row in rows(jobs)] == ["0.3", "0.2"]
+    key = own[0].lstrip("+").partition("=")[0]
+    assert why_no_best(jobs) == f"losses do not compare where jobs differ in {key}"
 
 
 def test_the_artifact_has_numbers_to_sort_by() -> None:
