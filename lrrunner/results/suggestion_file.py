@@ -128,7 +128,7 @@ def _confirmation_from(content: Mapping[str, Any], curve_pass: int | None) -> Co
 
 def _confirmation_content(test: RangeTestResult) -> dict[str, Any] | None:
     """What was measured, beside what the sweep alone suggests; None where nothing was to be confirmed."""
-    confirmation = test.confirmation
+    confirmation, best = test.confirmation, test.best_trial
     if confirmation is None:
         return None
     return {
@@ -139,6 +139,9 @@ def _confirmation_content(test: RangeTestResult) -> dict[str, Any] | None:
         "num_trials": len(test.trials),
         "measured_steps": confirmation.measured_steps,
         "extrapolated_to_steps": confirmation.horizon if confirmation.is_extrapolated else None,
+        "best_trial_lr": None if best is None else best.lr,
+        "best_trial_loss": None if best is None else best.loss,
+        "is_outside_trials": test.is_outside_trials,
         "trouble": confirmation.failure_reason or None,  # the name that readers of the file know
         "sweep_lr": confirmation.sweep.lr,
         "sweep_interval": confirmation.sweep.interval,

@@ -12,7 +12,8 @@ from lrrunner.records import RangeTestResult, Step, Trial
 from lrrunner.tracking import tag_names
 
 STEP_METRICS = ("lr", "log10_lr", "loss", "val_loss", "smoothed_loss", "grad_norm")
-TRIAL_METRICS = ("lr", "loss")
+TRIAL_METRICS = {"scheduled_lr": "lr", "loss": "loss"}
+"""Of a step of a confirmation run, by the step's own name: its LR follows a schedule, and is not the LR of the run."""
 
 
 class MetricPoint(NamedTuple):
@@ -61,7 +62,8 @@ def pass_points(steps: Iterable[Step], sweep: SweepConfig, *, curve_pass: int | 
 def trial_step_point(number: int, step: Step) -> MetricPoint:
     """A step of a confirmation run."""
     point = step_point(step, f"trial_{number}/")
-    return point._replace(values={name: point.values[name] for name in TRIAL_METRICS if name in point.values})
+    values = {name: point.values[own] for name, own in TRIAL_METRICS.items() if own in point.values}
+    return point._replace(values=values)
 
 
 def trial_point(trial: Trial, *, timestamp_ms: int) -> MetricPoint:
@@ -71,8 +73,10 @@ def trial_point(trial: Trial, *, timestamp_ms: int) -> MetricPoint:
         trial: The confirmation run.
         timestamp_ms: Time of its last step.
     """
-    values = {name: getattr(trial, name) for name in TRIAL_METRICS} if math.isfinite(trial.loss) else {}
-    return MetricPoint(values, trial.trial, timestamp_ms, "confirm/")
+    values = {f"trial_{trial.trial}/peak_lr": trial.lr}
+    if math.isfinite(trial.loss):
+        values |= {"confirm/peak_lr": trial.lr, "confirm/loss": trial.loss}
+    return MetricPoint(values, trial.trial, timestamp_ms)
 
 
 def pooled_points(test: RangeTestResult, sweep: SweepConfig) -> Iterator[MetricPoint]:
@@ -91,6 +95,7 @@ def result_metrics(test: RangeTestResult) -> dict[str, float]:
         metrics |= {"suggested_lr": suggestion.lr, "suggested_lr_low": low, "suggested_lr_high": high}
         metrics["log10_suggested_lr"] = math.log10(suggestion.lr)
     metrics["best_loss"] = test.best_loss
+    metrics |= _confirmation_metrics(test)
     if noise is not None:
         metrics |= {
             "critical_batch_size": noise.critical_batch_size,
@@ -98,6 +103,19 @@ def result_metrics(test: RangeTestResult) -> dict[str, float]:
             "critical_batch_size_high": noise.high,
         }
     return {key: value for key, value in metrics.items() if value is not None}
+
+
+def _confirmation_metrics(test: RangeTestResult) -> dict[str, float | None]:
+    """The confirmed LR, beside what was measured and what the sweep alone suggests."""
+    confirmation, best = test.confirmation, test.best_trial
+    if confirmation is None or best is None:
+        return {}
+    return {
+        "confirm/confirmed_lr": test.suggestion.lr,
+        "confirm/best_trial_lr": best.lr,
+        "confirm/best_trial_loss": best.loss,
+        "confirm/sweep_lr": confirmation.sweep.lr,
+    }
 
 
 def result_tags(test: RangeTestResult) -> dict[str, str]:

@@ -77,6 +77,7 @@ def test_the_closing_lines_tell_of_the_trials(confirmed: Finished) -> None:
     )
     assert lines[1].startswith("suggested lr: ")
     assert re.match(sentence, " ".join(line.strip() for line in lines[3:]))
+    assert any(re.match(r"best trial:   LR \d\.\de-\d\d, validation loss ", line) for line in lines)
     assert max(map(len, lines)) <= 80
     assert "Traceback" not in confirmed.err
 
@@ -87,15 +88,20 @@ def test_mlflow_shows_every_trial(confirmed: Finished) -> None:
     trials = rows(confirmed, "trials.csv")
     for row in trials:
         own = [step for step in rows(confirmed, "trial_records.csv") if step["trial"] == row["trial"]]
-        for key in ("lr", "loss"):
-            history = client.get_metric_history(run.info.run_id, f"trial_{row['trial']}/{key}")
+        for key, metric_name in (("lr", "scheduled_lr"), ("loss", "loss")):
+            history = client.get_metric_history(run.info.run_id, f"trial_{row['trial']}/{metric_name}")
             finite = [float(step[key]) for step in own if math.isfinite(float(step["loss"]))]
             assert [metric.value for metric in history] == pytest.approx(finite)
-    by_trial = client.get_metric_history(run.info.run_id, "confirm/lr")
+        assert run.data.metrics[f"trial_{row['trial']}/peak_lr"] == float(row["lr"])
+    by_trial = client.get_metric_history(run.info.run_id, "confirm/peak_lr")
     finished = [row for row in trials if row["outcome"] == "finished"]
     assert [(m.step, m.value) for m in by_trial] == [(int(row["trial"]), float(row["lr"])) for row in finished]
     losses = client.get_metric_history(run.info.run_id, "confirm/loss")
     assert [m.value for m in losses] == [float(row["loss"]) for row in finished]
+    suggestion = confirmed.read("suggestion.json")
+    assert run.data.metrics["confirm/confirmed_lr"] == suggestion["lr"]
+    assert run.data.metrics["confirm/best_trial_lr"] == suggestion["confirmation"]["best_trial_lr"]
+    assert suggestion["confirmation"]["best_trial_lr"] in [float(row["lr"]) for row in finished]
     assert {"trials.csv", "trial_records.csv"} <= {item.path for item in client.list_artifacts(run.info.run_id)}
     note = run.data.tags["mlflow.note.content"]
     assert "| confirmation run | steps | loss |" in note

@@ -23,6 +23,7 @@ from lrrunner.records import (
 )
 from lrrunner.reporting.run_summary import (
     closing_lines,
+    describe_best_trial,
     describe_monitor,
     describe_noise_scale,
     describe_passes,
@@ -205,6 +206,37 @@ def test_confirmation_runs_are_counted_by_outcome() -> None:
         "3 confirmation runs of 100 to 200 steps (cosine schedule, 2 finished, 1 diverged) compared on the validation "
         "loss, extrapolated from 200 to 1000 steps; the sweep alone: 1.2e-03   [6.0e-04, 2.4e-03]"
     )
+
+
+@pytest.mark.parametrize(
+    ("lr", "end"),
+    [
+        (2e-3, ""),
+        (9e-4, "; the suggested LR lies outside the LRs tried (1.0e-03 to 4.0e-03): extrapolated"),
+        (5e-3, "; the suggested LR lies outside the LRs tried (1.0e-03 to 4.0e-03): extrapolated"),
+    ],
+)
+def test_the_best_run_stands_beside_a_suggestion_that_no_run_has_measured(lr: float, end: str) -> None:
+    """An LR that nobody has trained with is believed less than one that somebody has."""
+    confirmation = Confirmation(
+        schedule="cosine",
+        monitored="validation loss",
+        horizon=1000,
+        budget_steps=500,
+        sweep=SUGGESTION,
+        measured_steps=200,
+    )
+    trials = tuple(
+        dataclasses.replace(trial(number, num_steps=num_steps), lr=trial_lr, loss=loss)
+        for number, (trial_lr, num_steps, loss) in enumerate([(1e-3, 100, 0.1), (2e-3, 200, 0.5), (4e-3, 200, 0.9)])
+    )
+    test = dataclasses.replace(result(dataclasses.replace(SUGGESTION, lr=lr)), trials=trials, confirmation=confirmation)
+    measured = "LR 2.0e-03, validation loss 0.5 after 200 steps"
+    assert describe_best_trial(test) == measured + end
+    content = suggestion_content(test)["confirmation"]
+    assert (content["best_trial_lr"], content["is_outside_trials"]) == (2e-3, bool(end))
+    lines = closing_lines(test, JOB, directory="a", mlflow=None)
+    assert any(line.startswith(f"best trial:   {measured}") for line in lines)
 
 
 def test_confirmation_that_failed_gives_its_reason() -> None:

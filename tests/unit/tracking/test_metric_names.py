@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
 
 from lrrunner.config.schema import SweepConfig
-from lrrunner.records import RangeTestResult, Step, Stop, StopReason, Suggestion, Trial, Verdict
+from lrrunner.records import Confirmation, RangeTestResult, Step, Stop, StopReason, Suggestion, Trial, Verdict
 from lrrunner.tracking.metric_names import (
     MetricPoint,
     live_point,
@@ -37,12 +38,33 @@ def test_a_skipped_or_non_finite_step_is_no_point() -> None:
 
 
 def test_a_confirmation_run_has_its_lr_and_loss() -> None:
-    """Of each step below its own number, of its end by its number."""
-    assert trial_step_point(2, STEP) == MetricPoint({"lr": 0.01, "loss": 2.5}, 3, 1000, "trial_2/")
+    """MLflow shows the last value: of a cosine schedule that is nearly zero, so the run's own LR has another name."""
+    assert trial_step_point(2, STEP) == MetricPoint({"scheduled_lr": 0.01, "loss": 2.5}, 3, 1000, "trial_2/")
     trial = Trial(trial=2, lr=0.5, num_steps=9, num_steps_run=9, loss=1.5)
-    assert trial_point(trial, timestamp_ms=7) == MetricPoint({"lr": 0.5, "loss": 1.5}, 2, 7, "confirm/")
+    values = {"trial_2/peak_lr": 0.5, "confirm/peak_lr": 0.5, "confirm/loss": 1.5}
+    assert trial_point(trial, timestamp_ms=7) == MetricPoint(values, 2, 7)
     diverged = Trial(trial=2, lr=0.5, num_steps=9, num_steps_run=3, loss=math.inf)
-    assert trial_point(diverged, timestamp_ms=7).values == {}
+    assert trial_point(diverged, timestamp_ms=7).values == {"trial_2/peak_lr": 0.5}
+
+
+def test_a_confirmed_lr_stands_beside_the_best_trial_and_the_sweep() -> None:
+    """None of them is the LR of the trial that came last."""
+    test = finished(STEP, lr=0.2)
+    confirmation = Confirmation(
+        schedule="cosine", monitored="loss", horizon=None, budget_steps=9, sweep=test.suggestion, measured_steps=9
+    )
+    trials = tuple(
+        Trial(trial=number, lr=lr, num_steps=steps, num_steps_run=steps, loss=loss)
+        for number, (lr, steps, loss) in enumerate([(0.1, 3, 0.5), (0.3, 9, 1.0), (0.6, 9, 2.0)])
+    )
+    confirmed = dataclasses.replace(test, trials=trials, confirmation=confirmation)
+    metrics = result_metrics(confirmed)
+    assert {key: value for key, value in metrics.items() if key.startswith("confirm/")} == {
+        "confirm/confirmed_lr": 0.2,
+        "confirm/best_trial_lr": 0.3,
+        "confirm/best_trial_loss": 1.0,
+        "confirm/sweep_lr": 0.2,
+    }
 
 
 def finished(*steps: Step, lr: float | None = 0.003, curve_pass: int | None = None) -> RangeTestResult:
