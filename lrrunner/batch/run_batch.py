@@ -22,10 +22,11 @@ from lrrunner.batch.summary_files import write_summary
 from lrrunner.batch.summary_run import KEPT_IN, finish_summary_run, start_summary_run
 from lrrunner.batch.summary_table import batch_name, short_entry_labels
 from lrrunner.batch.terminal_table import terminal_table
-from lrrunner.config.command_line import CommandLine, resume_command
+from lrrunner.config.command_line import CommandLine, resume_command, sync_command
 from lrrunner.config.composition import expand_grid, override_key
 from lrrunner.config.schema import LaunchConfig, TrackingConfig
 from lrrunner.errors import ConfigError
+from lrrunner.launch.machine_checks import crowding_warning
 from lrrunner.results.run_state import RunState
 from lrrunner.system import exit_codes
 from lrrunner.system.bounded_call import done_within
@@ -80,6 +81,7 @@ def run_batch(command_line: CommandLine) -> int:
         salt = begin(directory, num_jobs=len(points))
         jobs = batch_jobs(points, configs, command_line, directory=directory, salt=salt)
         write_line(f"{counted(len(jobs), 'job')} in {shown_path(directory)}")
+        _warn_of_crowding([config.launch for config in configs])
         summary = _Summary(directory, tracking=configs[0].tracking, redactor=redactor)
         scheduler.warm_up(jobs)
         parent = summary.start(
@@ -146,10 +148,17 @@ class _Summary:
         places = {
             "batch": shown_path(self.directory),
             "picture": shown_path(figures[0]) if figures else None,
-            "mlflow": mlflow,
+            "mlflow": mlflow or self._not_reached,
             "go on with": resume,
         }
         return lines + [labelled_line(label, text) for label, text in places.items() if text is not None]
+
+    @property
+    def _not_reached(self) -> str | None:
+        """The command that uploads the batch; None if tracking is off."""
+        if not self.tracking.enabled:
+            return None
+        return f"not reached; later: {sync_command(shown_path(self.directory))}"
 
     def _publish_at_once(self, entries: Sequence[Entry], figures: Sequence[Path], state: RunState) -> str | None:
         """As :meth:`_publish`, for a user who does not wait."""
@@ -219,6 +228,14 @@ def _refuse_reserved(overrides: Sequence[str]) -> None:
     ]
     if errors:
         raise ConfigError(errors)
+
+
+def _warn_of_crowding(launches: Sequence[LaunchConfig]) -> None:
+    """Warn once, of the jobs that need most ranks at a time."""
+    num_gpus, num_cores = len(visible_gpus(os.environ)), len(usable_cores())
+    largest = max(launches, key=lambda launch: (launch.num_processes or 1) * launch.concurrent)
+    if warning := crowding_warning(largest, num_gpus=num_gpus, num_cores=num_cores):
+        logger.warning("%s", warning)
 
 
 def _slots(launches: Sequence[LaunchConfig]) -> list[Slot]:

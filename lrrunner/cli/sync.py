@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,14 +17,38 @@ from lrrunner.results.reader import read_run
 from lrrunner.system import exit_codes
 from lrrunner.system.output_streams import forgive_closed_output
 from lrrunner.system.redaction import Redactor
+from lrrunner.system.start_signals import signals_end_start
+from lrrunner.system.terminal import labelled_line, write_line
 from lrrunner.tracking.failures import failure_reason, is_unreachable
 from lrrunner.tracking.sync_run import sync_run
+
+DESCRIPTION = """\
+Upload to MLflow what an unreachable server missed, exactly once: a second
+upload changes nothing."""
+
+EXAMPLE = """\
+example:
+  lrrunner-sync runs/20261122-043345-f5433c runs/batch-20261122-050112-0a1b2c
+
+exit code:
+  0 everything is uploaded, 1 a store does not answer or a run has not ended,
+  2 a directory holds no run and no batch
+"""
 
 
 def main() -> NoReturn:
     """Console script ``lrrunner-sync``."""
     forgive_closed_output()
-    sys.exit(run(sys.argv[1:]))
+    with signals_end_start(_report_interruption):
+        code = run(sys.argv[1:])
+    sys.exit(code)
+
+
+def _report_interruption() -> None:
+    """A run that was uploaded in part is completed by the same command."""
+    command = Redactor.for_run({}, os.environ).text(shlex.join(["lrrunner-sync", *sys.argv[1:]]))
+    write_line(labelled_line("interrupted", "the upload is not complete"))
+    write_line(labelled_line("go on with", command))
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -33,10 +58,7 @@ def run(arguments: Sequence[str]) -> int:
         Exit code: 0 all is uploaded, 1 a store does not answer or a run has not ended, 2 a directory holds no run and
         no batch.
     """
-    parser = argparse.ArgumentParser(prog="lrrunner-sync", description=__doc__)
-    parser.add_argument("directories", nargs="+", type=Path, metavar="directory", help="a run or batch directory")
-    parser.add_argument("--uri", help="tracking URI, instead of the one that the run was given, or to confirm that")
-    parsed = parser.parse_args(arguments)
+    parsed = _parser().parse_args(arguments)
     code = exit_codes.OK
     for directory in parsed.directories:
         try:
@@ -58,6 +80,20 @@ def run(arguments: Sequence[str]) -> int:
             print(f"lrrunner-sync: {directory}: MLflow does not answer ({reason}); try again later", file=sys.stderr)
             code = max(code, exit_codes.FAILED)
     return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="lrrunner-sync",
+        description=DESCRIPTION,
+        epilog=EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("directories", nargs="+", type=Path, metavar="directory", help="a run or batch directory")
+    parser.add_argument(
+        "--uri", help="tracking URI, in place of the one that the run was given, or to confirm that one"
+    )
+    return parser
 
 
 def _sync(directory: Path, uri: str | None) -> list[str]:

@@ -120,6 +120,15 @@ def resume_command(command: str, directory: str) -> str:
     return shlex.join([*(word for word in words if not word.startswith(("run.dir=", "run.resume="))), resume])
 
 
+def sync_command(directory: str) -> str:
+    """The command that uploads to MLflow what a store that did not answer has missed.
+
+    >>> sync_command("runs/a b")
+    "lrrunner-sync 'runs/a b'"
+    """
+    return shlex.join(["lrrunner-sync", directory])
+
+
 def interrupted_start_lines(command: str) -> list[str]:
     """The last lines on standard output of a command that a signal has ended before its first step.
 

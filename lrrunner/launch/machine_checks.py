@@ -8,6 +8,7 @@ from pathlib import Path
 import yaml
 
 from lrrunner.config.schema import LaunchConfig
+from lrrunner.system.terminal import counted
 
 MAX_RANKS = 1024
 """Ranks that are started on one machine."""
@@ -29,6 +30,19 @@ def machine_errors(launch: LaunchConfig, gpus: tuple[str, ...]) -> list[str]:
     """
     file = launch.config_file
     return [*(() if file is None else _config_file_errors(file)), *_rank_errors(launch, len(gpus))]
+
+
+def crowding_warning(launch: LaunchConfig, *, num_gpus: int, num_cores: int) -> str:
+    """What more ranks than CPU cores cost, in one line; empty where each has a core, or a GPU.
+
+    >>> crowding_warning(LaunchConfig(num_processes=4), num_gpus=0, num_cores=2)
+    '4 ranks on 2 CPU cores take turns; faster: launch.num_processes=2'
+    """
+    num_ranks = (launch.num_processes or 1) * launch.concurrent
+    if num_gpus or launch.config_file is not None or num_ranks <= num_cores:
+        return ""
+    fewer = f"launch.num_processes={num_cores}" if launch.concurrent == 1 else "a lower launch.concurrent"
+    return f"{counted(num_ranks, 'rank')} on {counted(num_cores, 'CPU core')} take turns; faster: {fewer}"
 
 
 def _config_file_errors(file: str) -> Iterator[str]:

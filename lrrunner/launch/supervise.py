@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import os
 import shlex
 import sys
@@ -15,7 +16,7 @@ from lrrunner.config.command_line import CommandLine, interrupted_start_lines, r
 from lrrunner.config.schema import Config
 from lrrunner.errors import ConfigError
 from lrrunner.launch.job import Job
-from lrrunner.launch.machine_checks import machine_errors
+from lrrunner.launch.machine_checks import crowding_warning, machine_errors
 from lrrunner.launch.rank_output import RankOutputFiles
 from lrrunner.launch.worker_group import WorkerGroup
 from lrrunner.reporting.progress_display import ProgressDisplay, progress_display
@@ -25,7 +26,7 @@ from lrrunner.results.run_state import JobResult, RunState
 from lrrunner.results.status_file import as_recorded, read_status
 from lrrunner.results.writer import new_run_path
 from lrrunner.system import exit_codes
-from lrrunner.system.devices import visible_gpus
+from lrrunner.system.devices import usable_cores, visible_gpus
 from lrrunner.system.interrupt_counter import InterruptCounter
 from lrrunner.system.job_log import JobLog
 from lrrunner.system.temporary_folders import new_private_folder, remove_stale_folders
@@ -34,6 +35,8 @@ from lrrunner.tracking.run_names import default_run_name
 from lrrunner.tracking.supervised_run import SupervisedRuns
 
 POLL_S = 0.05
+
+logger = logging.getLogger(__name__)
 
 
 def supervise(config: Config, command_line: CommandLine) -> int:
@@ -55,7 +58,10 @@ def supervise(config: Config, command_line: CommandLine) -> int:
     errors = [*machine_errors(config.launch, gpus), *([] if job.is_resumed else _directory_errors(directory))]
     if errors:
         raise ConfigError(errors)
+    crowding = crowding_warning(config.launch, num_gpus=len(gpus), num_cores=len(usable_cores()))
     with JobLog(job.redactor), InterruptCounter() as interrupts:
+        if crowding:
+            logger.warning("%s", crowding)
         result = _run(job, gpus, interrupts)
     _print_end(result, job)
     return result.exit_code

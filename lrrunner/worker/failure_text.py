@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 
 from lrrunner.launch.mailbox import ANOTHER_RANK_IS_GONE, ANOTHER_RANK_IS_SILENT, WORKER_WAS_ENDED
-from lrrunner.system.error_message import error_message
+from lrrunner.system.error_message import error_message, user_position
 from lrrunner.training.torch_messages import NEEDS_FLOATS, NEEDS_INDICES, UNUSED_PARAMETERS
 
 MAX_LENGTH = 600
@@ -35,7 +35,7 @@ HINTS = (
 
 
 def failure_text(error: BaseException, *, masked: Callable[[str], str] = str) -> str:
-    """Type and message of an exception; whether it only follows from the failure of another rank.
+    """Type, message and position of an exception; whether it only follows from the failure of another rank.
 
     Args:
         error: The exception.
@@ -51,7 +51,7 @@ def failure_text(error: BaseException, *, masked: Callable[[str], str] = str) ->
     'the loss needs class indices: convert the target in data.train'
     """
     message = error_message(error)
-    text = masked(" ".join(message.split()))[:MAX_LENGTH]
+    text = masked(" ".join(_without_traceback(message).split()))[:MAX_LENGTH]
     if isinstance(error, RuntimeError) and any(part in text for part in LOST_CONNECTION_MESSAGES):
         return f"{ANOTHER_RANK_IS_GONE}, its connection was lost ({text})"
     if isinstance(error, RuntimeError) and any(part in text for part in TIMEOUT_MESSAGES):
@@ -59,4 +59,16 @@ def failure_text(error: BaseException, *, masked: Callable[[str], str] = str) ->
     if isinstance(error, RuntimeError) and WORKER_ENDED_MESSAGE.search(text):
         return f"{WORKER_WAS_ENDED} ({text})"
     hint = next((f"; {hint}" for pattern, hint in HINTS if re.search(pattern, message)), "")
-    return f"{type(error).__name__}: {text}{hint}"
+    position = user_position(error)
+    return f"{type(error).__name__}: {text}{position and ','}{position}{hint}"
+
+
+def _without_traceback(message: str) -> str:
+    """The message of an error from a worker of a data loader, which quotes the worker's whole traceback.
+
+    >>> _without_traceback("Caught it.\\nOriginal Traceback (most recent call last):\\n  File ...\\nKeyError: 1\\n")
+    'Caught it. KeyError: 1'
+    """
+    head, quoted, stack = message.partition("Original Traceback (most recent call last):")
+    lines = stack.strip().splitlines()
+    return f"{head.strip()} {lines[-1]}" if quoted and lines else message

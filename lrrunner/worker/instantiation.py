@@ -14,7 +14,7 @@ from typing import Any
 import hydra.utils
 from hydra.errors import InstantiationException
 
-from lrrunner.system.error_message import error_message
+from lrrunner.system.error_message import error_message, user_position
 
 EXTRAS = {"transformers": "hf", "lightning": "lightning"}
 """Package -> the extra of lrrunner that installs it."""
@@ -39,7 +39,9 @@ def instantiate(name: str, component: Mapping[str, Any] | None, errors: list[str
         cause = error.__cause__ if isinstance(error, InstantiationException) and error.__cause__ else error
         logger.info("%s could not be built", name, exc_info=cause)
         reason = _first_line(cause, default="no message")
-        errors.append(f"{name} could not be built: {component['_target_']} raised {type(cause).__name__}: {reason}")
+        position = user_position(cause)
+        raised = f"{type(cause).__name__}: {reason}{position and ','}{position}"
+        errors.append(f"{name} could not be built: {component['_target_']} raised {raised}")
         return None
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
-from lrrunner.config.command_line import resume_command
+from lrrunner.config.command_line import resume_command, sync_command
 from lrrunner.core.confirmation import PlannedTrial
 from lrrunner.core.range_extension import Extension
 from lrrunner.errors import ConfigError
@@ -207,7 +207,7 @@ class RunReporter:
         self._ended = RunState.FINISHED
         checkpoints.remove(path / CHECKPOINT_FOLDER)
         # before the upload, in which a server may keep the user waiting
-        self._terminal.finish(test, directory=path, mlflow=self._mlflow.location)
+        self._terminal.finish(test, directory=path, mlflow=self._mlflow_place)
         self._others.finish(test)
         self._mlflow.finish(
             RunEnd(state=RunState.FINISHED, note=text, directory=path, test=test, figure=figure),
@@ -216,8 +216,8 @@ class RunReporter:
     def _interrupt(self, cause: str, figure: Path | None) -> None:
         """Record and report that a signal has ended the run."""
         text = self._write_unfinished(RunState.KILLED, cause)
-        mlflow = self._mlflow.location
-        self._terminal.show_interruption(cause, resume=self._resume_command, picture=figure, mlflow=mlflow)
+        place = self._mlflow_place
+        self._terminal.show_interruption(cause, resume=self._resume_command, picture=figure, mlflow=place)
         self._others.finish(None)
         self._mlflow.finish(RunEnd(state=RunState.KILLED, note=text, directory=self.directory.path))
 
@@ -256,6 +256,13 @@ class RunReporter:
         state = self._ended or RunState.KILLED
         self._mlflow.end(state, note=text)
         return state
+
+    @property
+    def _mlflow_place(self) -> str | None:
+        """Where to look at the run in MLflow, or the command that uploads it; None if tracking is off."""
+        if self._mlflow.location is None and self._context.job.tracking.enabled:
+            return f"not reached; later: {sync_command(shown_path(self.directory.path))}"
+        return self._mlflow.location
 
     @property
     def _resume_command(self) -> str:

@@ -6,10 +6,12 @@ import functools
 import logging
 from pathlib import Path
 
+from lrrunner.config.command_line import sync_command
 from lrrunner.records import Step, Trial
 from lrrunner.results.run_state import RunState
 from lrrunner.results.writer import RunDirectory
 from lrrunner.system.bounded_call import done_within
+from lrrunner.system.terminal import shown_path
 from lrrunner.tracking import tag_names
 from lrrunner.tracking.connection import Connection
 from lrrunner.tracking.failures import failure_reason
@@ -93,7 +95,8 @@ class TrackedRun:
         """Upload everything else and end the run."""
         failure = None if self._run is None else self._run.finish(end)
         if failure is not None:
-            logger.warning("MLflow lacks a part of the run (%s); the run directory has it all", failure.reason)
+            sync = sync_command(shown_path(end.directory))
+            logger.warning("MLflow lacks a part of the run (%s); upload it with %s", failure.reason, sync)
 
     def end(self, state: RunState, *, note: str | None = None) -> None:
         """End the run and upload nothing but a description, if there is one.

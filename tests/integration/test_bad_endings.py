@@ -255,6 +255,7 @@ def test_an_unreachable_server_costs_no_record(tmp_path: Path) -> None:
     )
     assert done.code == 0, done.err
     assert "MLflow does not answer" in done.err
+    assert "mlflow:       not reached; later: lrrunner-sync run" in done.out.splitlines()
     assert "Traceback" not in done.err
     assert done.read("status.json")["mlflow_run_id"] is None
     assert (done.run / "suggestion.json").exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -162,6 +163,7 @@ def test_an_error_is_named_once_with_its_traceback_on_disk(tmp_path: Path) -> No
     assert done.code == 1
     assert done.err.count("RuntimeError: the model's own error") == 1
     assert "lrrunner: the sweep failed on rank 1: RuntimeError" in done.err
+    assert re.search(r"api_key=\S*, at parts\.py:\d+ in forward; see run/ranks$", done.err.strip())
     assert "Traceback" not in done.err
     assert "Traceback" in (done.run / "ranks" / "1.log").read_text()
     assert done.read("status.json")["cause"].startswith("rank 1: RuntimeError: the model's own error")

@@ -69,6 +69,17 @@ def test_a_summary_run_ends_whatever_fails(tmp_path: Path, monkeypatch: pytest.M
     assert connection.client.get_run(run_id).info.status == "FINISHED"
 
 
+@pytest.mark.parametrize(("enabled", "shown"), [(True, 1), (False, 0)])
+def test_a_batch_that_mlflow_does_not_know_names_the_command_that_uploads_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], enabled: bool, shown: int
+) -> None:
+    """Where it would say how to open MLflow."""
+    tracking = composed(f"tracking.enabled={str(enabled).lower()}", world_size=None).tracking
+    _Summary(tmp_path, tracking=tracking, redactor=Redactor()).finish([], interrupted=True)
+    line = f"mlflow:       not reached; later: lrrunner-sync {tmp_path}"
+    assert capsys.readouterr().out.splitlines().count(line) == shown
+
+
 def test_a_summary_that_mlflow_misses_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -42,3 +44,27 @@ def test_an_error_of_our_own_is_not_taken_for_the_stores(monkeypatch: pytest.Mon
     monkeypatch.setattr(sync, "_sync", upload)
     with pytest.raises(ZeroDivisionError):
         sync.run(["first"])
+
+
+def test_its_help_is_text_for_users(capsys: pytest.CaptureFixture[str]) -> None:
+    """The docstring of a module, backquotes included, explains a module; an example is worth more than both."""
+    with pytest.raises(SystemExit):
+        sync.run(["--help"])
+    text = capsys.readouterr().out
+    assert text.startswith("usage: lrrunner-sync [-h] [--uri URI] directory [directory ...]\n")
+    assert "example:\n  lrrunner-sync runs/" in text
+    assert "``" not in text
+    assert max(map(len, text.splitlines())) <= 80
+
+
+def test_an_interrupted_upload_is_repeated_by_the_same_command(tmp_path: Path) -> None:
+    """KeyboardInterrupt came with a traceback of MLflow's client."""
+    program = (
+        "import os, signal, sys, time; from lrrunner.cli import sync; "
+        "sync._sync = lambda *_: (os.kill(os.getpid(), signal.SIGINT), time.sleep(60)); sync.main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, "runs/a"], capture_output=True, text=True, timeout=60, check=False, cwd=tmp_path
+    )
+    assert (done.returncode, done.stderr) == (130, "")
+    assert done.stdout == "interrupted:  the upload is not complete\ngo on with:   lrrunner-sync runs/a\n"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lrrunner.launch.machine_checks import machine_errors
+from lrrunner.launch.machine_checks import crowding_warning, machine_errors
 from tests.composing import composed
 
 
@@ -19,6 +19,25 @@ def test_more_ranks_than_gpus_are_refused() -> None:
     ]
     assert machine_errors(launch, tuple("012345")) == []
     assert machine_errors(launch, ()) == []
+
+
+@pytest.mark.parametrize(
+    ("overrides", "num_gpus", "warning"),
+    [
+        (("launch.num_processes=2",), 0, ""),
+        (("launch.num_processes=4",), 0, "4 ranks on 2 CPU cores take turns; faster: launch.num_processes=2"),
+        (("launch.num_processes=4",), 4, ""),
+        (
+            ("launch.num_processes=2", "launch.concurrent=2"),
+            0,
+            "4 ranks on 2 CPU cores take turns; faster: a lower launch.concurrent",
+        ),
+    ],
+)
+def test_more_ranks_than_cores_are_warned_of(overrides: tuple[str, ...], num_gpus: int, warning: str) -> None:
+    """The sweep is right, but slower than with fewer ranks: the curve depends on the global batch alone."""
+    launch = composed(*overrides, world_size=None).launch
+    assert crowding_warning(launch, num_gpus=num_gpus, num_cores=2) == warning
 
 
 def test_a_launch_file_for_deepspeed_is_refused(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -60,3 +62,21 @@ def test_a_target_of_the_wrong_dtype_names_what_to_convert(loss: Any, hint: str)
     with pytest.raises(RuntimeError) as caught:
         loss(torch.zeros(4, 3))
     assert failure_text(caught.value).partition("; ")[2].startswith(hint)
+
+
+def test_the_position_is_the_users_own_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Frames of torch say where it noticed; what to mend is in the model."""
+    (tmp_path / "my_model_of_a_test.py").write_text(
+        "import torch\n\n\ndef forward(x):\n    return torch.nn.functional.linear(x, torch.ones(2, 3))\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    forward = importlib.import_module("my_model_of_a_test").forward
+    with pytest.raises(RuntimeError) as caught:
+        forward(torch.ones(1, 2))
+    assert failure_text(caught.value).endswith(", at my_model_of_a_test.py:5 in forward")
+    quoted = f'File "{tmp_path}/my_model_of_a_test.py", line 7, in item'
+    in_a_worker = RuntimeError(f"Caught it.\nOriginal Traceback (most recent call last):\n  {quoted}\nKeyError: 3\n")
+    assert failure_text(in_a_worker) == "RuntimeError: Caught it. KeyError: 3, at my_model_of_a_test.py:7 in item"
+    hinted = failure_text(RuntimeError(f"expected scalar type Long but found Float\n{quoted}"))
+    assert hinted.partition(", at my_model_of_a_test.py:7 in item; ")[2].startswith("the loss needs class indices")
