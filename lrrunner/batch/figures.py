@@ -22,6 +22,8 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#5
 STYLES = ("-", "--", ":", "-.")
 MAX_LEGEND = 16
 MAX_LABEL = 56
+BATCH_SIZE = "batch_size"
+"""Part of the keys of batch sizes."""
 DOT_POINTS = 11.0
 """Size of the first dot at a suggested LR."""
 
@@ -66,7 +68,7 @@ def scaling_figure(key: str, points: Sequence[SweptPoint], law: PowerLaw | None)
     """Suggested LR with its interval against a swept number, both on log scales; 900 x 560 px.
 
     The fitted power law is drawn through each group with the band of its exponent's 95 % interval; linear and
-    square-root scaling go through the middle of the first group, for comparison.
+    square-root scaling, rules for batch sizes, go through the middle of the first group where the number is one.
 
     Args:
         key: Configuration key of the swept number.
@@ -82,7 +84,7 @@ def scaling_figure(key: str, points: Sequence[SweptPoint], law: PowerLaw | None)
         _draw_points(axes, members, colour=colour)
         if law is not None and group in law.scales:
             _draw_law(axes, members, law, colour=colour)
-        if number == 0:
+        if number == 0 and BATCH_SIZE in key:
             _draw_rules(axes, members)
     axes.set_xscale("log")
     axes.set_yscale("log")

@@ -54,6 +54,14 @@ def test_the_law_is_in_the_title_and_the_rules_are_drawn(fitted: bool) -> None:
     assert len(axes.collections) == 2 + 2 * fitted
 
 
+def test_rules_for_batch_sizes_are_drawn_for_batch_sizes() -> None:
+    """Nobody claims that the LR grows with the width of a layer, or with its weight decay."""
+    for key, num_rules in (("data.global_batch_size", 2), ("model.hidden_features", 0), ("optimizer.weight_decay", 0)):
+        (axes,) = scaling_figure(key, points("optimizer=sgd", 0.1), None).axes
+        labels = axes.get_legend_handles_labels()[1]
+        assert sum("scaling" in label for label in labels) == num_rules
+
+
 def test_names_are_the_ticks_and_groups_stand_beside_each_other(tmp_path: Path) -> None:
     """Two groups with the same LR must not hide each other."""
     group_points = [
