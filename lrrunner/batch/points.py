@@ -47,6 +47,11 @@ class BatchJob:
     key: str
 
     @property
+    def values(self) -> str:
+        """The short label without keys, for a bar."""
+        return " ".join(part.partition("=")[2] or part for part in self.short_label.split(" "))
+
+    @property
     def overrides(self) -> tuple[str, ...]:
         """As typed, secrets masked."""
         return tuple(map(self.job.redactor.text, self.job.command_line.overrides))

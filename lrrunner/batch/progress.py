@@ -66,11 +66,18 @@ class BatchProgress:
                 display.show(replace(job.progress, label=f"  {_shortened(job.label)}: {job.progress.label}"))
 
     def print(self, text: str) -> None:
-        """Print a line on standard output; on a terminal it continues indented where it is too long."""
-        if sys.stdout.isatty():
-            text = "\n".join(textwrap.wrap(text, terminal_width(), subsequent_indent="    ", break_long_words=False))
+        """Print a line on standard output."""
         with self._batch.cleared():
             write_line(text)
+
+    def print_outcome(self, job: str, outcome: str) -> None:
+        """Print how a job ended; on a terminal that is too narrow, below the job."""
+        line = f"{job}   {outcome}"
+        if sys.stdout.isatty() and len(line) > terminal_width():
+            indent = " " * 6
+            below = textwrap.wrap(outcome, terminal_width(), initial_indent=indent, subsequent_indent=indent)
+            line = "\n".join([job, *below])
+        self.print(line)
 
     def close(self) -> None:
         """Remove the bars."""

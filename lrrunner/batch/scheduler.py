@@ -54,7 +54,7 @@ class Slot:
         if self.running is None or self.workers is None:
             return None
         batch_job = self.running.batch_job
-        return JobProgress(label=batch_job.job.redactor.text(batch_job.short_label), progress=self.workers.progress)
+        return JobProgress(label=batch_job.job.redactor.text(batch_job.values), progress=self.workers.progress)
 
     def record_output(self, rank: int, name: str, lines: Sequence[str]) -> None:
         """Pass on what a rank prints; between jobs it is dropped."""
@@ -255,7 +255,8 @@ class BatchScheduler:
         self._num_failed += entry.state == RunState.FAILED
         label = redactor.text(batch_job.short_label)
         if self.progress is not None:
-            self.progress.print(f"[{self._num_ended}/{self._num_jobs}] {label}   {describe_outcome(entry)}")
+            job = f"[{self._num_ended}/{self._num_jobs}] {label}"
+            self.progress.print_outcome(job, describe_outcome(entry))
 
     def _interrupt(self, *, at_once: bool, number: int) -> None:
         self._ends_at_once = at_once

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from lrrunner.batch.ledger import Entry
 from lrrunner.batch.summary_table import TABLE_COLUMNS, rows, short_entry_labels
 from lrrunner.results.run_state import RunState
+from lrrunner.system.terminal import shortened_in_middle
 
 GAP = "  "
 MIN_LABEL = 12
@@ -32,18 +33,6 @@ def terminal_table(entries: Sequence[Entry], *, width: int | None = None) -> str
     if not _is_within(text, width):
         text = _in_narrow_columns(entries, table, width=width)
     return f"{text}\n{keys}" if keys else text
-
-
-def shortened_in_middle(text: str, length: int) -> str:
-    """The text with its middle left out where it is longer.
-
-    >>> shortened_in_middle("optimizer=adamw width=64", 12)
-    'optimi…th=64'
-    """
-    if len(text) <= length:
-        return text
-    num_last = (length - 1) // 2
-    return f"{text[: length - 1 - num_last]}…{text[len(text) - num_last :]}"
 
 
 def _in_columns(table: Sequence[tuple[str, ...]]) -> str:

@@ -13,6 +13,9 @@ from lrrunner.system.redaction import Redactor
 from lrrunner.system.start_signals import signals_end_start
 from lrrunner.system.terminal import write_line
 
+ERASED_LINE = "\r\x1b[K"
+"""Erases the line of a terminal that the cursor is on."""
+
 
 @contextmanager
 def interrupts_end_start() -> Iterator[None]:
@@ -32,5 +35,7 @@ def _report() -> None:
         on_cpu=launcher_switch_is_on(USE_CPU_VARIABLE),
     )
     redactor = Redactor.for_run({}, os.environ, [argument for argument in arguments if not argument.startswith("-")])
+    if sys.stderr.isatty():
+        write_line(ERASED_LINE, sys.stderr, end="")  # "starting 1 rank ...^C"
     for line in interrupted_start_lines(command):
         write_line(redactor.text(line))

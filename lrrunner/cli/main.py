@@ -27,7 +27,7 @@ from lrrunner.system.output_streams import forgive_closed_output
 from lrrunner.system.plain_values import to_plain
 from lrrunner.system.redaction import Redactor, shortened
 from lrrunner.system.temporary_folders import remove_stale_folders
-from lrrunner.system.terminal import write_line
+from lrrunner.system.terminal import counted, write_line
 
 RANK_0_FIRST_S = 5.0
 """How long another rank waits with a configuration error: rank 0 prints the same one first, and ends every rank."""
@@ -72,8 +72,18 @@ def run(arguments: Sequence[str]) -> int:
     except ConfigError as error:
         _print_error(error, command_line, rank)
         return exit_codes.CONFIG_ERROR
+    return _run_here(config, command_line, world_size=world_size or 1, quiet=command_line.quiet or rank != 0)
+
+
+def _run_here(config: Config, command_line: CommandLine, *, world_size: int, quiet: bool) -> int:
+    """Run the job in this process, which imports torch first and says so."""
+    from lrrunner.reporting.progress_display import progress_display
+
+    display = progress_display(quiet=quiet)
+    display.announce(f"starting {counted(world_size, 'rank')} ...")
     with collection_paused():
         from lrrunner.worker.run_job import run_in_new_world
+    display.clear()
     return run_in_new_world(config, command_line)
 
 

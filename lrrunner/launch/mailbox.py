@@ -207,15 +207,20 @@ class HeartbeatWriter:
         self._world_size = int(world_size) if world_size.isdecimal() else 1
         self._count = 0
         self._written_at = 0.0
+        self._job, self._step = NO_JOB, -1
         self._progress: Progress | None = None
 
     def show_progress(self, progress: Progress | None) -> None:
-        """Send this with the next heartbeats."""
+        """Send this with the next heartbeats; its end at once, since the result is printed next."""
+        is_over = progress is None and self._progress is not None
         self._progress = progress
+        if is_over:
+            self.job_changed(self._job, step=self._step)
 
     def job_changed(self, job: int, *, step: int = -1) -> None:
         """Write that a job begins, or that this rank waits for one."""
         self._count += 1
+        self._job, self._step = job, step
         self._written_at = time.monotonic()
         heartbeat = Heartbeat(
             identity=self._identity,

@@ -82,7 +82,7 @@ def _run(job: Job, gpus: tuple[str, ...], interrupts: InterruptCounter) -> JobRe
     remove_stale_folders()
     group = _started_group(job, gpus, output)
     try:
-        if not job.is_resumed:  # else rank 0 reopens the run; made while the ranks load torch
+        if not job.is_resumed and not interrupts.count:  # else rank 0 reopens the run; made while the ranks load torch
             run_id = mlflow_runs.create(
                 job.config.tracking, job.directory, name=default_run_name(job.config), redactor=job.redactor
             )

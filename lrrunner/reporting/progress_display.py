@@ -11,9 +11,13 @@ from typing import Any, Protocol, TextIO
 from tqdm import tqdm
 
 from lrrunner.records import Progress
-from lrrunner.system.terminal import write_line
+from lrrunner.system.terminal import columns, shortened_in_middle, write_line
 
 BAR_FORMAT = "{desc} {bar} {n_fmt}/{total_fmt}  {remaining} left"
+FIRST_BAR_FORMAT = BAR_FORMAT.replace("{remaining}", "--:--")
+"""Of a first step, which says nothing of the time left."""
+
+MIN_LABEL = 8
 LINE_INTERVAL_S = 30.0
 
 
@@ -143,8 +147,10 @@ class BarDisplay:
         """Advance the bar; another label begins another bar in its place."""
         is_new = progress.label != self._label
         if is_new:
-            self._replace(progress.label, total=progress.num_steps, initial=progress.step, bar_format=BAR_FORMAT)
-        self._bar.set_description_str(f"{progress.label}  {progress.detail}".rstrip(), refresh=is_new)
+            self._replace(progress.label, total=progress.num_steps, initial=progress.step, bar_format=FIRST_BAR_FORMAT)
+        elif progress.step > self._bar.initial:
+            self._bar.bar_format = BAR_FORMAT
+        self._bar.set_description_str(self._description(progress), refresh=is_new)
         self._bar.update(progress.step - self._bar.n)
 
     def announce(self, text: str) -> None:
@@ -163,6 +169,13 @@ class BarDisplay:
         if self._bar is not None:
             self._bar.close()
         self._bar = self._label = None
+
+    def _description(self, progress: Progress) -> str:
+        """Label and values, as far as the line has room for them beside the count and the time left."""
+        count = f" / {progress.num_steps}/{progress.num_steps}  00:00 left"
+        room = columns(self._stream) - len(count)
+        label = shortened_in_middle(progress.label, max(MIN_LABEL, room - len(progress.detail) - 2))
+        return f"{label}  {progress.detail}".rstrip()[: max(room, MIN_LABEL)]
 
     def _replace(self, label: str, *, total: int | None, initial: int, bar_format: str) -> None:
         self.clear()

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import textwrap
 from logging.handlers import MemoryHandler
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Self, TextIO
+
+from tqdm import tqdm
 
 from lrrunner.system.redaction import RedactingFormatter, Redactor
+from lrrunner.system.terminal import columns
 
 package_logger = logging.getLogger("lrrunner")
 
@@ -19,6 +23,22 @@ def wake_loggers() -> None:
     for name, logger in logging.root.manager.loggerDict.items():
         if isinstance(logger, logging.Logger) and name.partition(".")[0] == package_logger.name:
             logger.disabled = False
+
+
+class _Terminal(logging.StreamHandler[TextIO]):
+    """Standard error: a record does not run into a progress bar, and lines of a terminal are broken between words."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The text, wrapped on a terminal."""
+        text = super().format(record)
+        if not self.stream.isatty():
+            return text
+        return textwrap.fill(text, columns(self.stream), break_long_words=False, break_on_hyphens=False)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a record above the bars."""
+        with tqdm.external_write_mode(file=self.stream):
+            super().emit(record)
 
 
 class _LogFile(logging.FileHandler):
@@ -50,7 +70,7 @@ class JobLog:
 
     def __init__(self, redactor: Redactor) -> None:
         self._redactor = redactor
-        self._terminal = logging.StreamHandler()
+        self._terminal = _Terminal()
         self._terminal.setLevel(logging.WARNING)
         self._terminal.setFormatter(RedactingFormatter("lrrunner: %(message)s", redactor))
         self._early = MemoryHandler(capacity=1000, flushLevel=logging.CRITICAL + 1, flushOnClose=False)

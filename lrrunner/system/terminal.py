@@ -39,6 +39,25 @@ def terminal_width() -> int:
     return shutil.get_terminal_size((LINE_WIDTH, 24)).columns
 
 
+def columns(stream: TextIO) -> int:
+    """Columns of the terminal that a stream is; 80 where it is none."""
+    with contextlib.suppress(OSError, ValueError):
+        return os.get_terminal_size(stream.fileno()).columns or LINE_WIDTH
+    return LINE_WIDTH
+
+
+def shortened_in_middle(text: str, length: int) -> str:
+    """The text with its middle left out where it is longer.
+
+    >>> shortened_in_middle("optimizer=adamw width=64", 12)
+    'optimi…th=64'
+    """
+    if len(text) <= length:
+        return text
+    num_last = (length - 1) // 2
+    return f"{text[: length - 1 - num_last]}…{text[len(text) - num_last :]}"
+
+
 def write_line(text: str, stream: TextIO | None = None, *, end: str = "\n") -> None:
     """Print and flush; a stream whose reader is gone (``| head -2``, a closed terminal) raises nothing."""
     stream = sys.stdout if stream is None else stream

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple, cast
 from lrrunner.config.schema import TrackingConfig
 from lrrunner.errors import ConfigError
 from lrrunner.system.garbage_collection import collection_paused
+from lrrunner.system.interrupt_counter import num_interrupts
 from lrrunner.system.redaction import Redactor
 from lrrunner.tracking.abandoned_runs import end_abandoned_runs
 from lrrunner.tracking.bounded_client import BoundedClient, keep_attempts_off_the_terminal, within
@@ -77,8 +78,11 @@ def connect(*, uri: str, experiment: str, redactor: Redactor, timeout_s: float |
     uri = anchored_uri(uri)
     if uri.startswith(SQLITE):
         check_database(database_path(uri))
+    known = num_interrupts()
     try:
         import_mlflow(uri, timeout_s=timeout_s)
+        if num_interrupts() > known:
+            raise InterruptedError("interrupted")
         client = _opened_client(uri, timeout_s=timeout_s)
         experiment_id = _experiment_id(client, experiment, uri)
         end_abandoned_runs(client, experiment_id)
@@ -145,17 +149,19 @@ def connect_or_warn(tracking: TrackingConfig, redactor: Redactor, *, kept_in: st
         kept_in: What holds everything that MLflow misses, for the warning.
 
     Returns:
-        The connection; None, with a warning, if the store does not answer.
+        The connection; None if the store does not answer, with a warning unless a signal has ended the attempt.
 
     Raises:
         ConfigError: the store answers, but cannot be used.
     """
+    known = num_interrupts()
     try:
         return connect(
             uri=tracking.uri, experiment=tracking.experiment, redactor=redactor, timeout_s=tracking.timeout_s
         )
     except ConnectionError as error:
-        warn_unreachable(str(error), kept_in=kept_in)
+        if num_interrupts() == known:
+            warn_unreachable(str(error), kept_in=kept_in)
         return None
 
 

@@ -6,8 +6,9 @@ import contextlib
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import NoReturn
 
@@ -105,6 +106,13 @@ class Session:
     opened: RunDirectory | None = None
     directory: Path | None = None
 
+    @cached_property
+    def display(self) -> ProgressDisplay:
+        """This terminal, or that of the supervisor; on rank 0."""
+        if self.request.show_progress is not None:
+            return ForwardingDisplay(self.request.show_progress)
+        return progress_display(quiet=self.request.command_line.quiet or self.collective.rank != 0)
+
     @property
     def collective(self) -> Collective:
         """How the ranks communicate."""
@@ -141,6 +149,7 @@ class Session:
             with contextlib.suppress(OSError, ValueError):  # the loop may be writing into it
                 self.opened.discard()
         if self.collective.rank == 0 and not self.request.supervised:
+            self.display.clear()
             for line in interrupted_start_lines(self.command):
                 write_line(line)
 
@@ -262,7 +271,7 @@ def _complete_imports(session: Session) -> None:
     """Import MLflow and exempt all imports from collection, before a component exists that has to be freed."""
     tracking = session.config.tracking
     if session.collective.rank == 0 and tracking.enabled:
-        with contextlib.suppress(ImportError):  # whoever connects reports it
+        with contextlib.suppress(ImportError), _announced(session, "loading MLflow ..."):  # whoever connects reports it
             import_mlflow(tracking.uri, timeout_s=tracking.timeout_s)
     exempt_from_collection()
 
@@ -305,19 +314,26 @@ def _prepare_reporter(session: Session) -> RunReporter:
         command=session.command,
         world_size=session.collective.world_size,
         redactor=session.redactor,
-        display=_display(request),
+        display=session.display,
     )
-    is_tracked = not mlflow_is_silent
-    return prepare_reporter(
-        context, run_id=request.run_id, is_tracked=is_tracked, open_directory=session.open_directory
-    )
+    with _announced(session, "opening MLflow ..."):
+        return prepare_reporter(
+            context,
+            run_id=request.run_id,
+            is_tracked=not mlflow_is_silent,
+            open_directory=session.open_directory,
+        )
 
 
-def _display(request: JobRequest) -> ProgressDisplay:
-    """This terminal, or that of the supervisor."""
-    if request.show_progress is not None:
-        return ForwardingDisplay(request.show_progress)
-    return progress_display(quiet=request.command_line.quiet)
+@contextlib.contextmanager
+def _announced(session: Session, text: str) -> Iterator[None]:
+    """Show what MLflow takes seconds for, and nothing where it is off."""
+    if session.config.tracking.enabled:
+        session.display.announce(text)
+    try:
+        yield
+    finally:
+        session.display.clear()
 
 
 def _checkpoints(session: Session, directory: Path) -> Checkpoints:

@@ -88,3 +88,14 @@ def test_an_incomplete_file_is_ignored(tmp_path: Path) -> None:
     mailbox = new_mailbox(tmp_path)
     (tmp_path / "mailbox" / "heartbeats" / "0.json").write_text('{"identity": "a')
     assert mailbox.heartbeats(1) == {}
+
+
+def test_the_end_of_progress_is_sent_at_once(tmp_path: Path) -> None:
+    """The result is printed next, and a bar would stay below it until the next heartbeat."""
+    mailbox = new_mailbox(tmp_path)
+    writer = HeartbeatWriter(mailbox, 0)
+    writer.show_progress(Progress(label="LR sweep", step=3, num_steps=9))
+    writer.job_changed(0, step=3)
+    writer.show_progress(None)
+    (heartbeat,) = mailbox.heartbeats(1).values()
+    assert (heartbeat.job, heartbeat.step, heartbeat.progress) == (0, 3, None)

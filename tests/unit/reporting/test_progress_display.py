@@ -36,6 +36,30 @@ def test_a_terminal_shows_label_values_and_count_in_one_line_of_80_columns() -> 
     assert "\n" not in stream.getvalue().strip()
 
 
+def test_the_first_step_says_nothing_of_the_time_left() -> None:
+    """A question mark is no time."""
+    stream = Terminal()
+    display = BarDisplay(stream)
+    for _ in range(2):  # a supervisor shows what it last heard of
+        display.show(at(1))
+    display.clear()
+    assert "--:-- left" in stream.getvalue()
+    assert "?" not in stream.getvalue()
+
+
+def test_a_long_label_leaves_room_for_the_count() -> None:
+    """What does not fit was cut off at the end of the line, which is the time left."""
+    stream = Terminal()
+    display = BarDisplay(stream)
+    display.show(at(45, label="a_very_long_name: " * 6))
+    display.clear()
+    drawn = [line.strip() for line in stream.getvalue().split("\r") if line.strip()]
+    assert "…" in drawn[0]
+    assert "lr 1.0e-03  loss 0.5 " in drawn[0]
+    assert drawn[0].endswith(" 45/100  --:-- left")
+    assert drawn[0].index(" ##") <= 80 - len(" # 100/100  00:00 left"), "a stream without a size gets a bar of ten"
+
+
 def test_another_part_begins_another_bar_in_its_place() -> None:
     """A bar that stands still at the end of the last pass would be wrong."""
     stream = Terminal()
