@@ -21,7 +21,7 @@ class JobProgress:
 
     Attributes:
         label: What tells it from the other jobs.
-        progress: Where it is; None before its first step.
+        progress: Where it is; None before its first step and after its last.
     """
 
     label: str
@@ -42,8 +42,13 @@ class BatchProgress:
     def __init__(self, *, num_slots: int, quiet: bool = False, stream: TextIO | None = None) -> None:
         self._batch = progress_display(quiet=quiet, stream=stream)
         self._slots: list[ProgressDisplay] = [NoDisplay() for _ in range(num_slots)]
+        self._begun: list[str | None] = [None] * num_slots
         if isinstance(self._batch, BarDisplay):
             self._slots = [progress_display(position=i + 1, stream=stream) for i in range(num_slots)]
+
+    def announce(self, text: str) -> None:
+        """Show what is waited for before there is progress."""
+        self._batch.announce(text)
 
     def show(self, *, num_ended: int, num_failed: int, num_jobs: int, running: Sequence[JobProgress | None]) -> None:
         """Show the newest state.
@@ -57,13 +62,19 @@ class BatchProgress:
         num_running = sum(job is not None for job in running)
         detail = f"{num_failed} failed, {num_running} running"
         self._batch.show(Progress(label="batch", step=num_ended, num_steps=num_jobs, detail=detail))
-        for display, job in zip(self._slots, running, strict=True):
-            if job is None:
-                display.clear()
-            elif job.progress is None:
-                display.announce(f"  {_shortened(job.label)}: starting ...")
-            else:
-                display.show(replace(job.progress, label=f"  {_shortened(job.label)}: {job.progress.label}"))
+        for slot, job in enumerate(running):
+            self._show_job(slot, job)
+
+    def _show_job(self, slot: int, job: JobProgress | None) -> None:
+        display = self._slots[slot]
+        if job is None:
+            display.clear()
+        elif job.progress is None:
+            state = "finishing" if self._begun[slot] == job.label else "starting"
+            display.announce(f"  {_shortened(job.label)}: {state} ...")
+        else:
+            self._begun[slot] = job.label
+            display.show(replace(job.progress, label=f"  {_shortened(job.label)}: {job.progress.label}"))
 
     def print(self, text: str) -> None:
         """Print a line on standard output."""

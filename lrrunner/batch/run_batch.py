@@ -83,6 +83,7 @@ def run_batch(command_line: CommandLine) -> int:
         write_line(f"{counted(len(jobs), 'job')} in {shown_path(directory)}")
         _warn_of_crowding([config.launch for config in configs])
         summary = _Summary(directory, tracking=configs[0].tracking, redactor=redactor)
+        progress.announce(f"starting {counted(configs[0].launch.num_processes or 1, 'rank')} ...")
         scheduler.warm_up(jobs)
         parent = summary.start(
             batch_name([job.overrides for job in jobs]), shlex.join(["lrrunner", "-m", *command_line.arguments])

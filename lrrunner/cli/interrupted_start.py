@@ -11,10 +11,7 @@ from lrrunner.config.command_line import interrupted_start_lines, launch_command
 from lrrunner.system.environment import USE_CPU_VARIABLE, launcher_switch_is_on
 from lrrunner.system.redaction import Redactor
 from lrrunner.system.start_signals import signals_end_start
-from lrrunner.system.terminal import write_line
-
-ERASED_LINE = "\r\x1b[K"
-"""Erases the line of a terminal that the cursor is on."""
+from lrrunner.system.terminal import erase_line, write_line
 
 
 @contextmanager
@@ -35,7 +32,6 @@ def _report() -> None:
         on_cpu=launcher_switch_is_on(USE_CPU_VARIABLE),
     )
     redactor = Redactor.for_run({}, os.environ, [argument for argument in arguments if not argument.startswith("-")])
-    if sys.stderr.isatty():
-        write_line(ERASED_LINE, sys.stderr, end="")  # "starting 1 rank ...^C"
+    erase_line(sys.stderr)
     for line in interrupted_start_lines(command):
         write_line(redactor.text(line))

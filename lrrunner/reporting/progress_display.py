@@ -11,13 +11,16 @@ from typing import Any, Protocol, TextIO
 from tqdm import tqdm
 
 from lrrunner.records import Progress
-from lrrunner.system.terminal import columns, shortened_in_middle, write_line
+from lrrunner.system.terminal import columns, erase_line, shortened_in_middle, write_line
 
 BAR_FORMAT = "{desc} {bar} {n_fmt}/{total_fmt}  {remaining} left"
 FIRST_BAR_FORMAT = BAR_FORMAT.replace("{remaining}", "--:--")
 """Of a first step, which says nothing of the time left."""
 
 MIN_LABEL = 8
+UNKNOWN_WIDTH = 100
+ECHO_COLUMNS = 3
+"""Left free at the end of a line: the terminal's ^C would begin another one, and the bar would stay above it."""
 LINE_INTERVAL_S = 30.0
 
 
@@ -168,14 +171,19 @@ class BarDisplay:
         """Remove the bar."""
         if self._bar is not None:
             self._bar.close()
+            if self._position == 0:
+                erase_line(self._stream)
         self._bar = self._label = None
 
     def _description(self, progress: Progress) -> str:
         """Label and values, as far as the line has room for them beside the count and the time left."""
         count = f" / {progress.num_steps}/{progress.num_steps}  00:00 left"
-        room = columns(self._stream) - len(count)
+        room = self._width() - len(count)
         label = shortened_in_middle(progress.label, max(MIN_LABEL, room - len(progress.detail) - 2))
         return f"{label}  {progress.detail}".rstrip()[: max(room, MIN_LABEL)]
+
+    def _width(self) -> int:
+        return columns(self._stream, default=UNKNOWN_WIDTH) - ECHO_COLUMNS
 
     def _replace(self, label: str, *, total: int | None, initial: int, bar_format: str) -> None:
         self.clear()
@@ -190,3 +198,4 @@ class BarDisplay:
             leave=False,
             delay=1e-9,  # else it is drawn before it has a description
         )
+        self._bar.dynamic_ncols = lambda stream: (self._width(), None)

@@ -39,11 +39,17 @@ def terminal_width() -> int:
     return shutil.get_terminal_size((LINE_WIDTH, 24)).columns
 
 
-def columns(stream: TextIO) -> int:
-    """Columns of the terminal that a stream is; 80 where it is none."""
+def columns(stream: TextIO, *, default: int = LINE_WIDTH) -> int:
+    """Columns of the terminal that a stream is; ``default`` where it does not say."""
     with contextlib.suppress(OSError, ValueError):
-        return os.get_terminal_size(stream.fileno()).columns or LINE_WIDTH
-    return LINE_WIDTH
+        return os.get_terminal_size(stream.fileno()).columns or default
+    return default
+
+
+def erase_line(stream: TextIO) -> None:
+    """Erase the line of a terminal that the cursor is on: a bar, and the terminal's own ^C."""
+    if stream.isatty() and (width := columns(stream, default=0)):
+        write_line(f"\r{' ' * (width - 1)}\r", stream, end="")
 
 
 def shortened_in_middle(text: str, length: int) -> str:

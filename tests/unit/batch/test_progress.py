@@ -24,3 +24,19 @@ def test_a_terminal_shows_the_batch_and_each_running_job() -> None:
     assert " 3/8 " in shown
     assert "model=a_very_long_name_…: LR sweep  lr 1.0e-03  loss 0.5 " in shown
     assert "model=cnn: starting ..." in shown
+
+
+def test_a_job_after_its_last_step_is_not_said_to_start() -> None:
+    """It draws its picture and uploads; another job in its place starts."""
+    stream = Terminal()
+    progress = BatchProgress(num_slots=1, stream=stream)
+    step = Progress(label="LR sweep", step=9, num_steps=9)
+    for label, state in (("a", None), ("a", step), ("a", None), ("b", None)):
+        progress.show(num_ended=0, num_failed=0, num_jobs=2, running=[JobProgress(label=label, progress=state)])
+    progress.close()
+    shown = stream.getvalue()
+    positions = [
+        shown.index(text) for text in ("a: starting ...", "a: LR sweep", "a: finishing ...", "b: starting ...")
+    ]
+    assert positions == sorted(positions)
+    assert shown.count("a: starting ...") == 1
