@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import shlex
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +34,15 @@ from lrrunner.system.interrupt_counter import InterruptCounter
 from lrrunner.system.job_log import JobLog
 from lrrunner.system.plain_values import to_plain
 from lrrunner.system.redaction import Redactor
-from lrrunner.system.terminal import counted, labelled_line, shown_path, terminal_width, wrapped_line, write_line
+from lrrunner.system.terminal import (
+    counted,
+    labelled_line,
+    shown_path,
+    terminal_width,
+    wrapped_line,
+    write_error,
+    write_line,
+)
 from lrrunner.tracking import tag_names
 from lrrunner.tracking.connection import connect_or_warn
 from lrrunner.tracking.failures import failure_reason
@@ -217,7 +224,7 @@ def _run_jobs(scheduler: BatchScheduler, jobs: Sequence[BatchJob], interrupts: I
 def _show_failure(failure: Exception, redactor: Redactor) -> None:
     logger.info("the batch failed", exc_info=failure)
     text = " ".join(str(failure).split())
-    write_line(redactor.text(f"lrrunner: the batch failed: {type(failure).__name__}: {text}"), sys.stderr)
+    write_error(redactor.text(f"lrrunner: the batch failed: {type(failure).__name__}: {text}"))
 
 
 def _refuse_reserved(overrides: Sequence[str]) -> None:

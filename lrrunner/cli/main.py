@@ -27,7 +27,7 @@ from lrrunner.system.output_streams import forgive_closed_output
 from lrrunner.system.plain_values import to_plain
 from lrrunner.system.redaction import Redactor, shortened
 from lrrunner.system.temporary_folders import remove_stale_folders
-from lrrunner.system.terminal import counted, write_line
+from lrrunner.system.terminal import counted, write_error, write_line
 
 RANK_0_FIRST_S = 5.0
 """How long another rank waits with a configuration error: rank 0 prints the same one first, and ends every rank."""
@@ -175,4 +175,4 @@ def _print_error(error: ConfigError, command_line: CommandLine, rank: int) -> No
         prefix = f"[rank {rank}] "
     redactor = Redactor.for_run({}, os.environ, command_line.overrides)
     lines = redactor.text(str(error)).split("\n")
-    write_line(prefix + "\n".join(shortened(line, MAX_MESSAGE_LENGTH) for line in lines), sys.stderr)
+    write_error(prefix + "\n".join(shortened(line, MAX_MESSAGE_LENGTH) for line in lines))

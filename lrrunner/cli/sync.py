@@ -18,7 +18,7 @@ from lrrunner.system import exit_codes
 from lrrunner.system.output_streams import forgive_closed_output
 from lrrunner.system.redaction import Redactor
 from lrrunner.system.start_signals import signals_end_start
-from lrrunner.system.terminal import labelled_line, write_line
+from lrrunner.system.terminal import labelled_line, write_error, write_line
 from lrrunner.tracking.failures import failure_reason, is_unreachable
 from lrrunner.tracking.sync_run import sync_run
 
@@ -65,19 +65,19 @@ def run(arguments: Sequence[str]) -> int:
             for line in _sync(directory, parsed.uri):
                 print(line, flush=True)
         except ConfigError as error:
-            print(error, file=sys.stderr)
+            write_error(str(error))
             code = max(code, exit_codes.CONFIG_ERROR)
         except ConnectionError as error:
-            print(f"lrrunner-sync: {directory}: MLflow does not answer ({error}); try again later", file=sys.stderr)
+            write_error(f"lrrunner-sync: {directory}: MLflow does not answer ({error}); try again later")
             code = max(code, exit_codes.FAILED)
         except BlockingIOError as error:
-            print(f"lrrunner-sync: {error}", file=sys.stderr)
+            write_error(f"lrrunner-sync: {error}")
             code = max(code, exit_codes.FAILED)
         except Exception as error:  # a store that fails in the middle raises what its libraries do
             if not is_unreachable(error):
                 raise
             reason = failure_reason(error, Redactor.for_run({}, os.environ))
-            print(f"lrrunner-sync: {directory}: MLflow does not answer ({reason}); try again later", file=sys.stderr)
+            write_error(f"lrrunner-sync: {directory}: MLflow does not answer ({reason}); try again later")
             code = max(code, exit_codes.FAILED)
     return code
 

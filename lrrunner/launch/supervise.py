@@ -30,7 +30,7 @@ from lrrunner.system.devices import usable_cores, visible_gpus
 from lrrunner.system.interrupt_counter import InterruptCounter
 from lrrunner.system.job_log import JobLog
 from lrrunner.system.temporary_folders import new_private_folder, remove_stale_folders
-from lrrunner.system.terminal import counted, shown_path, write_line
+from lrrunner.system.terminal import counted, fitted, shown_path, write_error, write_line
 from lrrunner.tracking.run_names import default_run_name
 from lrrunner.tracking.supervised_run import SupervisedRuns
 
@@ -160,8 +160,11 @@ def _wait(group: WorkerGroup, interrupts: InterruptCounter, display: ProgressDis
 
 def _print(display: ProgressDisplay, name: str, text: str) -> None:
     """Print rank 0's output as this process's own."""
+    stream = sys.stdout if name == "out" else sys.stderr
+    if name == "err" and text.startswith("lrrunner: "):
+        text = fitted(text, stream)
     with display.cleared():
-        write_line(text, sys.stdout if name == "out" else sys.stderr, end="")
+        write_line(text, stream, end="")
 
 
 def _print_end(result: JobResult, job: Job) -> None:
@@ -170,11 +173,11 @@ def _print_end(result: JobResult, job: Job) -> None:
         for line in _interrupted_lines(result, job):
             write_line(job.redactor.text(line))
     elif result.exit_code == exit_codes.CONFIG_ERROR and result.cause:
-        write_line(job.redactor.text(result.cause), sys.stderr)
+        write_error(job.redactor.text(result.cause))
     elif result.state == RunState.FAILED:
         logs = job.directory / RANKS_FOLDER
         where = f"; see {logs}" if logs.is_dir() else ""
-        write_line(job.redactor.text(f"lrrunner: the sweep failed on {result.cause}{where}"), sys.stderr)
+        write_error(job.redactor.text(f"lrrunner: the sweep failed on {result.cause}{where}"))
 
 
 def _interrupted_lines(result: JobResult, job: Job) -> list[str]:

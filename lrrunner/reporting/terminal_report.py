@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from lrrunner.records import Progress, RangeTestResult, Step
 from lrrunner.reporting.progress_display import ProgressDisplay
 from lrrunner.reporting.run_summary import closing_lines, interrupted_lines
 from lrrunner.system.redaction import Redactor
-from lrrunner.system.terminal import shown_path, write_line
+from lrrunner.system.terminal import shown_path, write_error, write_line
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +58,7 @@ class TerminalReport:
         text = f"{extension.reason}: sweeping again from {extension.start_lr:.1e} to {extension.end_lr:.1e}"
         logger.info("%s", text)
         with self._display.cleared():
-            write_line(f"lrrunner: {text}", sys.stderr)
+            write_error(f"lrrunner: {text}")
 
     def finish(self, test: RangeTestResult, *, directory: Path, mlflow: str | None) -> None:
         """Print the closing lines.

@@ -74,6 +74,25 @@ def write_line(text: str, stream: TextIO | None = None, *, end: str = "\n") -> N
             silence(stream)
 
 
+def write_error(text: str) -> None:
+    """Print a message on standard error, whose lines are broken between words on a terminal."""
+    write_line(fitted(text, sys.stderr), sys.stderr)
+
+
+def fitted(text: str, stream: TextIO) -> str:
+    """Text whose lines are broken between words where a terminal is too narrow, and continue indented."""
+    if not stream.isatty():
+        return text
+    return "\n".join(_broken(line, columns(stream)) for line in text.split("\n"))
+
+
+def _broken(line: str, width: int) -> str:
+    if len(line) <= width:
+        return line
+    indent = " " * (len(line) - len(line.lstrip(" -")))
+    return textwrap.fill(line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+
+
 def silence(stream: TextIO) -> None:
     """Discard what is buffered: neither the next line nor the end of the interpreter may fail on it."""
     nowhere = os.open(os.devnull, os.O_WRONLY)

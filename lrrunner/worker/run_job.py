@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -32,7 +31,7 @@ from lrrunner.system.job_log import JobLog
 from lrrunner.system.plain_values import to_plain
 from lrrunner.system.redaction import Redactor
 from lrrunner.system.stop_signal import StopSignal
-from lrrunner.system.terminal import shown_path, write_line
+from lrrunner.system.terminal import shown_path, write_error, write_line
 from lrrunner.tracking.connection import import_mlflow
 from lrrunner.tracking.finished_run import complete_finished_run
 from lrrunner.tracking.training_set import TrainingSet
@@ -170,7 +169,7 @@ def run_in_new_world(config: Config, command_line: CommandLine) -> int:
         world,
         JobRequest(config=config, command_line=command_line),
         orphaned=lambda: world.collective.world_size > 1 and os.getppid() != parent,
-        on_config_error=lambda message: print(message, file=sys.stderr),
+        on_config_error=write_error,
         on_failure=lambda cause: exit_now(exit_codes.FAILED),
     )
     leave_world()
@@ -384,7 +383,7 @@ def _report_failure(error: BaseException, own_cause: str, session: Session) -> s
         session.reporter.close_progress()
     if own_cause == first_cause and not session.request.supervised:
         where = f"; see {shown_path(session.directory / 'ranks' / f'{rank}.log')}" if session.directory else ""
-        print(f"lrrunner: the sweep failed on {first_cause}{where}", file=sys.stderr, flush=True)
+        write_error(f"lrrunner: the sweep failed on {first_cause}{where}")
     if session.reporter is not None:
         session.reporter.fail(first_cause)
     return first_cause

@@ -19,6 +19,7 @@ from lrrunner.errors import ConfigError
 from lrrunner.launch.machine_checks import DEEPSPEED_REFUSED
 from lrrunner.system import exit_codes
 from lrrunner.system.environment import USE_CPU_VARIABLE, USE_DEEPSPEED_VARIABLE, launcher_switch_is_on
+from lrrunner.system.terminal import write_error
 from lrrunner.training import collectives
 from lrrunner.training.collectives import Collective
 from lrrunner.worker.deferred_dynamo import defer_dynamo, is_dynamo_loaded
@@ -114,5 +115,5 @@ def exit_now(code: int) -> NoReturn:
 def _exit_with_config_error(message: str) -> NoReturn:
     """End this rank, as every other one does; rank 0 prints the message."""
     if os.environ.get("RANK", "0") == "0":
-        print(ConfigError([message]), file=sys.stderr)
+        write_error(str(ConfigError([message])))
     exit_now(exit_codes.CONFIG_ERROR)

@@ -290,9 +290,10 @@ def test_an_exception_without_a_message_is_named_with_its_rank(tmp_path: Path) -
     """Its __str__ raises, while the rank reports it."""
     done = launch(tmp_path, *FAILING, *NO_TRACKING, "+model.rank=1", "+model.how=unprintable")
     assert done.code == 1
-    cause = "rank 1: Unprintable: (its message cannot be shown: RuntimeError)"
+    cause = done.read("status.json")["cause"]
+    named = r"rank 1: Unprintable: \(its message cannot be shown: RuntimeError\), at parts\.py:\d+ in forward"
+    assert re.fullmatch(named, cause)
     assert f"lrrunner: the sweep failed on {cause}; see" in done.err
-    assert done.read("status.json")["cause"] == cause
     assert "Traceback" in (done.run / "ranks" / "1.log").read_text()
 
 

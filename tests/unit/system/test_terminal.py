@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 
+import pytest
+
 from lrrunner.system.interrupt_counter import InterruptCounter
-from lrrunner.system.terminal import write_line
+from lrrunner.system.terminal import fitted, write_line
 
 
 def test_a_closed_pipe_raises_nothing() -> None:
@@ -32,3 +35,17 @@ def test_a_closed_terminal_is_a_request_to_stop() -> None:
             assert interrupts.count == 0
     finally:
         signal.signal(signal.SIGHUP, old)
+
+
+def test_a_message_is_broken_between_words_on_a_terminal_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A terminal breaks words where its width ends; a log has one line to search for."""
+    message = "the configuration is wrong\n  - model.width must be a number, got wide; see conf/README.md"
+    assert fitted(message, io.StringIO()) == message
+    monkeypatch.setattr("lrrunner.system.terminal.columns", lambda stream: 40)
+    terminal = io.StringIO()
+    monkeypatch.setattr(terminal, "isatty", lambda: True)
+    assert fitted(message, terminal).split("\n") == [
+        "the configuration is wrong",
+        "  - model.width must be a number, got",
+        "    wide; see conf/README.md",
+    ]
