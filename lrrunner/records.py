@@ -2,42 +2,12 @@
 
 from __future__ import annotations
 
-import html
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from enum import StrEnum
 
-
-class _Record:
-    """A record whose repr is one line: the fields that differ from their defaults, floats in full."""
-
-    __slots__ = ()
-
-    def __repr__(self) -> str:
-        shown = ((item.name, getattr(self, item.name)) for item in fields(self) if item.repr)  # type: ignore[arg-type]
-        defaults = {item.name: item.default for item in fields(self)}  # type: ignore[arg-type]
-        given = ((name, value) for name, value in shown if not _same(value, defaults[name]))
-        return f"{type(self).__name__}({', '.join(f'{name}={_text(value)}' for name, value in given)})"
-
-
-def html_table(rows: Mapping[str, str]) -> str:
-    """A table of names and values, escaped.
-
-    >>> html_table({"loss": "<0.1"})
-    '<table><tr><th>loss</th><td>&lt;0.1</td></tr></table>'
-    """
-    cells = (f"<tr><th>{html.escape(name)}</th><td>{html.escape(text)}</td></tr>" for name, text in rows.items())
-    return f"<table>{''.join(cells)}</table>"
-
-
-def _same(value: object, default: object) -> bool:
-    """Whether a value is the default, of which NaN is the same as NaN."""
-    return value is default or value == default or (value != value and default != default)
-
-
-def _text(value: object) -> str:
-    return str(value) if isinstance(value, StrEnum) else repr(value)
+from lrrunner.record_display import Record, html_table
 
 
 class StopReason(StrEnum):
@@ -79,7 +49,7 @@ class TrialOutcome(StrEnum):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, repr=False)
-class Step(_Record):
+class Step(Record):
     """One optimizer step of a sweep, as every rank agreed on it.
 
     Attributes:
@@ -131,7 +101,7 @@ class Step(_Record):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, repr=False)
-class Stop(_Record):
+class Stop(Record):
     """Why and where one repeat of a pass ended.
 
     Attributes:
@@ -162,7 +132,7 @@ class Stop(_Record):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, repr=False)
-class Trial(_Record):
+class Trial(Record):
     """One confirmation run: a short training under a complete schedule, from the state the sweep started from.
 
     Attributes:
@@ -186,7 +156,7 @@ class Trial(_Record):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, repr=False)
-class Suggestion(_Record):
+class Suggestion(Record):
     """What a curve supports.
 
     Attributes:
@@ -227,7 +197,7 @@ class Suggestion(_Record):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, repr=False)
-class SweepPass(_Record):
+class SweepPass(Record):
     """One pass of a range test: a sweep over one range of LRs.
 
     Attributes:
@@ -244,7 +214,7 @@ class SweepPass(_Record):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, repr=False)
-class Training(_Record):
+class Training(Record):
     """The training that a suggestion is for.
 
     Attributes:
@@ -259,7 +229,7 @@ class Training(_Record):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, repr=False)
-class Confirmation(_Record):
+class Confirmation(Record):
     """How confirmation runs were compared.
 
     Attributes:
@@ -287,7 +257,7 @@ class Confirmation(_Record):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, repr=False)
-class Progress(_Record):
+class Progress(Record):
     """How far a part of a job is.
 
     Attributes:
@@ -304,7 +274,7 @@ class Progress(_Record):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, repr=False)
-class NoiseScale(_Record):
+class NoiseScale(Record):
     """Critical batch size, above which a larger batch stops paying, from the noise in the gradient.
 
     Attributes:
@@ -334,7 +304,7 @@ class NoiseScale(_Record):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, repr=False)
-class RangeTestResult(_Record):
+class RangeTestResult(Record):
     """A whole range test: records of all passes and repeats, where each of them ended, and the suggestion.
 
     Attributes:

@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from lrrunner.config.command_line import DEFAULT_CONFIG_NAME, CommandLine
 from lrrunner.config.composer import parsed_override
-from lrrunner.config.validation import known_keys, unknown_key_message
+from lrrunner.config.key_names import known_keys, unknown_key_message
 
 Attempt = Callable[[Sequence[str]], DictConfig | Exception]
 """Composes with some overrides; returns Hydra's exception if it fails."""

@@ -6,7 +6,8 @@ import base64
 import io
 
 from lrrunner.config.schema import Config, batch_summary
-from lrrunner.records import RangeTestResult, TrialOutcome, html_table
+from lrrunner.record_display import html_table
+from lrrunner.records import RangeTestResult, TrialOutcome
 from lrrunner.reporting.figure_style import DPI
 from lrrunner.reporting.sweep_figure import job_figure
 

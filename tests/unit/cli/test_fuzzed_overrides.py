@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from lrrunner.cli.main import run
-from lrrunner.config.validation import known_keys
+from lrrunner.config.key_names import known_keys
 
 DIGITS = "1" * 400
 NAME = "k" * 5000

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lrrunner.config.validation import known_keys
+from lrrunner.config.key_names import known_keys
 from lrrunner.core.suggestion_rules import RULES
 
 ROOT = Path(__file__).resolve().parents[3]
