@@ -43,10 +43,10 @@ from lrrunner.system.terminal import (
     write_error,
     write_line,
 )
-from lrrunner.tracking import tag_names
-from lrrunner.tracking.connection import connect_or_warn
-from lrrunner.tracking.failures import failure_reason
-from lrrunner.tracking.runs import end_run, run_location
+from lrrunner.tracking.names import tag_names
+from lrrunner.tracking.store.connection import connect_or_warn
+from lrrunner.tracking.store.failures import failure_reason
+from lrrunner.tracking.store.runs import end_run, run_location
 from lrrunner.tracking.supervised_run import END_WITHIN_S
 
 RESERVED_KEYS = {

@@ -28,7 +28,7 @@ from lrrunner.results.status_file import as_recorded, close_abandoned, read_stat
 from lrrunner.system import exit_codes
 from lrrunner.system.interrupt_counter import InterruptCounter
 from lrrunner.system.temporary_folders import remove_stale_folders
-from lrrunner.tracking import tag_names
+from lrrunner.tracking.names import tag_names
 from lrrunner.tracking.supervised_run import SupervisedRuns
 
 POLL_S = 0.02

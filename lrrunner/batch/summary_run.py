@@ -15,11 +15,11 @@ from lrrunner.config.schema import TrackingConfig
 from lrrunner.results.run_state import ENDED, RunState
 from lrrunner.system.redaction import Redactor
 from lrrunner.system.terminal import counted
-from lrrunner.tracking import tag_names
-from lrrunner.tracking.connection import Connection, anchored_uri, connect_or_warn
-from lrrunner.tracking.failures import UploadFailure, failure_reason
-from lrrunner.tracking.runs import create_or_join_run, find_run, reopen_run, run_exists
-from lrrunner.tracking.summary_upload import Summary, upload_summary
+from lrrunner.tracking.names import tag_names
+from lrrunner.tracking.store.connection import Connection, anchored_uri, connect_or_warn
+from lrrunner.tracking.store.failures import UploadFailure, failure_reason
+from lrrunner.tracking.store.runs import create_or_join_run, find_run, reopen_run, run_exists
+from lrrunner.tracking.upload.summary_upload import Summary, upload_summary
 from lrrunner.version import __version__
 
 KEPT_IN = "batch directory"

@@ -18,9 +18,9 @@ from lrrunner.errors import ConfigError
 from lrrunner.results.reader import read_run
 from lrrunner.results.run_state import RunState, state_in
 from lrrunner.results.status_file import read_status
-from lrrunner.tracking import tag_names
-from lrrunner.tracking.connection import Connection
-from lrrunner.tracking.runs import run_exists, run_location
+from lrrunner.tracking.names import tag_names
+from lrrunner.tracking.store.connection import Connection
+from lrrunner.tracking.store.runs import run_exists, run_location
 from lrrunner.tracking.sync_run import connect_for, raise_failure, sync_run
 
 

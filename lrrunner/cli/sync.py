@@ -19,7 +19,7 @@ from lrrunner.system.output_streams import forgive_closed_output
 from lrrunner.system.redaction import Redactor
 from lrrunner.system.start_signals import signals_end_start
 from lrrunner.system.terminal import labelled_line, write_error, write_line
-from lrrunner.tracking.failures import failure_reason, is_unreachable
+from lrrunner.tracking.store.failures import failure_reason, is_unreachable
 from lrrunner.tracking.sync_run import sync_run
 
 DESCRIPTION = """\

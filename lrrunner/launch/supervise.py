@@ -31,7 +31,7 @@ from lrrunner.system.interrupt_counter import InterruptCounter
 from lrrunner.system.job_log import JobLog
 from lrrunner.system.temporary_folders import new_private_folder, remove_stale_folders
 from lrrunner.system.terminal import counted, fitted, shown_path, write_error, write_line
-from lrrunner.tracking.run_names import default_run_name
+from lrrunner.tracking.names.run_names import default_run_name
 from lrrunner.tracking.supervised_run import SupervisedRuns
 
 POLL_S = 0.05

@@ -20,12 +20,12 @@ from lrrunner.results.resume_checks import code_versions
 from lrrunner.results.run_state import RunState
 from lrrunner.results.writer import RunDirectory
 from lrrunner.system.redaction import Redactor
-from lrrunner.tracking import tag_names
-from lrrunner.tracking.connection import Connection, connect, script_tracking
-from lrrunner.tracking.failures import UploadFailure
-from lrrunner.tracking.mlflow_run import RunEnd, join_run
-from lrrunner.tracking.run_names import default_run_name
-from lrrunner.tracking.runs import create_run
+from lrrunner.tracking.names import tag_names
+from lrrunner.tracking.names.run_names import default_run_name
+from lrrunner.tracking.store.connection import Connection, connect, script_tracking
+from lrrunner.tracking.store.failures import UploadFailure
+from lrrunner.tracking.store.runs import create_run
+from lrrunner.tracking.upload.mlflow_run import RunEnd, join_run
 from lrrunner.training.learning_rate import LearningRate
 from lrrunner.training.optimizers import unwrapped
 from lrrunner.version import __version__

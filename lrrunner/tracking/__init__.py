@@ -1,1 +1,1 @@
-"""MLflow: connection, upload, metric names."""
+"""MLflow: what a supervisor, a resumed run and ``lrrunner-sync`` do with names, store and upload."""

@@ -16,7 +16,7 @@ from lrrunner.results.resume_checks import finished_differences
 from lrrunner.system.plain_values import to_plain
 from lrrunner.system.redaction import Redactor
 from lrrunner.system.terminal import shown_path
-from lrrunner.tracking.connection import anchored_uri
+from lrrunner.tracking.store.connection import anchored_uri
 from lrrunner.tracking.sync_run import synced_location
 
 logger = logging.getLogger(__name__)

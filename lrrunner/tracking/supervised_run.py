@@ -16,11 +16,11 @@ from lrrunner.results.status_file import read_status, write_status
 from lrrunner.system.atomic_files import write_text
 from lrrunner.system.bounded_call import done_within
 from lrrunner.system.redaction import Redactor
-from lrrunner.tracking.connection import Connection, connect_or_warn, warn_unreachable
-from lrrunner.tracking.failures import upload_failure
-from lrrunner.tracking.runs import create_or_join_run, create_run, delete_run, end_run, is_running
-from lrrunner.tracking.tag_names import PARENT, RUN_DIR, VERSION
-from lrrunner.tracking.upload_run import NO_CAUSE, note_from_status, upload_run
+from lrrunner.tracking.names.tag_names import PARENT, RUN_DIR, VERSION
+from lrrunner.tracking.store.connection import Connection, connect_or_warn, warn_unreachable
+from lrrunner.tracking.store.failures import upload_failure
+from lrrunner.tracking.store.runs import create_or_join_run, create_run, delete_run, end_run, is_running
+from lrrunner.tracking.upload.upload_run import NO_CAUSE, note_from_status, upload_run
 from lrrunner.version import __version__
 
 KEPT_IN = "run directory"

@@ -16,12 +16,12 @@ from lrrunner.results.run_state import ENDED_WITHOUT_REPORT, RunState
 from lrrunner.results.status_file import write_status
 from lrrunner.system.process_identity import is_alive, is_gone
 from lrrunner.system.redaction import MASK, Redactor
-from lrrunner.tracking import tag_names
-from lrrunner.tracking.connection import Connection, connect
-from lrrunner.tracking.failures import UploadFailure
-from lrrunner.tracking.run_names import default_run_name
-from lrrunner.tracking.runs import create_run, delete_doubles, find_run, run_exists, run_location
-from lrrunner.tracking.upload_run import upload_run
+from lrrunner.tracking.names import tag_names
+from lrrunner.tracking.names.run_names import default_run_name
+from lrrunner.tracking.store.connection import Connection, connect
+from lrrunner.tracking.store.failures import UploadFailure
+from lrrunner.tracking.store.runs import create_run, delete_doubles, find_run, run_exists, run_location
+from lrrunner.tracking.upload.upload_run import upload_run
 from lrrunner.version import __version__
 
 CREDENTIALS = (

@@ -12,7 +12,7 @@ from typing import Any
 from lrrunner.records import RangeTestResult, Step
 from lrrunner.system.plain_values import flattened
 from lrrunner.system.redaction import Redactor
-from lrrunner.tracking.metric_names import result_metrics, result_tags, step_point
+from lrrunner.tracking.names.metric_names import result_metrics, result_tags, step_point
 
 FOLDER = "trackers"
 """Folder of the run directory for trackers that write files."""

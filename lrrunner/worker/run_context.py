@@ -16,7 +16,7 @@ from lrrunner.results.resume_checks import differences, directory_errors
 from lrrunner.results.writer import RunDirectory, new_run_path
 from lrrunner.system.plain_values import to_plain
 from lrrunner.system.redaction import Redactor
-from lrrunner.tracking.connection import anchored_uri
+from lrrunner.tracking.store.connection import anchored_uri
 
 
 @dataclass(frozen=True, kw_only=True)

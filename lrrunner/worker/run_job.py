@@ -32,9 +32,9 @@ from lrrunner.system.plain_values import to_plain
 from lrrunner.system.redaction import Redactor
 from lrrunner.system.stop_signal import StopSignal
 from lrrunner.system.terminal import shown_path, write_error, write_line
-from lrrunner.tracking.connection import import_mlflow
 from lrrunner.tracking.finished_run import complete_finished_run
-from lrrunner.tracking.training_set import TrainingSet
+from lrrunner.tracking.store.connection import import_mlflow
+from lrrunner.tracking.upload.training_set import TrainingSet
 from lrrunner.training import checkpoints, collectives
 from lrrunner.training.checkpoints import Checkpoints
 from lrrunner.training.collectives import Collective

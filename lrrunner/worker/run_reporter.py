@@ -26,9 +26,9 @@ from lrrunner.sweep.confirmation_runs import Trials
 from lrrunner.sweep.range_test_result import describe_interruption, range_test_result
 from lrrunner.system.process_identity import process_identity
 from lrrunner.system.terminal import shown_path
-from lrrunner.tracking.connection import Connection, connect_or_warn
-from lrrunner.tracking.mlflow_run import RunEnd
-from lrrunner.tracking.training_set import TrainingSet
+from lrrunner.tracking.store.connection import Connection, connect_or_warn
+from lrrunner.tracking.upload.mlflow_run import RunEnd
+from lrrunner.tracking.upload.training_set import TrainingSet
 from lrrunner.training import checkpoints
 from lrrunner.worker.other_trackers import OtherTrackers, tracker_errors
 from lrrunner.worker.run_context import RunContext, open_run_directory

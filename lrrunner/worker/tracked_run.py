@@ -12,13 +12,13 @@ from lrrunner.results.run_state import RunState
 from lrrunner.results.writer import RunDirectory
 from lrrunner.system.bounded_call import done_within
 from lrrunner.system.terminal import shown_path
-from lrrunner.tracking import tag_names
-from lrrunner.tracking.connection import Connection
-from lrrunner.tracking.failures import failure_reason
-from lrrunner.tracking.mlflow_run import MlflowRun, RunEnd, join_run
-from lrrunner.tracking.run_names import default_run_name
-from lrrunner.tracking.runs import create_or_join_run, end_run, find_run, reopen_run, run_exists
-from lrrunner.tracking.training_set import TrainingSet
+from lrrunner.tracking.names import tag_names
+from lrrunner.tracking.names.run_names import default_run_name
+from lrrunner.tracking.store.connection import Connection
+from lrrunner.tracking.store.failures import failure_reason
+from lrrunner.tracking.store.runs import create_or_join_run, end_run, find_run, reopen_run, run_exists
+from lrrunner.tracking.upload.mlflow_run import MlflowRun, RunEnd, join_run
+from lrrunner.tracking.upload.training_set import TrainingSet
 from lrrunner.version import __version__
 from lrrunner.worker.run_context import RunContext
 

@@ -219,7 +219,7 @@ class Mortal(nn.Module):
 
     def _watch_upload(self) -> None:
         from lrrunner.system.process_identity import pid_of
-        from lrrunner.tracking.mlflow_run import MlflowRun
+        from lrrunner.tracking.upload.mlflow_run import MlflowRun
 
         supervisor = pid_of(os.environ["LRRUNNER_SUPERVISOR"])
 

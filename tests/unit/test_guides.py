@@ -34,7 +34,11 @@ def test_the_tour_of_the_package_names_every_folder_and_only_files_that_exist() 
     text = (ROOT / "lrrunner" / "README.md").read_text(encoding="utf-8")
     folders = {path.name for path in (ROOT / "lrrunner").iterdir() if (path / "__init__.py").exists()}
     assert {name for name in folders if not re.search(rf"^\| .*\b{name}\b", text, re.MULTILINE)} == set()
-    named = re.findall(r"`((?:[a-z_]+/)?[a-z_]+\.py)`", text)
+    parts = [path.parent for path in (ROOT / "lrrunner").glob("*/*/__init__.py")]
+    assert [
+        path for path in parts if not re.search(rf"^\| .*\b{path.parent.name} \(.*`{path.name}/`", text, re.MULTILINE)
+    ] == []
+    named = re.findall(r"`((?:[a-z_]+/)*[a-z_]+\.py)`", text)
     assert [name for name in named if not (ROOT / "lrrunner" / name).exists()] == []
 
 

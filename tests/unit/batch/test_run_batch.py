@@ -15,11 +15,11 @@ from lrrunner.config.command_line import parse_command_line
 from lrrunner.errors import ConfigError
 from lrrunner.results.run_state import RunState
 from lrrunner.system.redaction import Redactor
-from lrrunner.tracking.connection import connect_or_warn
-from lrrunner.tracking.failures import UploadFailure
-from lrrunner.tracking.runs import is_running
+from lrrunner.tracking.store.connection import connect_or_warn
+from lrrunner.tracking.store.failures import UploadFailure
+from lrrunner.tracking.store.runs import is_running
 from tests.composing import composed
-from tests.unit.tracking.fake_store import FakeClient, connected
+from tests.unit.tracking.store.fake_store import FakeClient, connected
 
 
 def isolate_mlflow(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from lrrunner.config.schema import Config, target_name
-from lrrunner.tracking import tag_names
+from lrrunner.tracking.names import tag_names
 
 _LR_SUFFIX = re.compile(r" lr=\S+$")
 

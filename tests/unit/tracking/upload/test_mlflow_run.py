@@ -11,9 +11,9 @@ from PIL import Image
 from lrrunner.config.schema import Config, DataConfig, SweepConfig, TrackingConfig
 from lrrunner.records import RangeTestResult, Step, Stop, StopReason, Suggestion, Verdict
 from lrrunner.results.run_state import RunState
-from lrrunner.tracking.mlflow_run import MlflowRun, RunEnd, has_image, join_run, pin_image
-from lrrunner.tracking.summary_upload import Summary, upload_summary
-from tests.unit.tracking.fake_store import FakeClient, connected
+from lrrunner.tracking.upload.mlflow_run import MlflowRun, RunEnd, has_image, join_run, pin_image
+from lrrunner.tracking.upload.summary_upload import Summary, upload_summary
+from tests.unit.tracking.store.fake_store import FakeClient, connected
 
 STEPS = tuple(Step(step=i, lr=0.1, loss=2.0 - i, timestamp_ms=1000 + i) for i in range(2))
 
@@ -89,7 +89,7 @@ def test_a_finished_run_has_its_curve_result_note_figure_and_files(directory: Pa
 
 def test_a_running_sweep_shows_its_progress_and_holds_its_curve(monkeypatch: pytest.MonkeyPatch) -> None:
     """Only the end shows which pass has the plain names, and MLflow cannot take back a metric."""
-    monkeypatch.setattr("lrrunner.tracking.uploader.UPLOAD_INTERVAL_S", 0.01)
+    monkeypatch.setattr("lrrunner.tracking.upload.uploader.UPLOAD_INTERVAL_S", 0.01)
     client = FakeClient()
     run = joined(client)
     run.log_step(STEPS[0])
@@ -140,7 +140,7 @@ def test_an_upload_that_failed_during_the_sweep_is_no_failure_at_the_end(
     directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A warning that MLflow lacks a part of the run would be wrong: the upload was repeated."""
-    monkeypatch.setattr("lrrunner.tracking.uploader.UPLOAD_INTERVAL_S", 0.01)
+    monkeypatch.setattr("lrrunner.tracking.upload.uploader.UPLOAD_INTERVAL_S", 0.01)
     client = FakeClient(failing=("log_metrics",))
     run = joined(client, auto_range=False)
     run.log_step(STEPS[0])

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from lrrunner.tracking.environment_tags import environment_tags, git_tags
-from lrrunner.tracking.runs import create_or_join_run, delete_run
-from tests.unit.tracking.fake_store import FakeClient, connected
+from lrrunner.tracking.names.environment_tags import environment_tags, git_tags
+from lrrunner.tracking.store.runs import create_or_join_run, delete_run
+from tests.unit.tracking.store.fake_store import FakeClient, connected
 
 
 @pytest.mark.parametrize("text", ["{", "[1]", "3"])

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from lrrunner.tracking.training_set import MAX_DIGEST_LENGTH, TrainingSet, log_training_set
-from tests.unit.tracking.fake_store import FakeClient, connected
+from lrrunner.tracking.upload.training_set import MAX_DIGEST_LENGTH, TrainingSet, log_training_set
+from tests.unit.tracking.store.fake_store import FakeClient, connected
 
 
 def test_name_size_and_digest_are_logged() -> None:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from lrrunner.config.schema import SweepConfig
 from lrrunner.core.curve import pooled_steps
 from lrrunner.records import RangeTestResult, Step, Trial
-from lrrunner.tracking import tag_names
+from lrrunner.tracking.names import tag_names
 
 STEP_METRICS = ("lr", "log10_lr", "loss", "val_loss", "smoothed_loss", "grad_norm")
 TRIAL_METRICS = {"scheduled_lr": "lr", "loss": "loss"}

@@ -9,7 +9,7 @@ import pytest
 
 from lrrunner.config.schema import SweepConfig
 from lrrunner.records import Confirmation, RangeTestResult, Step, Stop, StopReason, Suggestion, Trial, Verdict
-from lrrunner.tracking.metric_names import (
+from lrrunner.tracking.names.metric_names import (
     MetricPoint,
     live_point,
     pass_points,

@@ -15,9 +15,7 @@ from lrrunner.reporting.run_summary import link_figure
 from lrrunner.results.artifacts import artifacts
 from lrrunner.results.run_state import RunState
 from lrrunner.system.plain_values import flattened
-from lrrunner.tracking.connection import Connection
-from lrrunner.tracking.failures import UploadFailure, upload_failure
-from lrrunner.tracking.metric_names import (
+from lrrunner.tracking.names.metric_names import (
     MetricPoint,
     live_point,
     pass_points,
@@ -27,11 +25,13 @@ from lrrunner.tracking.metric_names import (
     trial_point,
     trial_step_point,
 )
-from lrrunner.tracking.run_names import name_with_lr, short_labels
-from lrrunner.tracking.runs import delete_tag, end_run, run_location, set_note
-from lrrunner.tracking.tag_names import PROGRESS
-from lrrunner.tracking.training_set import TrainingSet, log_training_set
-from lrrunner.tracking.uploader import MetricUploader
+from lrrunner.tracking.names.run_names import name_with_lr, short_labels
+from lrrunner.tracking.names.tag_names import PROGRESS
+from lrrunner.tracking.store.connection import Connection
+from lrrunner.tracking.store.failures import UploadFailure, upload_failure
+from lrrunner.tracking.store.runs import delete_tag, end_run, run_location, set_note
+from lrrunner.tracking.upload.training_set import TrainingSet, log_training_set
+from lrrunner.tracking.upload.uploader import MetricUploader
 
 FIGURE_KEY = "lr_sweep"
 IMAGES = "images"

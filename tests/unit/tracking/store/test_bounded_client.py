@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from lrrunner.system.interrupt_counter import InterruptCounter
-from lrrunner.tracking.bounded_client import BoundedClient, keep_attempts_off_the_terminal, within
-from lrrunner.tracking.failures import is_unreachable
+from lrrunner.tracking.store.bounded_client import BoundedClient, keep_attempts_off_the_terminal, within
+from lrrunner.tracking.store.failures import is_unreachable
 
 FOREVER_S = 600.0
 
@@ -96,7 +96,7 @@ def test_attempts_are_logged_by_us_and_not_shown(
         "urllib3.connectionpool",
         "lrrunner",
         "lrrunner.tracking",
-        "lrrunner.tracking.bounded_client",
+        "lrrunner.tracking.store.bounded_client",
     ):
         monkeypatch.setattr(logging.getLogger(name), "disabled", False)  # alembic's configuration disables loggers
         monkeypatch.setattr(logging.getLogger(name), "propagate", True)
@@ -110,7 +110,7 @@ def test_attempts_are_logged_by_us_and_not_shown(
     names = {(record.name, record.getMessage()) for record in caplog.records}
     assert names == {
         (
-            "lrrunner.tracking.bounded_client",
+            "lrrunner.tracking.store.bounded_client",
             "urllib3.connectionpool: Retrying (JitteredRetry(total=1)) after connection broken",
         ),
         ("urllib3.connectionpool", "from the user's own thread"),

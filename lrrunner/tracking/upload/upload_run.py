@@ -10,10 +10,10 @@ from lrrunner.results.artifacts import FIGURE_FILE
 from lrrunner.results.reader import RunFiles
 from lrrunner.results.run_state import ENDED, RunState, state_in
 from lrrunner.results.status_file import read_status
-from lrrunner.tracking.connection import Connection
-from lrrunner.tracking.failures import UploadFailure
-from lrrunner.tracking.mlflow_run import FIGURE_KEY, RunEnd, has_image, join_run
-from lrrunner.tracking.training_set import TrainingSet
+from lrrunner.tracking.store.connection import Connection
+from lrrunner.tracking.store.failures import UploadFailure
+from lrrunner.tracking.upload.mlflow_run import FIGURE_KEY, RunEnd, has_image, join_run
+from lrrunner.tracking.upload.training_set import TrainingSet
 
 NO_CAUSE = "no cause known"
 

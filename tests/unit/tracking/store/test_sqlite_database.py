@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from lrrunner.tracking.sqlite_database import (
+from lrrunner.tracking.store.sqlite_database import (
     database_lock,
     database_path,
     file_system,
@@ -26,7 +26,7 @@ from lrrunner.tracking.sqlite_database import (
 def test_a_second_process_waits_for_the_lock_whatever_its_temporary_folder_is(tmp_path: Path) -> None:
     """The lock was in TMPDIR: two users, or two TMPDIRs, made the tables at once, and both failed (2 of 2)."""
     program = (
-        "import sys\nfrom pathlib import Path\nfrom lrrunner.tracking.sqlite_database import database_lock\n"
+        "import sys\nfrom pathlib import Path\nfrom lrrunner.tracking.store.sqlite_database import database_lock\n"
         "try:\n    with database_lock(Path(sys.argv[1]), timeout_s=0.2): print('held')\n"
         "except TimeoutError: print('waited')"
     )
@@ -81,7 +81,7 @@ def test_a_database_on_a_network_file_system_is_warned_of(
 ) -> None:
     """SQLite's locks do not hold there."""
     for kind in ("nfs4", "ext4"):
-        monkeypatch.setattr("lrrunner.tracking.sqlite_database.file_system", lambda folder, kind=kind: kind)
+        monkeypatch.setattr("lrrunner.tracking.store.sqlite_database.file_system", lambda folder, kind=kind: kind)
         warn_of_network(Path("/home/ann/mlflow.db"))
     (message,) = [record.getMessage() for record in caplog.records]
     assert message.startswith(

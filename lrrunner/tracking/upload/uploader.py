@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from lrrunner.system.redaction import Redactor
-from lrrunner.tracking.failures import upload_failure
-from lrrunner.tracking.metric_names import STEP_METRICS, MetricPoint
+from lrrunner.tracking.names.metric_names import STEP_METRICS, MetricPoint
+from lrrunner.tracking.store.failures import upload_failure
 
 if TYPE_CHECKING:
     from mlflow.entities import Metric

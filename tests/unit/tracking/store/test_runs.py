@@ -7,8 +7,8 @@ from types import SimpleNamespace
 from typing import Any
 
 from lrrunner.results.run_state import RunState
-from lrrunner.tracking.runs import delete_doubles, end_run, find_run, is_running, run_location
-from tests.unit.tracking.fake_store import FakeClient, connected
+from lrrunner.tracking.store.runs import delete_doubles, end_run, find_run, is_running, run_location
+from tests.unit.tracking.store.fake_store import FakeClient, connected
 
 
 def test_a_run_is_found_by_tags_that_hold_a_quote() -> None:

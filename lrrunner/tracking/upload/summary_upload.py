@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from lrrunner.results.run_state import RunState
-from lrrunner.tracking.connection import Connection
-from lrrunner.tracking.failures import UploadFailure, upload_failure
-from lrrunner.tracking.mlflow_run import has_image, pin_image
-from lrrunner.tracking.runs import end_run, set_note
-from lrrunner.tracking.tag_names import LOGGED_ARTIFACTS
+from lrrunner.tracking.names.tag_names import LOGGED_ARTIFACTS
+from lrrunner.tracking.store.connection import Connection
+from lrrunner.tracking.store.failures import UploadFailure, upload_failure
+from lrrunner.tracking.store.runs import end_run, set_note
+from lrrunner.tracking.upload.mlflow_run import has_image, pin_image
 
 TABLE_FILE = "summary.json"
 

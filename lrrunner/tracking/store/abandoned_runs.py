@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from lrrunner.results.run_state import ENDED, RunState, state_in
 from lrrunner.results.status_file import close_abandoned, read_status
 from lrrunner.system.process_identity import is_gone, process_identity
-from lrrunner.tracking.tag_names import HOST, PROCESS, RUN_DIR
+from lrrunner.tracking.names.tag_names import HOST, PROCESS, RUN_DIR
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

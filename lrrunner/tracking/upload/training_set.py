@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
-from lrrunner.tracking.connection import Connection
+from lrrunner.tracking.store.connection import Connection
 
 SOURCE_TYPE = "code"
 MAX_DIGEST_LENGTH = 36

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from lrrunner.system.process_identity import process_identity
-from lrrunner.tracking.abandoned_runs import end_abandoned_runs
+from lrrunner.tracking.store.abandoned_runs import end_abandoned_runs
 
 
 def dead_identity() -> str:

@@ -13,8 +13,8 @@ import pytest
 
 from lrrunner.errors import ConfigError
 from lrrunner.system.redaction import Redactor
-from lrrunner.tracking.connection import anchored_uri, connect
-from lrrunner.tracking.failures import failure_reason, upload_failure
+from lrrunner.tracking.store.connection import anchored_uri, connect
+from lrrunner.tracking.store.failures import failure_reason, upload_failure
 
 NO_JSON = "API request to endpoint /api/2.0/mlflow/experiments/get-by-name failed with error code"
 """What MLflow says of an answer that is no JSON: that of a gateway, or one that was cut."""
@@ -69,7 +69,7 @@ def test_the_reason_is_one_line() -> None:
 
 PROGRAM = """
 import sys
-from lrrunner.tracking.connection import import_mlflow
+from lrrunner.tracking.store.connection import import_mlflow
 
 import_mlflow("sqlite:///mlflow.db", timeout_s=None)
 from mlflow import MlflowClient

@@ -14,13 +14,13 @@ from lrrunner.errors import ConfigError
 from lrrunner.system.garbage_collection import collection_paused
 from lrrunner.system.interrupt_counter import num_interrupts
 from lrrunner.system.redaction import Redactor
-from lrrunner.tracking.abandoned_runs import end_abandoned_runs
-from lrrunner.tracking.bounded_client import BoundedClient, keep_attempts_off_the_terminal, within
-from lrrunner.tracking.failures import failure_reason, first_line, is_unreachable
-from lrrunner.tracking.sqlite_database import (
+from lrrunner.tracking.store.abandoned_runs import end_abandoned_runs
+from lrrunner.tracking.store.bounded_client import BoundedClient, keep_attempts_off_the_terminal, within
+from lrrunner.tracking.store.failures import failure_reason, first_line, is_unreachable
+from lrrunner.tracking.store.sqlite_database import (
     SCHEME as SQLITE,
 )
-from lrrunner.tracking.sqlite_database import (
+from lrrunner.tracking.store.sqlite_database import (
     check_database,
     database_lock,
     database_path,

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from lrrunner.system.redaction import Redactor
-from lrrunner.tracking.metric_names import MetricPoint
-from lrrunner.tracking.uploader import MAX_POINTS_PER_BATCH, MetricUploader
+from lrrunner.tracking.names.metric_names import MetricPoint
+from lrrunner.tracking.upload.uploader import MAX_POINTS_PER_BATCH, MetricUploader
 
 
 class Store:

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lrrunner.results.run_state import RunState
-from lrrunner.tracking.abandoned_runs import owner_tags
-from lrrunner.tracking.connection import Connection
-from lrrunner.tracking.environment_tags import RUN_ID_VARIABLE, environment_tags, git_tags
-from lrrunner.tracking.failures import UploadFailure, upload_failure
-from lrrunner.tracking.tag_names import HOST, NOTE, RUN_DIR
+from lrrunner.tracking.names.environment_tags import RUN_ID_VARIABLE, environment_tags, git_tags
+from lrrunner.tracking.names.tag_names import HOST, NOTE, RUN_DIR
+from lrrunner.tracking.store.abandoned_runs import owner_tags
+from lrrunner.tracking.store.connection import Connection
+from lrrunner.tracking.store.failures import UploadFailure, upload_failure
 
 if TYPE_CHECKING:
     from mlflow.entities import Run

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from lrrunner.system.redaction import Redactor
-from lrrunner.tracking.connection import Connection
+from lrrunner.tracking.store.connection import Connection
 
 
 class FakeClient:

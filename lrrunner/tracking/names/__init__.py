@@ -1,0 +1,1 @@
+"""Names in MLflow: of runs, metrics and tags."""
