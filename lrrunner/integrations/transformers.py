@@ -15,8 +15,8 @@ from lrrunner.errors import ArgumentError
 from lrrunner.integrations.attribute_snapshot import attributes_preserved
 from lrrunner.integrations.training_plan import TrainingPlan, wants_validation, with_remarks
 from lrrunner.library import range_test as library
+from lrrunner.library.arguments.script_objects import accelerator_errors
 from lrrunner.library.result import RangeTest
-from lrrunner.library.script_objects import accelerator_errors
 from lrrunner.training.collectives import collective_for_world
 from lrrunner.training.snapshot import RngState, restore_buffers, saved_buffers
 

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from lrrunner.library.loss_function import LossFunction
+from lrrunner.library.arguments.loss_function import LossFunction
+from lrrunner.library.arguments.script_objects import ScriptObjects
 from lrrunner.library.result import RangeTest
-from lrrunner.library.script_objects import ScriptObjects
 from lrrunner.library.script_sweep import measured
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 from lrrunner.config.schema import DEFAULT_EXPERIMENT, Config, batch_summary
-from lrrunner.library.argument_names import argument_errors
+from lrrunner.library.arguments.argument_names import argument_errors
 from lrrunner.library.record_arrays import Records
 from lrrunner.records import RangeTestResult, Step
 from lrrunner.reporting import run_summary

@@ -11,23 +11,23 @@ from dataclasses import dataclass
 from typing import Any
 
 from lrrunner.config.schema import Config, Precision
-from lrrunner.library.argument_names import argument_errors, in_argument_names
+from lrrunner.library.arguments.argument_names import argument_errors, in_argument_names
+from lrrunner.library.arguments.failure_hints import failures_explained
+from lrrunner.library.arguments.loss_function import ObservedLoss
+from lrrunner.library.arguments.model_wrappers import innermost, no_sync
+from lrrunner.library.arguments.options import OBJECT_NAMES, call_text, config_from_options, disagreements
+from lrrunner.library.arguments.script_objects import ScriptObjects, object_errors, option_errors
 from lrrunner.library.caller_state import (
     dataset_epoch_restored,
     gradient_sync_enabled,
     rng_restored,
     scaler_between_steps,
 )
-from lrrunner.library.failure_hints import failures_explained
 from lrrunner.library.interrupt_request import InterruptRequest
-from lrrunner.library.loader_agreement import agreement_errors
-from lrrunner.library.loss_function import ObservedLoss
-from lrrunner.library.model_wrappers import innermost, no_sync
-from lrrunner.library.options import OBJECT_NAMES, call_text, config_from_options, disagreements
+from lrrunner.library.loaders.loader_agreement import agreement_errors
+from lrrunner.library.loaders.script_batches import ScriptBatches
 from lrrunner.library.progress import ScriptProgress
 from lrrunner.library.result import RangeTest
-from lrrunner.library.script_batches import ScriptBatches
-from lrrunner.library.script_objects import ScriptObjects, object_errors, option_errors
 from lrrunner.library.unfinished_confirmation import ConfirmationError, ConfirmationInterrupted
 from lrrunner.records import RangeTestResult, Step, Stop, StopReason
 from lrrunner.sweep.auto_range import Passes

@@ -15,7 +15,7 @@ import torch
 from torch.utils.data import BatchSampler, DistributedSampler
 
 from lrrunner.core.batch_plan import BatchPlan, EpochOrder, IndexArray, global_batches, listed_order, weighted_order
-from lrrunner.library.restarted_loader import seed_generators
+from lrrunner.library.loaders.restarted_loader import seed_generators
 from lrrunner.training.snapshot import RngState, seed_rngs
 
 WHAT_IT_GIVES = (

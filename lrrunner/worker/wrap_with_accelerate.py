@@ -11,7 +11,7 @@ from accelerate.utils import DistributedDataParallelKwargs
 from torch.nn.parallel import DistributedDataParallel
 
 from lrrunner.config.schema import Config
-from lrrunner.library.model_wrappers import no_sync, uncompiled
+from lrrunner.library.arguments.model_wrappers import no_sync, uncompiled
 from lrrunner.system.environment import USE_FSDP_VARIABLE
 from lrrunner.training import fsdp
 from lrrunner.training.loss_modules import loss_modules

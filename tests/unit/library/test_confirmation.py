@@ -14,8 +14,8 @@ from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import lrrunner
-from lrrunner.library.argument_names import in_argument_names
-from lrrunner.library.evaluation_loader import EvaluationLoader
+from lrrunner.library.arguments.argument_names import in_argument_names
+from lrrunner.library.loaders.evaluation_loader import EvaluationLoader
 from lrrunner.training.collectives import SerialCollective
 from tests.multiprocess.sweeps import regression_data, small_model, squared_error
 from tests.unit.library.script import losses, swept

@@ -12,9 +12,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from lrrunner.config.schema import Config, Monitor
 from lrrunner.config.validation import noise_scale_error
-from lrrunner.library.loss_function import LossFunction, loss_function_errors
-from lrrunner.library.model_wrappers import uncompiled
-from lrrunner.library.restarted_loader import loader_errors
+from lrrunner.library.arguments.loss_function import LossFunction, loss_function_errors
+from lrrunner.library.arguments.model_wrappers import uncompiled
+from lrrunner.library.loaders.restarted_loader import loader_errors
 from lrrunner.system.environment import USE_FSDP_VARIABLE, launcher_switch_is_on
 from lrrunner.training import fsdp
 from lrrunner.training.optimizers import held_optimizer, optimizer_errors, unwrapped

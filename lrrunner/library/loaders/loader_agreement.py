@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from torch.utils.data import DataLoader
 
-from lrrunner.library.restarted_loader import loaders_and_samplers, num_batches
+from lrrunner.library.loaders.restarted_loader import loaders_and_samplers, num_batches
 from lrrunner.sweep.fingerprint import fingerprint
 from lrrunner.sweep.streams import is_stream
 from lrrunner.training.collectives import Collective

@@ -9,7 +9,7 @@ from typing import Any
 from torch.utils.data import DataLoader
 
 from lrrunner.core.batch_plan import EVALUATION_DATA_ORDER
-from lrrunner.library.restarted_loader import num_batches, seed_generators, twin
+from lrrunner.library.loaders.restarted_loader import num_batches, seed_generators, twin
 from lrrunner.sweep.evaluators import EVALUATED_BATCHES, MAX_EVALUATION_PASSES, MIN_EVALUATED
 from lrrunner.training.collectives import Collective
 from lrrunner.training.evaluation import EvaluationError

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from lrrunner.library.failure_hints import CRITERION_CALL, CRITERION_MODULES, explain_call
+from lrrunner.library.arguments.failure_hints import CRITERION_CALL, CRITERION_MODULES, explain_call
 from lrrunner.training.item_counts import num_samples, num_sequences, unequal_sizes
 
 LossFunction = Callable[[nn.Module, Any], Any]

@@ -9,7 +9,7 @@ import pytest
 
 import lrrunner
 from lrrunner.config.schema import SuggestionConfig, SweepConfig
-from lrrunner.library.options import disagreements
+from lrrunner.library.arguments.options import disagreements
 from tests.unit.library.script import swept
 
 

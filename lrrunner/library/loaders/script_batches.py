@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from lrrunner.config.schema import Config
-from lrrunner.library.evaluation_loader import EvaluationLoader
-from lrrunner.library.restarted_loader import RestartedLoader
+from lrrunner.library.loaders.evaluation_loader import EvaluationLoader
+from lrrunner.library.loaders.restarted_loader import RestartedLoader
 from lrrunner.records import Step, Stop
 from lrrunner.sweep.evaluators import WeightedBatches
 from lrrunner.training.collectives import Collective

@@ -11,7 +11,7 @@ import torch.distributed.fsdp
 from torch import nn
 
 import lrrunner
-from lrrunner.library.script_objects import ScriptObjects, accelerator_errors, object_errors
+from lrrunner.library.arguments.script_objects import ScriptObjects, accelerator_errors, object_errors
 from tests.multiprocess.sweeps import small_model, squared_error
 from tests.unit.library.script import loader, swept
 from tests.unit.training.unusual_optimizers import Lookahead

@@ -11,7 +11,7 @@ from accelerate.data_loader import BatchSamplerShard, DataLoaderDispatcher, Data
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler, TensorDataset
 from torch.utils.data.distributed import DistributedSampler
 
-from lrrunner.library.loader_agreement import _loader_data, agreement_errors
+from lrrunner.library.loaders.loader_agreement import _loader_data, agreement_errors
 from lrrunner.training.collectives import SerialCollective
 
 

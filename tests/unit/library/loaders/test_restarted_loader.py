@@ -14,7 +14,7 @@ from accelerate.state import GradientState
 from torch.utils.data import DataLoader, IterableDataset, Sampler, Subset, TensorDataset
 from torch.utils.data.distributed import DistributedSampler
 
-from lrrunner.library.restarted_loader import RestartedLoader, loader_errors, twin
+from lrrunner.library.loaders.restarted_loader import RestartedLoader, loader_errors, twin
 from lrrunner.training.collectives import SerialCollective
 from lrrunner.training.snapshot import seed_rngs
 from tests.multiprocess.trainings import forget_accelerate
