@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import hydra
 from hydra._internal.utils import get_args_parser
@@ -14,12 +12,12 @@ from omegaconf import DictConfig
 from lrrunner.cli.help import print_help
 from lrrunner.config.command_line import CommandLine
 from lrrunner.config.composition import check_overrides
+from lrrunner.config.hydra_errors import hydra_errors_raised
 from lrrunner.config.schema import register_schema
 from lrrunner.errors import ConfigError
 from lrrunner.version import __version__
 
 COMPLETION = ("--shell-completion", "-sc")
-FULL_ERROR_VARIABLE = "HYDRA_FULL_ERROR"
 
 
 def answer(arguments: Sequence[str], command_line: CommandLine) -> None:
@@ -42,7 +40,7 @@ def answer(arguments: Sequence[str], command_line: CommandLine) -> None:
     overrides = get_args_parser().parse_intermixed_args(list(arguments)).overrides
     check_overrides(command_line.with_overrides(overrides))
     in_order = [*(argument for argument in arguments if argument not in overrides), *overrides]
-    with _errors_raised():
+    with hydra_errors_raised():
         try:
             if {"--help", "-h"}.isdisjoint(command_line.hydra_flags):
                 _run_hydra(in_order)
@@ -62,20 +60,6 @@ def _run_hydra(arguments: Sequence[str]) -> None:
         hydra.main(config_path="pkg://lrrunner.conf", config_name="config", version_base="1.3")(_nothing)()
     finally:
         sys.argv = own
-
-
-@contextmanager
-def _errors_raised() -> Iterator[None]:
-    """Have Hydra raise its errors, instead of printing a traceback and ending the process with code 1."""
-    own = os.environ.get(FULL_ERROR_VARIABLE)
-    os.environ[FULL_ERROR_VARIABLE] = "1"
-    try:
-        yield
-    finally:
-        if own is None:
-            del os.environ[FULL_ERROR_VARIABLE]
-        else:
-            os.environ[FULL_ERROR_VARIABLE] = own
 
 
 def _nothing(cfg: DictConfig) -> None:

@@ -7,14 +7,14 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn
 
 from lrrunner.cli.hydra_flags import answer
 from lrrunner.cli.interrupted_start import interrupts_end_start
 from lrrunner.config.command_line import CommandLine, parse_command_line, unknown_flag_message
-from lrrunner.config.composition import compose_job
+from lrrunner.config.composition import compose_job, override_key
 from lrrunner.config.schema import Config
 from lrrunner.errors import ConfigError
 from lrrunner.launch.machine_checks import machine_errors
@@ -31,6 +31,15 @@ from lrrunner.system.terminal import counted, write_error, write_line
 
 RANK_0_FIRST_S = 5.0
 """How long another rank waits with a configuration error: rank 0 prints the same one first, and ends every rank."""
+
+HYDRA_KEYS = {
+    "hydra.run.dir": "give run.dir=...",
+    "hydra.output_subdir": "give run.dir=...",
+    "hydra.sweep": "for a batch of runs, write lrrunner -m",
+    "hydra.launcher": "for a batch of runs, write lrrunner -m",
+    "hydra.sweeper": "for a batch of runs, write lrrunner -m",
+}
+"""Keys of Hydra that a single run ignores, and what to do instead."""
 
 MAX_MESSAGE_LENGTH = 2000
 """Of one error, which may quote a value that was typed."""
@@ -148,6 +157,8 @@ def _checked_config(command_line: CommandLine, world_size: int | None) -> Config
         )
     if command_line.multirun:
         raise ConfigError([_batch_in_ranks(command_line, world_size or 1)])
+    if errors := [error for override in command_line.overrides for error in _hydra_key_errors(override)]:
+        raise ConfigError(errors)
     config = compose_job(command_line, world_size=world_size)
     if world_size is None:  # in ranks, rank 0 checks the directory
         errors = [] if config.run.resume is None else directory_errors(config.run)
@@ -156,6 +167,14 @@ def _checked_config(command_line: CommandLine, world_size: int | None) -> Config
         if errors:
             raise ConfigError(errors)
     return config
+
+
+def _hydra_key_errors(override: str) -> Iterator[str]:
+    """Keys of Hydra's own that a single run would ignore."""
+    key = override_key(override)
+    for name, hint in HYDRA_KEYS.items():
+        if key == name or key.startswith(f"{name}."):
+            yield f"{key} has no effect in a single run, got {override}; {hint}"
 
 
 def _batch_in_ranks(command_line: CommandLine, world_size: int) -> str:

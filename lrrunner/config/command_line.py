@@ -155,7 +155,7 @@ def unknown_flag_message(flag: str) -> str:
     '--confg-dir is not an option; did you mean --config-dir?'
     """
     known = (*OPTIONS_WITH_VALUE, *MULTIRUN, *QUIET, *HYDRA_FLAGS)
-    close = difflib.get_close_matches(flag, [name for name in known if name.startswith("--")], n=1)
+    close = difflib.get_close_matches(flag, [name for name in known if name.startswith("--")], n=1, cutoff=0.75)
     hint = f"did you mean {close[0]}?" if close else "keys are written without dashes; see lrrunner --help"
     return f"{flag} is not an option; {hint}"
 

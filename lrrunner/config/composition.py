@@ -131,6 +131,8 @@ def _composer(command_line: CommandLine) -> Iterator[Composer]:
     check_lengths(command_line.overrides)
     config_dir = command_line.config_dir
     errors = list(path_errors("--config-dir", config_dir))
+    if config_dir == "":
+        errors.append("--config-dir must be followed by a directory, got nothing; name it, or leave the option out")
     if config_dir is not None and not errors and not Path(config_dir).is_dir():
         errors.append(f"--config-dir must be a directory, got {config_dir}; create it or correct the path")
     if errors:

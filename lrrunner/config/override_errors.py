@@ -54,6 +54,11 @@ def compose_without_bad_overrides(attempt: Attempt, command_line: CommandLine) -
 
 def not_an_override(override: str) -> str:
     """The message for an argument that Hydra's grammar does not have."""
+    if override.endswith(".py"):
+        return (
+            f"{override} is a script, which lrrunner does not run; name its parts with _target_ keys, or call "
+            "lrrunner.range_test in it (README.md: Your own model, In a script)"
+        )
     return f"{override!r} is not an override; write key=value, and quote values with special characters"
 
 
@@ -122,6 +127,9 @@ def _choice_error(text: str, override: str) -> str | None:
         return f"{override} gives several values to one run; for a batch of runs, write lrrunner -m {override}"
     if options := re.search(r"Could not find '.*Available options in '[^']*':\n((?:\t[^\n]*\n?)+)", text, re.DOTALL):
         names = ", ".join(name for name in options[1].split() if not name.startswith("base_"))
+        group, _, option = (re.search(r"Could not find '([^']*)'", text) or [""])[1].rpartition("/")
+        if group and group != key:
+            return f"{group} must be one of {names}; got {option} (in {key}/{value})"
         return f"{key} must be one of {names}; got {value or 'nothing'}"
     if missing := re.search(r"Could not (?:find|load) '([^']*)'", text):
         return f"{override} names a configuration that does not exist: {missing[1]}; see lrrunner --help"
@@ -155,6 +163,9 @@ def _value_error(text: str, key: str, value: str, known: list[str]) -> str | Non
     if conversion := re.search(r"could not be converted to (\w+)|is not a valid (bool)", text):
         name = conversion[1] or conversion[2]
         return f"{key} must be {TYPE_NAMES.get(name, name)}, got {value}; {_as_whole_number(name, value)}"
+    if "is not a subclass of" in text:
+        names = [name for name in known if name.rpartition(".")[0] == key]
+        return f"{key} is a section, got {value}; set one of its keys: {', '.join(names)}"
     if choice := re.search(r"expected one of \[(.*)\]", text):
         return f"{key} must be one of {choice[1]}; got {value}"
     return None

@@ -115,7 +115,7 @@ def _component_errors(config: Config) -> Iterator[str]:
 
 def _base_lr_errors(lr: Any) -> Iterator[str]:
     if isinstance(lr, bool) or not isinstance(lr, int | float) or not 0 < lr < math.inf:
-        yield f"optimizer.lr must be a number above 0, got {lr!r}; the sweep keeps group ratios to it"
+        yield f"optimizer.lr must be a number above 0, got {lr!r}; try 1e-3"
     else:
         yield from lr_errors("optimizer.lr", lr)
 

@@ -30,6 +30,7 @@ from lrrunner.batch.points import checked_points, job_overrides
 from lrrunner.batch.state import begin
 from lrrunner.config.command_line import CommandLine
 from lrrunner.config.composition import expand_grid, override_key
+from lrrunner.config.hydra_errors import hydra_errors_raised
 from lrrunner.config.schema import register_schema
 from lrrunner.errors import ConfigError
 from lrrunner.results.run_state import RunState, state_in
@@ -37,10 +38,11 @@ from lrrunner.results.status_file import read_status
 from lrrunner.slurm import array
 from lrrunner.system import exit_codes
 from lrrunner.system.atomic_files import write_text
+from lrrunner.system.error_message import error_message
 from lrrunner.system.job_log import wake_loggers
 from lrrunner.system.plain_values import to_plain
 from lrrunner.system.redaction import Redactor
-from lrrunner.system.terminal import counted, write_line
+from lrrunner.system.terminal import counted, write_error, write_line
 
 LAUNCHERS = ("submitit_slurm", "submitit_local")
 PLUGIN = "hydra_plugins.hydra_submitit_launcher"
@@ -85,10 +87,14 @@ def run_with_submitit(command_line: CommandLine) -> int:
         commands = [
             [*grid.with_overrides(job_overrides(point)).arguments, "tracking.enabled=false"] for point in points
         ]
-        if not _queue_and_wait(commands, [*grid.arguments, *launcher], directory, redactor):
+        failure = _queue_and_wait(commands, [*grid.arguments, *launcher], directory, redactor)
+        if failure is not None:
             command = shlex.join(["python", "-m", "lrrunner.slurm.array", "summary", str(directory), *jobs.arguments])
-            write_line(
-                f"lrrunner: not all jobs ended; once they have, sum them up with: {redactor.text(command)}", sys.stderr
+            write_error(
+                redactor.text(
+                    f"lrrunner: not all jobs could be queued, or have ended ({failure}); once they have, sum them up "
+                    f"with: {command}"
+                )
             )
             return exit_codes.FAILED
         return array.summarize(directory, jobs)
@@ -122,7 +128,7 @@ def run_override(run: Path) -> str | None:
 
 def _queue_and_wait(
     commands: Sequence[Sequence[str]], arguments: Sequence[str], directory: Path, redactor: Redactor
-) -> bool:
+) -> str | None:
     """Let Hydra's launcher run the jobs.
 
     Args:
@@ -132,21 +138,22 @@ def _queue_and_wait(
         redactor: Masks secrets in the files of Hydra and submitit.
 
     Returns:
-        Whether all jobs ended without an error of Hydra or submitit.
+        The error of Hydra or submitit, in one line; None if all jobs ended without one.
     """
     job = functools.update_wrapper(functools.partial(run_point, commands, directory), run_point)
     sweep = [f"hydra.sweep.dir={_quoted(directory)}", "hydra.sweep.subdir=.", "hydra.job.name=lrrunner"]
     _make_private(directory)
     try:
-        _hydra_multirun([*arguments, *sweep], job)
+        with hydra_errors_raised():
+            _hydra_multirun([*arguments, *sweep], job)
     except (Exception, KeyboardInterrupt, SystemExit) as error:
         logger.info("a job failed", exc_info=error)
-        return False
+        return f"{type(error).__name__}: {' '.join(error_message(error).split())}"
     finally:
         _mask(directory / HYDRA_RECORD, redactor)
     for path in directory.glob(f"{PICKLES}/**/*.pkl"):  # they hold the overrides, secrets among them
         path.unlink()
-    return True
+    return None
 
 
 def _hydra_multirun(arguments: Sequence[str], job: TaskFunction) -> None:

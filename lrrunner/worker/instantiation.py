@@ -54,7 +54,7 @@ def check_target(name: str, component: Mapping[str, Any], errors: list[str], *ar
         cause = error.__cause__ or error
         logger.info("%s could not be imported", path, exc_info=cause)
         reason = _first_line(cause, default=type(cause).__name__)
-        errors.append(f"{name}._target_ must be importable, got {path} ({reason}); {_what_helps(path)}")
+        errors.append(f"{name}._target_ must be importable, got {path} ({reason}); {_what_helps(path, cause)}")
         return False
     if not callable(target):
         errors.append(f"{name}._target_ must be a class or a function, got {path}; name something to call")
@@ -70,11 +70,17 @@ def check_target(name: str, component: Mapping[str, Any], errors: list[str], *ar
     return not refusal
 
 
-def _what_helps(path: str) -> str:
-    """A similar name in the same module, or the extra that has the package that is missing."""
+def _what_helps(path: str, error: BaseException) -> str:
+    """A similar name in the same module, the extra that has the package that is missing, or the file to correct."""
+    if isinstance(error, SyntaxError):
+        return f"correct {error.filename}, line {error.lineno}"
+    if "." not in path:
+        return f"name its module too, mine.{path} for mine.py, say"
     package, _, _ = path.partition(".")
     if package in EXTRAS and importlib.util.find_spec(package) is None:
         return f"install it with: pip install 'lrrunner[{EXTRAS[package]}]'"
+    if isinstance(error, ModuleNotFoundError) and error.name is not None and not path.startswith(error.name):
+        return f"install {error.name}, or correct the import in {user_position(error).removeprefix(' at ') or path}"
     module_name, _, name = path.rpartition(".")
     with contextlib.suppress(Exception):  # a module of the user's
         module = importlib.import_module(module_name)

@@ -94,7 +94,8 @@ def connect(*, uri: str, experiment: str, redactor: Redactor, timeout_s: float |
         if is_unreachable(error):
             raise ConnectionError(reason) from None
         message = f"tracking.uri must name a usable store, got {redactor.text(uri)} ({reason})"
-        raise ConfigError([f"{message}; or set tracking.enabled=false"]) from None
+        missing = f"install {error.name}, " if isinstance(error, ModuleNotFoundError) else "correct it, "
+        raise ConfigError([f"{message}; {missing}or set tracking.enabled=false"]) from None
     return Connection(client=client, uri=uri, experiment=experiment, experiment_id=experiment_id, redactor=redactor)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from lrrunner.cli.main import run
@@ -24,6 +26,13 @@ SLIPS = {
     "optimizer.lr": "write key=value",
     "--confg-dir": "--confg-dir is not an option; did you mean --config-dir?",
     "--num_steps=50": "keys are written without dashes",
+    "--lr": "--lr is not an option; keys are written without dashes",
+    "--config-dir": "--config-dir must be followed by a directory, got nothing",
+    "train.py": "train.py is a script, which lrrunner does not run; name its parts with _target_ keys",
+    "confirm=true": "confirm is a section, got true; set one of its keys: confirm.enabled, confirm.budget_steps",
+    "hydra.run.dir=x": "hydra.run.dir has no effect in a single run, got hydra.run.dir=x; give run.dir=...",
+    "hydra/launcher=submitit_slurm": "hydra.launcher has no effect in a single run, got hydra/launcher=submitit_slurm; "
+    "for a batch of runs, write lrrunner -m",
     "--config-path=x": "name your own directory with --config-dir",
 }
 
@@ -53,6 +62,33 @@ def test_a_target_that_cannot_be_imported_may_be_misspelt(target: str, hint: str
     assert not check_target("model", {"_target_": target}, errors)
     assert errors[0].startswith(f"model._target_ must be importable, got {target} (")
     assert errors[0].endswith(hint)
+
+
+def test_a_module_of_the_users_that_cannot_be_imported_names_what_to_correct(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The name is right; the file is not."""
+    (tmp_path / "slip_syntax.py").write_text("x = 1\ndef broken(:\n")
+    (tmp_path / "slip_import.py").write_text("import no_such_package_at_all\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    errors: list[str] = []
+    for target in ("slip_syntax.Net", "slip_import.Net", "Net"):
+        check_target("model", {"_target_": target}, errors)
+    assert errors[0].endswith(f"; correct {tmp_path}/slip_syntax.py, line 2")
+    assert errors[1].endswith("; install no_such_package_at_all, or correct the import in slip_import.py:1 in <module>")
+    assert errors[2].endswith("; name its module too, mine.Net for mine.py, say")
+
+
+def test_a_wrong_option_in_an_experiment_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The message said that the experiment itself must be one of the models."""
+    (tmp_path / "experiment").mkdir()
+    file = tmp_path / "experiment" / "mine.yaml"
+    file.write_text("# @package _global_\ndefaults: [override /model: nope]\n")
+    assert run(["--config-dir", str(tmp_path), "experiment=mine"]) == 2
+    message = capsys.readouterr().err
+    assert "- model must be one of cnn, custom, " in message
+    assert message.endswith("; got nope (in experiment/mine)\n")
 
 
 def test_a_package_of_an_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

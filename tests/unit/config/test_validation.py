@@ -78,8 +78,8 @@ ERRORS = {
         "data.global_batch_size must be divisible by 2 ranks x 1 accumulation steps = 2, got 1; use 2"
     ),
     "data.global_batch_size=0": "data.global_batch_size must be at least 1, got 0; try 64",
-    "optimizer.lr=0": "optimizer.lr must be a number above 0, got 0; the sweep keeps group ratios to it",
-    "optimizer.lr=fast": "optimizer.lr must be a number above 0, got 'fast'; the sweep keeps group ratios to it",
+    "optimizer.lr=0": "optimizer.lr must be a number above 0, got 0; try 1e-3",
+    "optimizer.lr=fast": "optimizer.lr must be a number above 0, got 'fast'; try 1e-3",
     "model=custom": "model._target_ is missing; give it as model._target_=...",
     "tracking.uri=ftp://host/x": (
         "tracking.uri must start with one of sqlite, http, https, postgresql, mysql, mssql, databricks; "
