@@ -41,15 +41,15 @@ from lrrunner.training.collectives import Collective
 from lrrunner.training.engine import RankContext
 from lrrunner.training.learning_rate import LearningRate
 from lrrunner.training.optimizers import lr_remark
-from lrrunner.worker.build import Components, build, weight_errors
-from lrrunner.worker.data_agreement import data_errors, order_errors
-from lrrunner.worker.execution_settings import ExecutionSettings, execution_settings, with_settings
+from lrrunner.worker.building.build import Components, build, weight_errors
+from lrrunner.worker.building.data_agreement import data_errors, order_errors
+from lrrunner.worker.building.execution_settings import ExecutionSettings, execution_settings, with_settings
+from lrrunner.worker.building.wrap_with_accelerate import make_accelerator, make_trainable
 from lrrunner.worker.failure_text import failure_text
 from lrrunner.worker.process_state import process_state_preserved
 from lrrunner.worker.run_context import RunContext, open_run_directory
 from lrrunner.worker.run_reporter import RunReporter, prepare_reporter
 from lrrunner.worker.world import BUILD_TIMEOUT, World, exit_now, join_world, leave_world, release_job_memory
-from lrrunner.worker.wrap_with_accelerate import make_accelerator, make_trainable
 
 logger = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from lrrunner.cli.main import run
-from lrrunner.worker.instantiation import check_target
+from lrrunner.worker.building.instantiation import check_target
 
 SLIPS = {
     "optimizer=sgd,adamw": "for a batch of runs, write lrrunner -m optimizer=sgd,adamw",
@@ -93,7 +93,7 @@ def test_a_wrong_option_in_an_experiment_is_named(tmp_path: Path, capsys: pytest
 
 def test_a_package_of_an_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     """What pip has to be told."""
-    monkeypatch.setattr("lrrunner.worker.instantiation.EXTRAS", {"no_such_package": "hf"})
+    monkeypatch.setattr("lrrunner.worker.building.instantiation.EXTRAS", {"no_such_package": "hf"})
     errors: list[str] = []
     assert not check_target("model", {"_target_": "no_such_package.Model"}, errors)
     assert errors[0].endswith("install it with: pip install 'lrrunner[hf]'")

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from lrrunner.training.fsdp import blocks, shard
-from lrrunner.worker.build import weights_checksum
+from lrrunner.worker.building.build import weights_checksum
 from tests.multiprocess.sweeps import small_model
 
 

@@ -15,7 +15,7 @@ from lrrunner.core.batch_plan import listed_order
 from lrrunner.sweep.data_loading import Datasets
 from lrrunner.sweep.fingerprint import fingerprint
 from lrrunner.training.collectives import SerialCollective
-from lrrunner.worker.data_agreement import data_errors, order_errors
+from lrrunner.worker.building.data_agreement import data_errors, order_errors
 
 
 class World(SerialCollective):

@@ -24,7 +24,7 @@ from torch.utils.data import (
 from lrrunner.core.batch_plan import EpochOrder
 from lrrunner.tasks.samplers import class_balanced
 from lrrunner.training.snapshot import seed_rngs
-from lrrunner.worker.sampler import sample_order
+from lrrunner.worker.building.sampler import sample_order
 
 SIZE = 40
 

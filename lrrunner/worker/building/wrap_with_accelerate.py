@@ -16,8 +16,8 @@ from lrrunner.system.environment import USE_FSDP_VARIABLE
 from lrrunner.training import fsdp
 from lrrunner.training.loss_modules import loss_modules
 from lrrunner.training.trainable import Trainable, to_device
-from lrrunner.worker.build import Components
-from lrrunner.worker.execution_settings import ExecutionSettings
+from lrrunner.worker.building.build import Components
+from lrrunner.worker.building.execution_settings import ExecutionSettings
 
 
 def make_accelerator(job: Config, settings: ExecutionSettings, *, on_cpu: bool) -> Accelerator:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lrrunner.config.schema import Precision
-from lrrunner.worker.execution_settings import ExecutionSettings, execution_settings, with_settings
+from lrrunner.worker.building.execution_settings import ExecutionSettings, execution_settings, with_settings
 from tests.composing import composed
 
 

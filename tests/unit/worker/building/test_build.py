@@ -10,11 +10,11 @@ import torch
 from torch import nn
 from torch.utils.data import IterableDataset, TensorDataset
 
-from lrrunner.worker.build import Components, build
-from lrrunner.worker.execution_settings import ExecutionSettings, execution_settings
+from lrrunner.worker.building.build import Components, build
+from lrrunner.worker.building.execution_settings import ExecutionSettings, execution_settings
 from tests.composing import composed
 
-HERE = "tests.unit.worker.test_build"
+HERE = "tests.unit.worker.building.test_build"
 
 
 class Frozen(nn.Module):
@@ -268,7 +268,7 @@ def test_a_temporary_folder_without_room_for_the_sockets_of_workers_is_refused(
     monkeypatch: pytest.MonkeyPatch, num_workers: int, length: int, is_refused: bool
 ) -> None:
     """Their first batch never arrived, and the sweep waited for it until launch.timeout_s."""
-    monkeypatch.setattr("lrrunner.worker.build.tempfile.gettempdir", lambda: "/" + "x" * (length - 1))
+    monkeypatch.setattr("lrrunner.worker.building.build.tempfile.gettempdir", lambda: "/" + "x" * (length - 1))
     job, device = composed(f"data.dataloader.num_workers={num_workers}"), torch.device("cpu")
     errors: list[str] = []
     build(job, execution_settings(job, device=device, errors=errors), device=device, errors=errors)

@@ -23,10 +23,10 @@ from lrrunner.training.collectives import Collective
 from lrrunner.training.optimizers import optimizer_errors
 from lrrunner.training.snapshot import seed_rngs
 from lrrunner.training.trainable import Objective
-from lrrunner.worker.execution_settings import ExecutionSettings
-from lrrunner.worker.instantiation import check_target, instantiate
-from lrrunner.worker.sampler import sample_order
-from lrrunner.worker.stream_checks import stream_errors
+from lrrunner.worker.building.execution_settings import ExecutionSettings
+from lrrunner.worker.building.instantiation import check_target, instantiate
+from lrrunner.worker.building.sampler import sample_order
+from lrrunner.worker.building.stream_checks import stream_errors
 
 logger = logging.getLogger(__name__)
 
