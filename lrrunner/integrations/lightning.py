@@ -23,7 +23,7 @@ from lrrunner.integrations.attribute_snapshot import attributes_preserved
 from lrrunner.integrations.training_plan import TrainingPlan, wants_validation, with_remarks
 from lrrunner.library.range_test import range_test as library_range_test
 from lrrunner.library.result import RangeTest
-from lrrunner.training.snapshot import RngState
+from lrrunner.training.state.snapshot import RngState
 
 END_OF_FIT: type[Exception] | None = getattr(exceptions, "_TunerExitException", None)
 """With which Lightning's own tuner ends a ``fit`` without its usual consequences; no public way does."""

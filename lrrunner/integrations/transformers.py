@@ -18,7 +18,7 @@ from lrrunner.library import range_test as library
 from lrrunner.library.arguments.script_objects import accelerator_errors
 from lrrunner.library.result import RangeTest
 from lrrunner.training.collectives import collective_for_world
-from lrrunner.training.snapshot import RngState, restore_buffers, saved_buffers
+from lrrunner.training.state.snapshot import RngState, restore_buffers, saved_buffers
 
 if TYPE_CHECKING:
     from transformers import Trainer

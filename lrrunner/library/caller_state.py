@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from lrrunner.training.snapshot import RngState
+from lrrunner.training.state.snapshot import RngState
 
 
 @contextmanager

@@ -26,8 +26,8 @@ from lrrunner.tracking.store.connection import Connection, connect, script_track
 from lrrunner.tracking.store.failures import UploadFailure
 from lrrunner.tracking.store.runs import create_run
 from lrrunner.tracking.upload.mlflow_run import RunEnd, join_run
-from lrrunner.training.learning_rate import LearningRate
-from lrrunner.training.optimizers import unwrapped
+from lrrunner.training.optimizer.learning_rate import LearningRate
+from lrrunner.training.optimizer.optimizers import unwrapped
 from lrrunner.version import __version__
 
 if TYPE_CHECKING:

@@ -37,10 +37,10 @@ from lrrunner.sweep.range_test_result import range_test_result
 from lrrunner.training import collectives
 from lrrunner.training.collectives import Collective
 from lrrunner.training.engine import RankContext
-from lrrunner.training.item_counts import num_samples
-from lrrunner.training.learning_rate import LearningRate
-from lrrunner.training.loss_modules import loss_modules
-from lrrunner.training.optimizers import lr_remark, set_optimizer_mode, unwrapped
+from lrrunner.training.optimizer.learning_rate import LearningRate
+from lrrunner.training.optimizer.optimizers import lr_remark, set_optimizer_mode, unwrapped
+from lrrunner.training.state.loss_modules import loss_modules
+from lrrunner.training.step.item_counts import num_samples
 from lrrunner.training.trainable import Trainable, to_device
 
 UNEQUAL_SIZES = (

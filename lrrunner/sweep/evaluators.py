@@ -11,7 +11,7 @@ from lrrunner.records import Step, Stop
 from lrrunner.training.collectives import Collective
 from lrrunner.training.engine import RankContext
 from lrrunner.training.evaluation import Evaluation, evaluate, undisturbed
-from lrrunner.training.snapshot import seed_rngs
+from lrrunner.training.state.snapshot import seed_rngs
 from lrrunner.training.trainable import Batches, Trainable
 
 WeightedBatches = Callable[[], Iterator[tuple[Any, int]]]

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from lrrunner.sweep.streams import StreamPass, is_stream
-from lrrunner.training.snapshot import seed_rngs
+from lrrunner.training.state.snapshot import seed_rngs
 
 
 def fingerprint(dataset: Any) -> str | None:

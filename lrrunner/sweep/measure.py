@@ -26,8 +26,8 @@ from lrrunner.sweep.confirmation_runs import (
 from lrrunner.sweep.evaluators import JobBatches, trial_evaluator, validation_monitor
 from lrrunner.training.engine import RankContext, SweepResult, run_sweep
 from lrrunner.training.evaluation import Evaluation, EvaluationError
-from lrrunner.training.gradient_probe import GradientProbe
-from lrrunner.training.optimizers import highest_useful_lr, optimizer_class
+from lrrunner.training.optimizer.optimizers import highest_useful_lr, optimizer_class
+from lrrunner.training.step.gradient_probe import GradientProbe
 from lrrunner.training.trainable import Trainable
 
 logger = logging.getLogger(__name__)

@@ -18,7 +18,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from torch.utils.data._utils import worker as loader_worker
 
 from lrrunner.core.batch_plan import EVALUATION_DATA_ORDER
-from lrrunner.training.snapshot import RngState, seed_rngs
+from lrrunner.training.state.snapshot import RngState, seed_rngs
 
 CPU = torch.device("cpu")
 

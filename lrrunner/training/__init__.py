@@ -1,1 +1,1 @@
-"""What one optimizer step needs: loop, collectives, evaluation, snapshots, checkpoints, FSDP."""
+"""What a sweep trains with: the loop, one step, its collectives, evaluation, saved state, FSDP."""

@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from lrrunner.records import Step, Stop, StopReason
-from lrrunner.training.checkpoints import Checkpoints
 from lrrunner.training.collectives import Collective
 from lrrunner.training.evaluation import Evaluation
-from lrrunner.training.gradient_probe import GradientProbe
-from lrrunner.training.step_table import Request
+from lrrunner.training.state.checkpoints import Checkpoints
+from lrrunner.training.step.gradient_probe import GradientProbe
+from lrrunner.training.step.step_table import Request
+from lrrunner.training.step.train_step import TrainStep
 from lrrunner.training.sweep_run import SweepPlan, SweepRun
-from lrrunner.training.train_step import TrainStep
 from lrrunner.training.trainable import Batches, Trainable, preserved
 
 

@@ -14,9 +14,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from lrrunner.system.error_message import error_message
 from lrrunner.training.collectives import Collective
-from lrrunner.training.loss_result import loss_and_count
-from lrrunner.training.optimizers import set_optimizer_mode
-from lrrunner.training.snapshot import RngState, restore_buffers, saved_buffers
+from lrrunner.training.optimizer.optimizers import set_optimizer_mode
+from lrrunner.training.state.snapshot import RngState, restore_buffers, saved_buffers
+from lrrunner.training.step.loss_result import loss_and_count
 from lrrunner.training.trainable import Trainable
 
 

@@ -13,12 +13,12 @@ from lrrunner.core.smoothing import Ema
 from lrrunner.core.stop_rules import StopRule
 from lrrunner.errors import UnreducedGradientError
 from lrrunner.records import Step, Stop, StopReason
-from lrrunner.training.checkpoints import Checkpoints, UnfinishedRepeat
 from lrrunner.training.collectives import Collective
 from lrrunner.training.evaluation import Evaluation
-from lrrunner.training.snapshot import RngState, Snapshot, seed_rngs
-from lrrunner.training.step_table import StepReading
-from lrrunner.training.train_step import PendingStep, TrainStep
+from lrrunner.training.state.checkpoints import Checkpoints, UnfinishedRepeat
+from lrrunner.training.state.snapshot import RngState, Snapshot, seed_rngs
+from lrrunner.training.step.step_table import StepReading
+from lrrunner.training.step.train_step import PendingStep, TrainStep
 from lrrunner.training.trainable import Batches
 
 MAX_SKIPS_IN_A_ROW = 10

@@ -12,9 +12,9 @@ import torch
 from accelerate.utils import send_to_device
 from torch import nn
 
-from lrrunner.training.loss_modules import LossModule, LossModulesSnapshot
-from lrrunner.training.optimizers import set_optimizer_mode
-from lrrunner.training.snapshot import RngState, Snapshot
+from lrrunner.training.optimizer.optimizers import set_optimizer_mode
+from lrrunner.training.state.loss_modules import LossModule, LossModulesSnapshot
+from lrrunner.training.state.snapshot import RngState, Snapshot
 
 Objective = Callable[[nn.Module, Any], Any]
 """(model, batch) -> mean loss, or (mean loss, number of items that it averages)."""

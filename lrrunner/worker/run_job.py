@@ -35,12 +35,13 @@ from lrrunner.system.terminal import shown_path, write_error, write_line
 from lrrunner.tracking.finished_run import complete_finished_run
 from lrrunner.tracking.store.connection import import_mlflow
 from lrrunner.tracking.upload.training_set import TrainingSet
-from lrrunner.training import checkpoints, collectives
-from lrrunner.training.checkpoints import Checkpoints
+from lrrunner.training import collectives
 from lrrunner.training.collectives import Collective
 from lrrunner.training.engine import RankContext
-from lrrunner.training.learning_rate import LearningRate
-from lrrunner.training.optimizers import lr_remark
+from lrrunner.training.optimizer.learning_rate import LearningRate
+from lrrunner.training.optimizer.optimizers import lr_remark
+from lrrunner.training.state import checkpoints
+from lrrunner.training.state.checkpoints import Checkpoints
 from lrrunner.worker.building.build import Components, build, weight_errors
 from lrrunner.worker.building.data_agreement import data_errors, order_errors
 from lrrunner.worker.building.execution_settings import ExecutionSettings, execution_settings, with_settings

@@ -29,7 +29,7 @@ from lrrunner.system.terminal import shown_path
 from lrrunner.tracking.store.connection import Connection, connect_or_warn
 from lrrunner.tracking.upload.mlflow_run import RunEnd
 from lrrunner.tracking.upload.training_set import TrainingSet
-from lrrunner.training import checkpoints
+from lrrunner.training.state import checkpoints
 from lrrunner.worker.other_trackers import OtherTrackers, tracker_errors
 from lrrunner.worker.run_context import RunContext, open_run_directory
 from lrrunner.worker.tracked_run import TrackedRun

@@ -31,7 +31,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from lrrunner.training.fsdp import local_part, shard
-from lrrunner.training.snapshot import Snapshot
+from lrrunner.training.state.snapshot import Snapshot
 
 MIB = 1 << 20
 

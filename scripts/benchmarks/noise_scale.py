@@ -27,7 +27,7 @@ from lrrunner.core.stop_rules import stop_rule
 from lrrunner.tasks.models import Mlp
 from lrrunner.training.collectives import collective_for_world
 from lrrunner.training.engine import RankContext, run_sweep
-from lrrunner.training.gradient_probe import GradientProbe
+from lrrunner.training.step.gradient_probe import GradientProbe
 from lrrunner.training.sweep_run import SweepPlan
 from lrrunner.training.trainable import Trainable
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from lrrunner.training.engine import SweepResult, run_sweep
-from lrrunner.training.gradient_probe import GradientProbe
+from lrrunner.training.step.gradient_probe import GradientProbe
 from lrrunner.training.trainable import Trainable, to_device
 from tests.multiprocess.sweeps import planned_batches, rank_context, small_model, sweep_plan, trainable
 

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import nn
 
 from lrrunner.training.engine import SweepResult, run_sweep
-from lrrunner.training.gradient_probe import GradientProbe
+from lrrunner.training.step.gradient_probe import GradientProbe
 from tests.gpu.sweeps import DEVICES, DEVICES_OF_LAUNCHES, batches_for, on_device, sweep_on
 from tests.multiprocess.ranks import on_ranks
 from tests.multiprocess.sweeps import rank_context, squared_error, sweep_plan

@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForCausalLM, Trainer
 
 from lrrunner.integrations.transformers import range_test
-from lrrunner.training.snapshot import seed_rngs
+from lrrunner.training.state.snapshot import seed_rngs
 from tests.integration.test_transformers import Ordered, arguments, quiet
 from tests.multiprocess.ranks import on_ranks
 from tests.multiprocess.trainings import forget_accelerate

@@ -30,7 +30,7 @@ from transformers import (
 from lrrunner.core.batch_plan import BatchPlan, micro_batches
 from lrrunner.integrations.transformers import range_test
 from lrrunner.tasks.data import language_batch, text
-from lrrunner.training.snapshot import seed_rngs
+from lrrunner.training.state.snapshot import seed_rngs
 from tests.integration.launching import NO_TRACKING, launch
 from tests.multiprocess.ranks import on_ranks
 from tests.multiprocess.trainings import digest, forget_accelerate

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from lrrunner.library.arguments.failure_hints import CRITERION_CALL, CRITERION_MODULES, explain_call
-from lrrunner.training.item_counts import num_samples, num_sequences, unequal_sizes
+from lrrunner.training.step.item_counts import num_samples, num_sequences, unequal_sizes
 
 LossFunction = Callable[[nn.Module, Any], Any]
 """(model, batch) -> mean loss, or (mean loss, number of items it is the mean of); None skips the batch."""

@@ -17,7 +17,7 @@ from lrrunner.library.arguments.model_wrappers import uncompiled
 from lrrunner.library.loaders.restarted_loader import loader_errors
 from lrrunner.system.environment import USE_FSDP_VARIABLE, launcher_switch_is_on
 from lrrunner.training import fsdp
-from lrrunner.training.optimizers import held_optimizer, optimizer_errors, unwrapped
+from lrrunner.training.optimizer.optimizers import held_optimizer, optimizer_errors, unwrapped
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

@@ -13,8 +13,8 @@ from lrrunner.library.loaders.restarted_loader import num_batches, seed_generato
 from lrrunner.sweep.evaluators import EVALUATED_BATCHES, MAX_EVALUATION_PASSES, MIN_EVALUATED
 from lrrunner.training.collectives import Collective
 from lrrunner.training.evaluation import EvaluationError
-from lrrunner.training.item_counts import num_samples
-from lrrunner.training.snapshot import seed_rngs
+from lrrunner.training.state.snapshot import seed_rngs
+from lrrunner.training.step.item_counts import num_samples
 
 
 class EvaluationLoader:

@@ -20,8 +20,8 @@ from lrrunner.sweep.data_loading import Datasets
 from lrrunner.sweep.streams import is_stream
 from lrrunner.training import fsdp
 from lrrunner.training.collectives import Collective
-from lrrunner.training.optimizers import optimizer_errors
-from lrrunner.training.snapshot import seed_rngs
+from lrrunner.training.optimizer.optimizers import optimizer_errors
+from lrrunner.training.state.snapshot import seed_rngs
 from lrrunner.training.trainable import Objective
 from lrrunner.worker.building.execution_settings import ExecutionSettings
 from lrrunner.worker.building.instantiation import check_target, instantiate

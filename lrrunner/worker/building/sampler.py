@@ -16,7 +16,7 @@ from torch.utils.data import BatchSampler, DistributedSampler
 
 from lrrunner.core.batch_plan import BatchPlan, EpochOrder, IndexArray, global_batches, listed_order, weighted_order
 from lrrunner.library.loaders.restarted_loader import seed_generators
-from lrrunner.training.snapshot import RngState, seed_rngs
+from lrrunner.training.state.snapshot import RngState, seed_rngs
 
 WHAT_IT_GIVES = (
     "data.sampler must give a torch Sampler of sample indices, one weight per sample (floats), or the indices of an "

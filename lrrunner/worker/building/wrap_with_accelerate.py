@@ -14,7 +14,7 @@ from lrrunner.config.schema import Config
 from lrrunner.library.arguments.model_wrappers import no_sync, uncompiled
 from lrrunner.system.environment import USE_FSDP_VARIABLE
 from lrrunner.training import fsdp
-from lrrunner.training.loss_modules import loss_modules
+from lrrunner.training.state.loss_modules import loss_modules
 from lrrunner.training.trainable import Trainable, to_device
 from lrrunner.worker.building.build import Components
 from lrrunner.worker.building.execution_settings import ExecutionSettings

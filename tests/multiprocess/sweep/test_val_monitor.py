@@ -17,8 +17,8 @@ from lrrunner.config.schema import Config
 from lrrunner.records import Step, StopReason
 from lrrunner.sweep.data_loading import Datasets, RankBatches
 from lrrunner.sweep.measure import measure
-from lrrunner.training.checkpoints import Checkpoints, read_newest
 from lrrunner.training.collectives import collective_for_world
+from lrrunner.training.state.checkpoints import Checkpoints, read_newest
 from tests.composing import composed
 from tests.multiprocess.ranks import on_ranks
 from tests.multiprocess.sweeps import rank_context, regression_data, small_model, squared_error, trainable

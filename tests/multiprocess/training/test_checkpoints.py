@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from lrrunner.records import Step, StopReason
-from lrrunner.training.checkpoints import Checkpoints, read_newest
 from lrrunner.training.collectives import collective_for_world
 from lrrunner.training.engine import RankContext, run_sweep
+from lrrunner.training.state.checkpoints import Checkpoints, read_newest
 from tests.multiprocess.ranks import on_ranks
 from tests.multiprocess.sweeps import planned_batches, small_model, squared_error, sweep_plan, trainable
 

@@ -17,10 +17,10 @@ from torch.distributed.fsdp import FSDPModule
 from lrrunner.core.confirmation import PlannedTrial
 from lrrunner.records import Training
 from lrrunner.sweep.confirmation_runs import TrialSettings, run_trials
-from lrrunner.training.checkpoints import Checkpoints, read_newest
 from lrrunner.training.collectives import collective_for_world
 from lrrunner.training.engine import RankContext, SweepResult, run_sweep
 from lrrunner.training.fsdp import local_part, shard
+from lrrunner.training.state.checkpoints import Checkpoints, read_newest
 from lrrunner.training.trainable import Trainable
 from tests.multiprocess.ranks import on_ranks
 from tests.multiprocess.sweep.test_confirmation_runs import evaluator

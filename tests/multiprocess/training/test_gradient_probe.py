@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from lrrunner.core.noise_scale import noise_scale
 from lrrunner.records import Suggestion, Verdict
 from lrrunner.training.engine import SweepResult, run_sweep
-from lrrunner.training.gradient_probe import GradientProbe
+from lrrunner.training.step.gradient_probe import GradientProbe
 from tests.multiprocess.ranks import on_ranks
 from tests.multiprocess.sweeps import (
     planned_batches,
@@ -27,7 +27,7 @@ from tests.multiprocess.sweeps import (
     trainable,
 )
 from tests.multiprocess.training.test_engine import UNEQUAL_ITEMS, unequal_batches, unequal_objective
-from tests.unit.training.test_gradient_probe import ALMOST_STILL, brute_force
+from tests.unit.training.step.test_gradient_probe import ALMOST_STILL, brute_force
 
 STEPS_OF_SETTINGS = [
     (name, accumulation)

@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 import lrrunner
 from tests.multiprocess.sweeps import regression_data, small_model, squared_error
 from tests.unit.library.script import losses, swept
-from tests.unit.training.unusual_optimizers import AveragingSGD, SelfScalingSGD
+from tests.unit.training.optimizer.unusual_optimizers import AveragingSGD, SelfScalingSGD
 
 
 def test_public_names_are_imported_lazily() -> None:

@@ -15,9 +15,9 @@ from torch import nn
 from lrrunner.core.confirmation import PlannedTrial
 from lrrunner.records import Step, StopReason, Training, Trial, TrialOutcome
 from lrrunner.sweep.confirmation_runs import Plan, Trials, TrialSettings, run_trials
-from lrrunner.training import train_step
 from lrrunner.training.collectives import SerialCollective
 from lrrunner.training.evaluation import Evaluation, evaluate
+from lrrunner.training.step import train_step
 from lrrunner.training.trainable import Trainable
 from tests.multiprocess.sweeps import (
     planned_batches,

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 from lrrunner.config.schema import Config
 from lrrunner.sweep.data_loading import Datasets, RankBatches
 from lrrunner.training.collectives import SerialCollective
-from lrrunner.training.snapshot import seed_rngs
+from lrrunner.training.state.snapshot import seed_rngs
 from tests.composing import composed
 
 

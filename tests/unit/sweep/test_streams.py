@@ -15,7 +15,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from lrrunner.sweep.data_loading import Datasets, RankBatches
 from lrrunner.sweep.streams import BatchSplit, StreamEvaluation, StreamShard
 from lrrunner.training.collectives import SerialCollective
-from lrrunner.training.snapshot import seed_rngs
+from lrrunner.training.state.snapshot import seed_rngs
 from tests.composing import composed
 
 

@@ -17,13 +17,13 @@ from torch import nn
 
 from lrrunner.core.lr_schedules import exponential_lr
 from lrrunner.records import Step, StopReason
-from lrrunner.training import train_step
 from lrrunner.training.engine import SweepResult, run_sweep
-from lrrunner.training.learning_rate import LearningRate
+from lrrunner.training.optimizer.learning_rate import LearningRate
+from lrrunner.training.step import train_step
 from lrrunner.training.sweep_run import MAX_SKIPS_IN_A_ROW
 from lrrunner.training.trainable import Trainable
 from tests.multiprocess.sweeps import planned_batches, rank_context, small_model, squared_error, sweep_plan, trainable
-from tests.unit.training.unusual_optimizers import AveragingSGD
+from tests.unit.training.optimizer.unusual_optimizers import AveragingSGD
 
 
 def sweep(part: Trainable, batches: Any = None, **changes: Any) -> SweepResult:

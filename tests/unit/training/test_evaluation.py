@@ -13,7 +13,7 @@ from torch import nn
 from lrrunner.training.collectives import SerialCollective
 from lrrunner.training.evaluation import Evaluation, EvaluationError, evaluate, undisturbed
 from tests.multiprocess.sweeps import regression_data, small_model, squared_error, trainable
-from tests.unit.training.unusual_optimizers import AveragingSGD
+from tests.unit.training.optimizer.unusual_optimizers import AveragingSGD
 
 
 def batches(*sizes: int) -> list[tuple[Any, int]]:

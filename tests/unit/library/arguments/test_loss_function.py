@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from lrrunner.library.arguments.loss_function import loss_function_errors
-from lrrunner.training.item_counts import num_samples
+from lrrunner.training.step.item_counts import num_samples
 from tests.multiprocess.sweeps import regression_data, small_model, squared_error
 from tests.unit.library.script import losses, swept
 

@@ -14,7 +14,7 @@ import lrrunner
 from lrrunner.library.arguments.script_objects import ScriptObjects, accelerator_errors, object_errors
 from tests.multiprocess.sweeps import small_model, squared_error
 from tests.unit.library.script import loader, swept
-from tests.unit.training.unusual_optimizers import Lookahead
+from tests.unit.training.optimizer.unusual_optimizers import Lookahead
 
 
 def test_an_optimizer_must_be_one_without_a_closure_that_holds_this_model_only() -> None:

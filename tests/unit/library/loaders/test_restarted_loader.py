@@ -16,7 +16,7 @@ from torch.utils.data.distributed import DistributedSampler
 
 from lrrunner.library.loaders.restarted_loader import RestartedLoader, loader_errors, twin
 from lrrunner.training.collectives import SerialCollective
-from lrrunner.training.snapshot import seed_rngs
+from lrrunner.training.state.snapshot import seed_rngs
 from tests.multiprocess.trainings import forget_accelerate
 
 DATA = TensorDataset(torch.arange(12))

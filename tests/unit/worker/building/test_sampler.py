@@ -23,7 +23,7 @@ from torch.utils.data import (
 
 from lrrunner.core.batch_plan import EpochOrder
 from lrrunner.tasks.samplers import class_balanced
-from lrrunner.training.snapshot import seed_rngs
+from lrrunner.training.state.snapshot import seed_rngs
 from lrrunner.worker.building.sampler import sample_order
 
 SIZE = 40

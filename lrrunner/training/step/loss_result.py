@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from lrrunner.training.item_counts import count_error
+from lrrunner.training.step.item_counts import count_error
 
 NOT_A_LOSS = (
     "objective (loss_fn) must return a mean loss, a tensor without dimensions, or (loss, num_items), got {}; return {}"

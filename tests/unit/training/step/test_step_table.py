@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from lrrunner.training.step_table import Column, Request, StepReading, columns_of
+from lrrunner.training.step.step_table import Column, Request, StepReading, columns_of
 
 
 def reading(*rows: dict[Column, float], grad_norm: float = 1.0) -> StepReading:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from lrrunner.training.snapshot import RngState, Snapshot, seed_rngs
+from lrrunner.training.state.snapshot import RngState, Snapshot, seed_rngs
 
 
 def stepped(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:

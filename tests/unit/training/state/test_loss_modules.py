@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from lrrunner.training.loss_modules import LossModule, LossModulesSnapshot, loss_modules, reachable_modules
+from lrrunner.training.state.loss_modules import LossModule, LossModulesSnapshot, loss_modules, reachable_modules
 
 
 def discriminator() -> nn.Sequential:

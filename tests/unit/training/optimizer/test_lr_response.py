@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from lrrunner.training.lr_response import LrResponse, lr_response
-from lrrunner.training.optimizers import highest_useful_lr, lr_remark, optimizer_errors
+from lrrunner.training.optimizer.lr_response import LrResponse, lr_response
+from lrrunner.training.optimizer.optimizers import highest_useful_lr, lr_remark, optimizer_errors
 from tests.multiprocess.sweeps import small_model
 
 

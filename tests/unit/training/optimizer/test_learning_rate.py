@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from lrrunner.training.learning_rate import LearningRate
+from lrrunner.training.optimizer.learning_rate import LearningRate
 from tests.multiprocess.sweeps import small_model
 
 

@@ -23,7 +23,7 @@ from lrrunner.records import Step, Stop, Trial
 from lrrunner.system.atomic_files import atomic_file, remove_partial_files
 from lrrunner.system.plain_values import field_types, from_plain, to_plain
 from lrrunner.training.collectives import Collective
-from lrrunner.training.snapshot import RngState, Snapshot
+from lrrunner.training.state.snapshot import RngState, Snapshot
 
 FORMAT = 2
 NUM_KEPT = 2

@@ -19,14 +19,14 @@ import torch
 
 from lrrunner.training.collectives import Collective
 from lrrunner.training.fsdp import is_sharded, local_part
-from lrrunner.training.gradient_probe import GradientProbe
-from lrrunner.training.learning_rate import LearningRate
-from lrrunner.training.loss_result import Count, loss_and_count, weighted
-from lrrunner.training.model_calls import ModelCalls
-from lrrunner.training.snapshot import RngState
-from lrrunner.training.step_table import Column, Columns, Request, StepReading, columns_of
+from lrrunner.training.optimizer.learning_rate import LearningRate
+from lrrunner.training.state.snapshot import RngState
+from lrrunner.training.step.gradient_probe import GradientProbe
+from lrrunner.training.step.loss_result import Count, loss_and_count, weighted
+from lrrunner.training.step.model_calls import ModelCalls
+from lrrunner.training.step.step_table import Column, Columns, Request, StepReading, columns_of
+from lrrunner.training.step.watched_tensors import finite_buffers, local_parameters, norm_of
 from lrrunner.training.trainable import Trainable
-from lrrunner.training.watched_tensors import finite_buffers, local_parameters, norm_of
 
 CHANGED_LR = (
     "optimizer must use the LR that the sweep sets, got {}, which replaced {:.3g} by {:.3g} in its step {}; switch off "

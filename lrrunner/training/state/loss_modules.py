@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from lrrunner.training.fsdp import is_sharded, local_part, reshard
-from lrrunner.training.snapshot import SavedTensor, restore_buffers, same_bits, saved_buffers
+from lrrunner.training.state.snapshot import SavedTensor, restore_buffers, same_bits, saved_buffers
 
 MAX_VISITED = 20_000
 """Objects that are looked at to find modules; a loss reaches a few hundred, or too much to search."""

@@ -9,10 +9,16 @@ import torch
 from accelerate.optimizer import AcceleratedOptimizer
 
 from lrrunner.core.lr_estimate import OptimizerClass
-from lrrunner.training.optimizers import highest_useful_lr, lr_remark, optimizer_class, optimizer_errors, unwrapped
+from lrrunner.training.optimizer.optimizers import (
+    highest_useful_lr,
+    lr_remark,
+    optimizer_class,
+    optimizer_errors,
+    unwrapped,
+)
 from tests.multiprocess.sweeps import small_model
-from tests.unit.training.test_learning_rate import two_groups
-from tests.unit.training.unusual_optimizers import Lookahead, SelfScalingSGD
+from tests.unit.training.optimizer.test_learning_rate import two_groups
+from tests.unit.training.optimizer.unusual_optimizers import Lookahead, SelfScalingSGD
 
 
 def test_optimizers_whose_lr_cannot_be_swept_say_why() -> None:

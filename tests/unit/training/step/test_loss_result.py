@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from lrrunner.training.item_counts import num_samples
-from lrrunner.training.loss_result import loss_and_count
+from lrrunner.training.step.item_counts import num_samples
+from lrrunner.training.step.loss_result import loss_and_count
 
 BATCH = (torch.zeros(4, 3), torch.zeros(4))
 

@@ -10,8 +10,8 @@ import torch
 from accelerate.optimizer import AcceleratedOptimizer
 
 from lrrunner.core.lr_estimate import OptimizerClass
-from lrrunner.training.learning_rate import LearningRate
-from lrrunner.training.lr_response import lr_response
+from lrrunner.training.optimizer.learning_rate import LearningRate
+from lrrunner.training.optimizer.lr_response import lr_response
 
 _CLASSES = {
     OptimizerClass.ADAPTIVE: {"Adam", "AdamW", "NAdam", "RAdam", "Adamax", "RMSprop"},

@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from lrrunner.core.noise_scale import noise_scale
 from lrrunner.records import Suggestion, Verdict
 from lrrunner.training.engine import SweepResult, run_sweep
-from lrrunner.training.gradient_probe import GradientProbe
+from lrrunner.training.step.gradient_probe import GradientProbe
 from tests.multiprocess.sweeps import (
     planned_batches,
     rank_context,

@@ -17,11 +17,12 @@ import torch
 
 from lrrunner.records import Step, StopReason, Trial, TrialOutcome
 from lrrunner.system import atomic_files
-from lrrunner.training import checkpoints, train_step
-from lrrunner.training.checkpoints import Checkpoints, read_newest
 from lrrunner.training.collectives import SerialCollective
 from lrrunner.training.engine import SweepResult, run_sweep
-from lrrunner.training.snapshot import RngState, Snapshot
+from lrrunner.training.state import checkpoints
+from lrrunner.training.state.checkpoints import Checkpoints, read_newest
+from lrrunner.training.state.snapshot import RngState, Snapshot
+from lrrunner.training.step import train_step
 from tests.multiprocess.sweeps import planned_batches, rank_context, squared_error, sweep_plan, trainable
 
 

@@ -1,0 +1,1 @@
+"""State that is saved and restored: snapshots in memory, checkpoints on disk."""

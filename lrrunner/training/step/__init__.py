@@ -1,0 +1,1 @@
+"""One training step: the loss and its items, the gradient, the table that ranks reduce."""
