@@ -144,6 +144,7 @@ class Trial(Record):
             it diverged.
         outcome: How it ended.
         elapsed_s: Seconds it took.
+        batch_losses: Losses of the batches that it was evaluated on, the same ones in every trial of a job.
     """
 
     trial: int
@@ -153,6 +154,7 @@ class Trial(Record):
     loss: float
     outcome: TrialOutcome = TrialOutcome.FINISHED
     elapsed_s: float = 0.0
+    batch_losses: tuple[float, ...] = field(default=(), repr=False)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, repr=False)
@@ -165,6 +167,8 @@ class Suggestion(Record):
         verdict: How far the curve supports it; None where a signal ended the sweep, so that there is no whole curve.
         reason: Why this verdict, and what to change if ``lr`` is None.
         interval: (low, high) in LR units around ``lr``; None without a suggestion.
+        expected_regret: Share of the fall that the best LR achieves in the training, and this one is expected to lose;
+            None without a suggestion.
         candidates: Every rule's LR on the same curve; None where a rule found nothing.
     """
 
@@ -173,6 +177,7 @@ class Suggestion(Record):
     verdict: Verdict | None
     reason: str
     interval: tuple[float, float] | None = None
+    expected_regret: float | None = None
     candidates: dict[str, float | None] = field(default_factory=dict, repr=False)
 
     def __str__(self) -> str:
@@ -192,6 +197,8 @@ class Suggestion(Record):
             "verdict": "none" if self.verdict is None else str(self.verdict),
             "reason": self.reason,
         }
+        if self.expected_regret is not None:
+            rows["may lose"] = f"{self.expected_regret:.0%} of the possible gain"
         rules = {f"rule {name}": "none" if lr is None else f"{lr:.1e}" for name, lr in self.candidates.items()}
         return html_table(rows | rules)
 
@@ -221,11 +228,13 @@ class Training(Record):
         num_steps: Its optimizer steps; None if not known.
         schedule: Name of its LR schedule after the warm-up.
         warmup_steps: Steps of its linear warm-up.
+        is_assumed: Whether ``num_steps`` was not told, and a default was taken.
     """
 
     num_steps: int | None = None
     schedule: str = "constant"
     warmup_steps: int = 0
+    is_assumed: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, repr=False)

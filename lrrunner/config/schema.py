@@ -18,7 +18,10 @@ from lrrunner.records import Training
 from lrrunner.system.terminal import counted
 
 BUDGET_SWEEPS = 5
-"""Default budget of the confirmation runs, in sweeps."""
+"""Default budget of the confirmation runs, in steps of the sweep and its repeats."""
+
+LEAST_BUDGET_STEPS = 300
+"""Smallest default budget: three runs of a hundred steps. Shorter ones are too unlike a training."""
 
 
 class Precision(Enum):
@@ -230,8 +233,8 @@ def training(config: Config) -> Training:
 
 def budget_steps(config: Config) -> int:
     """Optimizer steps that all confirmation runs together may take."""
-    given = config.confirm.budget_steps
-    return BUDGET_SWEEPS * config.sweep.num_steps if given is None else given
+    given, sweep = config.confirm.budget_steps, config.sweep
+    return max(LEAST_BUDGET_STEPS, BUDGET_SWEEPS * sweep.num_steps * sweep.repeats) if given is None else given
 
 
 def batch_summary(config: Config, *, world_size: int) -> str:

@@ -14,6 +14,7 @@ from lrrunner.config.key_names import known_part
 from lrrunner.config.limits import count_errors, lr_errors, path_errors
 from lrrunner.config.schema import (
     BUDGET_SWEEPS,
+    LEAST_BUDGET_STEPS,
     Config,
     ConfirmConfig,
     DataLoaderConfig,
@@ -212,7 +213,7 @@ def confirm_errors(confirm: ConfirmConfig) -> Iterator[str]:
     if confirm.budget_steps is not None and confirm.budget_steps < MIN_BUDGET_STEPS:
         yield (
             f"confirm.budget_steps must be at least {MIN_BUDGET_STEPS}, got {confirm.budget_steps}; "
-            f"null takes {BUDGET_SWEEPS} x sweep.num_steps"
+            f"null takes {BUDGET_SWEEPS} x sweep.num_steps x sweep.repeats, at least {LEAST_BUDGET_STEPS}"
         )
     yield from count_errors("confirm.", confirm)
 

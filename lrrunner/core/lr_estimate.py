@@ -15,6 +15,7 @@ References:
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from enum import StrEnum
 from typing import NamedTuple
@@ -53,7 +54,12 @@ PRIOR_ERROR_DECADES = 0.4
 REFERENCE_NUM_STEPS = 400
 """Steps of the trainings, at a constant LR, that all these constants come from."""
 
-LENGTH_EXPONENT, LENGTH_EXPONENT_ERROR = -0.2, 0.25
+DEFAULT_EPOCHS = 10
+LONGEST_NUM_STEPS = 5000
+"""A training of unknown length is taken to be so many epochs, but neither shorter than the reference nor longer than
+the longest trainings that were measured."""
+
+LENGTH_EXPONENT, LENGTH_EXPONENT_ERROR = -0.35, 0.3
 """Decades, and their standard error over jobs, that the best LR moves for a training of ten times the steps."""
 
 SCHEDULE_DECADES = {"constant": 0.0, "linear": 0.33, "cosine": 0.33}
@@ -130,10 +136,23 @@ def estimate(found: Mapping[str, Landmark], *, optimizer: OptimizerClass | None 
     return Estimate(log_lr, float(total**-0.5), weights)
 
 
+def with_length(training: Training, *, epoch_steps: int | None) -> Training:
+    """The training with a length: ten epochs, from 400 to 5,000 steps, where it was not told.
+
+    Args:
+        training: What is known of the training.
+        epoch_steps: Optimizer steps of an epoch; None if they are not known, which gives 400.
+    """
+    if training.num_steps is not None:
+        return training
+    num_steps = min(max(REFERENCE_NUM_STEPS, DEFAULT_EPOCHS * (epoch_steps or 0)), LONGEST_NUM_STEPS)
+    return dataclasses.replace(training, num_steps=num_steps, is_assumed=True)
+
+
 def for_training(found: Estimate, training: Training) -> Estimate:
     """The estimate for a training of another length or schedule than those on which the constants were fitted.
 
-    A length that is not known is taken to be the reference, with no further error.
+    A training without a length is taken to be the reference.
     """
     num_steps = training.num_steps or REFERENCE_NUM_STEPS
     further = float(np.log10(num_steps / REFERENCE_NUM_STEPS))

@@ -11,6 +11,7 @@ from lrrunner.core.curve import Curve, curve_from_steps
 from lrrunner.core.landmarks import SIGNIFICANCE, blow_up_index, fall_logs, falls, landmarks, redrawn_curves
 from lrrunner.core.lr_estimate import INTERVAL_ERRORS, OptimizerClass, estimate, for_training
 from lrrunner.core.lr_schedules import FloatArray
+from lrrunner.core.regret import expected_regret
 from lrrunner.records import Step, Stop, StopReason, Suggestion, Training, Verdict
 
 MIN_POINTS = 10
@@ -199,6 +200,7 @@ def suggest(
         verdict=finding.verdict,
         reason=finding.reason,
         interval=(lr / factor, lr * factor),
+        expected_regret=expected_regret(float(np.hypot(found.error, np.log10(lr) - found.log_lr))),
         candidates=candidates,
     )
 

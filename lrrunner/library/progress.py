@@ -6,8 +6,8 @@ import logging
 from typing import Any
 
 from lrrunner.config.schema import Config
-from lrrunner.core.confirmation import PlannedTrial
 from lrrunner.core.range_extension import Extension
+from lrrunner.core.trial_planning import PlannedTrial
 from lrrunner.records import Step, Trial, TrialOutcome
 from lrrunner.reporting.progress_bar import progress_bar, show
 from lrrunner.sweep.auto_range import Passes

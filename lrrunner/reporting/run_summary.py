@@ -2,14 +2,31 @@
 
 from __future__ import annotations
 
-from lrrunner.config.schema import Config, Monitor, SweepConfig, batch_summary
+import math
+
+from lrrunner.config.schema import Config, Monitor, SweepConfig, batch_summary, budget_steps
+from lrrunner.core.confirmation import Difference, differences
 from lrrunner.core.lr_estimate import REFERENCE_NUM_STEPS
-from lrrunner.records import Confirmation, RangeTestResult, Stop, StopReason, Suggestion, TrialOutcome, Verdict
+from lrrunner.core.trial_estimate import interval_error, regret_with_trials
+from lrrunner.core.trial_planning import NUM_TRIALS
+from lrrunner.records import (
+    Confirmation,
+    RangeTestResult,
+    Stop,
+    StopReason,
+    Suggestion,
+    Training,
+    TrialOutcome,
+    Verdict,
+)
 from lrrunner.results.artifacts import FIGURE_FILE
 from lrrunner.results.run_state import RunState
 from lrrunner.system.terminal import labelled_line, wrapped_line
 
 FIGURE_LINK = f"![LR sweep]({FIGURE_FILE})"
+WORTH_LOWERING = 0.03
+"""Expected regret from which on the closing lines say what would lower it."""
+
 STOP_TEXTS = {
     StopReason.END_OF_SCHEDULE: "every step of the LR schedule was applied",
     StopReason.DIVERGED: "the smoothed loss diverged",
@@ -40,7 +57,7 @@ def closing_lines(test: RangeTestResult, job: Config, *, directory: str, mlflow:
     if mlflow is not None:
         lines.append(labelled_line("mlflow", mlflow))
     if suggestion.lr is not None:
-        lines += wrapped_line("training", describe_training(job))
+        lines += wrapped_line("training", describe_training(test.training))
     return [*lines, *wrapped_line("batch", batch_summary(job, world_size=test.world_size))]
 
 
@@ -104,12 +121,33 @@ def link_figure(note: str, *, run_id: str) -> str:
     return note.replace(FIGURE_LINK, f"![LR sweep](get-artifact?path={FIGURE_FILE}&run_uuid={run_id})")
 
 
-def describe_training(job: Config) -> str:
-    """The length and schedule of the training that the suggestion is for."""
-    train = job.train
-    if train.num_steps is None:
-        return f"about {REFERENCE_NUM_STEPS} steps; set train.num_steps for another length"
-    return f"{train.num_steps} steps, {train.schedule.value} schedule"
+def describe_training(training: Training) -> str:
+    """The length and schedule of the training that the suggestion is for.
+
+    >>> describe_training(Training(num_steps=5000, schedule="cosine"))
+    '5000 steps, cosine schedule'
+    """
+    num_steps = training.num_steps or REFERENCE_NUM_STEPS
+    if training.num_steps is None or training.is_assumed:
+        return f"about {num_steps} steps, {training.schedule}; set train.num_steps for another length"
+    return f"{num_steps} steps, {training.schedule} schedule"
+
+
+def describe_expected_regret(test: RangeTestResult, job: Config) -> str:
+    """What the LR is expected to lose, and what would lower it; empty without a suggestion."""
+    suggestion, training = test.suggestion, test.training
+    if suggestion.expected_regret is None or suggestion.interval is None:
+        return ""
+    text = f"{suggestion.expected_regret:.0%} of the possible gain"
+    if test.confirmation is not None or suggestion.expected_regret < WORTH_LOWERING:
+        return text
+    budget = budget_steps(job)
+    lowered = regret_with_trials(
+        interval_error(*suggestion.interval),
+        trial_steps=max(1, budget // NUM_TRIALS),
+        training_steps=training.num_steps or REFERENCE_NUM_STEPS,
+    )
+    return f"{text}; {lowered:.0%} with confirm.enabled=true ({budget} steps)"
 
 
 def describe_monitor(sweep: SweepConfig) -> str:
@@ -183,6 +221,7 @@ def describe_stop(stop: Stop) -> str:
 def _details(test: RangeTestResult, job: Config) -> dict[str, str]:
     """Label -> what there is to say beside the suggestion."""
     texts = {
+        "may lose": describe_expected_regret(test, job),
         "range": describe_passes(test),
         "curve": describe_monitor(job.sweep),
         "trials": describe_trials(test),
@@ -235,10 +274,18 @@ def _trial_table(test: RangeTestResult) -> str:
         return ""
     rows = "\n".join(
         f"| {trial.lr:.2e} | {trial.num_steps_run} of {trial.num_steps} | "
-        f"{f'{trial.loss:.4g}' if trial.outcome == TrialOutcome.FINISHED else trial.outcome} |"
-        for trial in test.trials
+        f"{f'{trial.loss:.4g}' if trial.outcome == TrialOutcome.FINISHED else trial.outcome} | {_above(difference)} |"
+        for trial, difference in zip(test.trials, differences(test.trials), strict=True)
     )
-    return f"\n| confirmation run | steps | loss |\n|---|---|---|\n{rows}\n"
+    return f"\n| confirmation run | steps | loss | above the best |\n|---|---|---|---|\n{rows}\n"
+
+
+def _above(difference: Difference | None) -> str:
+    if difference is None:
+        return ""
+    if difference.value == 0:
+        return "best"
+    return f"{difference.value:.2g}" + ("" if math.isnan(difference.error) else f" ± {difference.error:.1g}")
 
 
 def _sentence(text: str) -> str:

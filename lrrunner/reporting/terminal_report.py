@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from lrrunner.config.schema import Config, batch_summary
-from lrrunner.core.confirmation import PlannedTrial
 from lrrunner.core.range_extension import Extension
+from lrrunner.core.trial_planning import PlannedTrial
 from lrrunner.records import Progress, RangeTestResult, Step
 from lrrunner.reporting.progress_display import ProgressDisplay
 from lrrunner.reporting.run_summary import closing_lines, interrupted_lines

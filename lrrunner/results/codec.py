@@ -61,6 +61,8 @@ def _values(kind: type, row: Mapping[str, str]) -> dict[str, Any]:
 def _text(value: Any) -> str:
     if value is None:
         return ""
+    if isinstance(value, tuple):
+        return " ".join(map(_text, value))
     if isinstance(value, bool):
         return str(int(value))
     if isinstance(value, float):
@@ -71,4 +73,6 @@ def _text(value: Any) -> str:
 def _value(kind: Any, text: str) -> Any:
     if kind == float | None:
         return float(text) if text else None
+    if kind == tuple[float, ...]:
+        return tuple(map(float, text.split()))
     return text == "1" if kind is bool else kind(text)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
+from lrrunner.core.confirmation import Difference, differences
 from lrrunner.records import (
     Confirmation,
     NoiseScale,
@@ -31,6 +33,7 @@ def suggestion_content(test: RangeTestResult) -> dict[str, Any]:
         "verdict": suggestion.verdict,
         "reason": suggestion.reason,
         "interval": suggestion.interval,
+        "expected_regret": suggestion.expected_regret,
         "candidates": suggestion.candidates,
         "group_lrs": test.group_lrs,
         "stop_reason": stop.reason,
@@ -126,6 +129,18 @@ def _confirmation_from(content: Mapping[str, Any], curve_pass: int | None) -> Co
     )
 
 
+def _trial_content(trial: Trial, difference: Difference | None) -> dict[str, Any]:
+    """A confirmation run, and how far it ended above the best one."""
+    return {
+        "lr": trial.lr,
+        "num_steps": trial.num_steps,
+        "outcome": trial.outcome,
+        "loss": trial.loss if math.isfinite(trial.loss) else None,
+        "above_best": None if difference is None else difference.value,
+        "above_best_error": None if difference is None or math.isnan(difference.error) else difference.error,
+    }
+
+
 def _confirmation_content(test: RangeTestResult) -> dict[str, Any] | None:
     """What was measured, beside what the sweep alone suggests; None where nothing was to be confirmed."""
     confirmation, best = test.confirmation, test.best_trial
@@ -137,6 +152,10 @@ def _confirmation_content(test: RangeTestResult) -> dict[str, Any] | None:
         "budget_steps": confirmation.budget_steps,
         "horizon": confirmation.horizon,
         "num_trials": len(test.trials),
+        "trials": [
+            _trial_content(trial, difference)
+            for trial, difference in zip(test.trials, differences(test.trials), strict=True)
+        ],
         "measured_steps": confirmation.measured_steps,
         "extrapolated_to_steps": confirmation.horizon if confirmation.is_extrapolated else None,
         "best_trial_lr": None if best is None else best.lr,

@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from lrrunner.config.schema import Config, Monitor, SweepConfig, SweepMode, training
+from lrrunner.config.schema import Config, Monitor, SweepConfig, SweepMode
 from lrrunner.core.data_fault import data_fault, fault_suggestion, suspected_fault
 from lrrunner.core.lr_estimate import OptimizerClass
 from lrrunner.core.lr_schedules import SWEEP_SCHEDULES
@@ -21,8 +21,8 @@ from lrrunner.core.range_extension import (
     with_end_named,
 )
 from lrrunner.core.stop_rules import stop_rule
-from lrrunner.core.suggestion_rules import suggest
-from lrrunner.records import Step, Stop, StopReason, Suggestion, SweepPass
+from lrrunner.core.suggestion_rules import DEFAULT_TRAINING, suggest
+from lrrunner.records import Step, Stop, StopReason, Suggestion, SweepPass, Training
 from lrrunner.training.collectives import Collective
 from lrrunner.training.engine import SweepResult
 from lrrunner.training.sweep_run import SweepPlan
@@ -39,12 +39,14 @@ class Passes(NamedTuple):
         stops: Where each repeat ended.
         passes: Range and suggestion of each pass.
         curve_pass: Number of the pass whose curve counts.
+        training: The training that the suggestions are for.
     """
 
     steps: tuple[Step, ...]
     stops: tuple[Stop, ...]
     passes: tuple[SweepPass, ...]
     curve_pass: int
+    training: Training = DEFAULT_TRAINING
 
     @property
     def suggestion(self) -> Suggestion:
@@ -67,6 +69,7 @@ def run_passes(
     job: Config,
     *,
     collective: Collective,
+    training: Training = DEFAULT_TRAINING,
     highest_lr: float = math.inf,
     optimizer: OptimizerClass | None = None,
     on_extension: Callable[[Extension], None] = lambda extension: None,
@@ -79,8 +82,9 @@ def run_passes(
 
     Args:
         run_pass: Runs one pass from the initial state.
-        job: LR range, whether it may be extended, the suggestion rule, and the training that the LR is for.
+        job: LR range, whether it may be extended, and the suggestion rule.
         collective: The world this rank belongs to.
+        training: The training that the LR is for.
         highest_lr: LR that no extended range exceeds.
         optimizer: Class of the optimizer; None if it is not known.
         on_extension: Called before each further pass.
@@ -106,7 +110,7 @@ def run_passes(
                     method=method,
                     beta=sweep.smoothing,
                     optimizer=optimizer,
-                    training=training(job),
+                    training=training,
                 )
                 suggestion = with_end_named(suggestion, result.stops, end_lr=high)
                 found = suggestion, _extension(result, suggestion, job, low, high, highest_lr)
@@ -122,7 +126,7 @@ def run_passes(
         low, high = wider.start_lr, wider.end_lr
     interrupted = any(stop.reason == StopReason.INTERRUPTED for stop in stops)
     chosen = curve_pass([each.suggestion for each in passes], interrupted=interrupted)
-    return Passes(steps, stops, tuple(passes), chosen)
+    return Passes(steps, stops, tuple(passes), chosen, training)
 
 
 def sweep_plan(sweep: SweepConfig, number: int, *, start_lr: float, end_lr: float) -> SweepPlan:

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from lrrunner.core.batch_plan import TRIAL_DATA_ORDER
-from lrrunner.core.confirmation import PlannedTrial
 from lrrunner.core.lr_schedules import FloatArray, training_lrs, trial_warmup_steps
 from lrrunner.core.stop_rules import trial_stop_rule
+from lrrunner.core.trial_planning import PlannedTrial
 from lrrunner.records import Step, Stop, StopReason, Training, Trial, TrialOutcome
 from lrrunner.training.engine import RankContext, run_sweep
 from lrrunner.training.evaluation import Evaluation, EvaluationError
@@ -199,6 +199,7 @@ class _TrialRunner:
             loss=loss,
             outcome=outcome,
             elapsed_s=time.perf_counter() - started,
+            batch_losses=evaluations[0].batch_losses if outcome == TrialOutcome.FINISHED else (),
         )
         return trial, stop
 

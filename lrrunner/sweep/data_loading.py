@@ -71,6 +71,11 @@ class RankBatches:
             )
 
     @property
+    def epoch_steps(self) -> int | None:
+        """Whole global batches of one epoch; None if the data set is iterable."""
+        return None if self._plan is None else self._plan.dataset_size // self._global_batch_size
+
+    @property
     def num_evaluation_samples(self) -> int | None:
         """Samples in the data set of evaluations; None if it is iterable."""
         return None if is_stream(self._evaluated) else len(self._evaluated)

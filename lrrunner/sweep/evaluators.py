@@ -33,6 +33,11 @@ training."""
 class JobBatches(Batches, Protocol):
     """Everything that a job reads: endless training batches, and those of its two evaluations."""
 
+    @property
+    def epoch_steps(self) -> int | None:
+        """Optimizer steps of one epoch; None if it is not known."""
+        ...
+
     def monitored(self) -> WeightedBatches:
         """The few batches whose loss a sweep monitors instead of the training loss. Every rank must call this."""
         ...

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from lrrunner.config.schema import Config, Monitor, budget_steps, training
-from lrrunner.core.confirmation import PlannedTrial, next_trial
 from lrrunner.core.curve import curve_from_steps
+from lrrunner.core.lr_estimate import with_length
 from lrrunner.core.range_extension import Extension
-from lrrunner.records import Step, Trial
+from lrrunner.core.trial_planning import PlannedTrial, next_trial
+from lrrunner.records import Step, Training, Trial
 from lrrunner.sweep.auto_range import Passes, RunPass, run_passes, sweep_plan
 from lrrunner.sweep.confirmation_runs import (
     Plan,
@@ -146,6 +147,7 @@ class Measurement:
             _pass_runner(self.job, self.trainable, self.batches, self.context, listener, self.heartbeat),
             self.job,
             collective=self.context.collective,
+            training=with_length(training(self.job), epoch_steps=self.batches.epoch_steps),
             highest_lr=highest_useful_lr(self.trainable.optimizer),
             optimizer=optimizer_class(self.trainable.optimizer),
             on_extension=listener.on_extension if listener is not None else lambda extension: None,
@@ -161,7 +163,7 @@ class Measurement:
         if comparison.evaluate is None:
             return Trials(failure_reason=comparison.failure_reason)
         return run_trials(
-            _trial_settings(self.job),
+            _trial_settings(self.job, passes.training),
             plan=_trial_plan(self.job, passes),
             trainable=self.trainable,
             batches=self.batches,
@@ -230,9 +232,9 @@ def _on_step(
     return on_step
 
 
-def _trial_settings(job: Config) -> TrialSettings:
+def _trial_settings(job: Config, training: Training) -> TrialSettings:
     return TrialSettings(
-        training=training(job),
+        training=training,
         beta=job.sweep.smoothing,
         seed=job.sweep.seed,
         sync_every_step=job.sweep.sync_every_step,
@@ -248,7 +250,7 @@ def _trial_plan(job: Config, passes: Passes) -> Plan:
             passes.suggestion,
             trials,
             budget_steps=budget_steps(job),
-            horizon=job.train.num_steps,
+            training_steps=job.train.num_steps,  # an assumed length bounds no trial
             initial_loss=initial_loss,
             noise=curve.noise if curve is not None else 0.0,
         )

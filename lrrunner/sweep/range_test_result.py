@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from lrrunner.config.schema import Config, budget_steps, training
+from lrrunner.config.schema import Config, budget_steps
 from lrrunner.core.confirmation import confirmed, not_confirmed
 from lrrunner.core.noise_scale import noise_scale
 from lrrunner.records import Confirmation, NoiseScale, RangeTestResult, Step, Stop, Suggestion, TrialOutcome
@@ -36,7 +36,7 @@ def range_test_result(
     """
     if passes.interruption is not None:
         passes = _without_verdict(passes, passes.interruption)
-    suggestion, confirmation = _confirmed(job, passes.suggestion, trials)
+    suggestion, confirmation = _confirmed(job, passes, trials)
     if lr_remark:
         suggestion = dataclasses.replace(suggestion, reason=f"{suggestion.reason}; {lr_remark}")
     return RangeTestResult(
@@ -51,7 +51,7 @@ def range_test_result(
         confirmation=confirmation,
         group_ratios=group_ratios,
         noise_scale=_noise_scale(job, passes),
-        training=training(job),
+        training=passes.training,
     )
 
 
@@ -74,23 +74,23 @@ def _without_verdict(passes: Passes, interruption: Stop) -> Passes:
     return passes._replace(passes=(*complete, interrupted), curve_pass=len(complete))
 
 
-def _confirmed(job: Config, sweep: Suggestion, trials: Trials) -> tuple[Suggestion, Confirmation | None]:
+def _confirmed(job: Config, passes: Passes, trials: Trials) -> tuple[Suggestion, Confirmation | None]:
     """The suggestion of sweep and confirmation runs together, and how they were compared."""
+    sweep = passes.suggestion
     if trials.interruption is not None:
         sweep = dataclasses.replace(sweep, reason=f"{sweep.reason}; {_interruption_reason(trials)}")
     if not trials.trials and not trials.failure_reason:
         return sweep, None
     monitored = "training loss" if job.data.val is None else "validation loss"
-    horizon = job.train.num_steps
     ended = [trial for trial in trials.trials if trial.outcome != TrialOutcome.INTERRUPTED]
     if trials.failure_reason:
         found = not_confirmed(sweep, trials.failure_reason)
     else:
-        found = confirmed(sweep, ended, horizon=horizon, monitored=monitored, initial_loss=trials.initial_loss)
+        found = confirmed(sweep, ended, training=passes.training, monitored=monitored, initial_loss=trials.initial_loss)
     confirmation = Confirmation(
         schedule=job.train.schedule.value,
         monitored=monitored,
-        horizon=horizon,
+        horizon=passes.training.num_steps,
         budget_steps=budget_steps(job),
         sweep=sweep,
         measured_steps=found.measured_steps,

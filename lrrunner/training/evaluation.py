@@ -32,12 +32,14 @@ class Evaluation(NamedTuple):
         requesting: Ranks that asked to stop, which ended the evaluation.
         non_finite: Ranks whose own loss was not finite.
         num_items: Items that the loss is the mean of, over all ranks.
+        batch_losses: Mean of each batch over its items on all ranks, in order; batches without items are left out.
     """
 
     loss: float
     requesting: tuple[int, ...] = ()
     non_finite: tuple[int, ...] = ()
     num_items: float = math.nan
+    batch_losses: tuple[float, ...] = ()
 
 
 @torch.no_grad()
@@ -67,6 +69,7 @@ def evaluate(
         EvaluationError: objective or data failed on a rank; raised on all of them, after the same batch.
     """
     loss_sum, items = [0.0] * collective.world_size, [0.0] * collective.world_size
+    batch_losses: list[float] = []
     with _eval_mode(trainable, apart_from=_BatchNorm if batch_statistics else ()):
         for batch, weight, unreadable in _readable(batches):
             value, count, error = _loss_count_and_error(trainable, batch, weight, unreadable)
@@ -81,12 +84,15 @@ def evaluate(
             for rank, (more_loss, more_items, *_) in enumerate(rows):
                 loss_sum[rank] += more_loss
                 items[rank] += more_items
+            batch_sum, batch_items = sum(row[0] for row in rows), sum(row[1] for row in rows)
+            if batch_items:
+                batch_losses.append(batch_sum / batch_items)
             requesting = tuple(rank for rank, (_, _, request, _) in enumerate(rows) if request)
             if requesting:
                 return Evaluation(math.nan, requesting)
     non_finite = tuple(rank for rank, loss in enumerate(loss_sum) if not math.isfinite(loss))
     loss = sum(loss_sum) / sum(items) if sum(items) else math.nan
-    return Evaluation(loss, non_finite=non_finite, num_items=sum(items))
+    return Evaluation(loss, non_finite=non_finite, num_items=sum(items), batch_losses=tuple(batch_losses))
 
 
 @contextmanager

@@ -10,8 +10,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from lrrunner.config.command_line import resume_command, sync_command
-from lrrunner.core.confirmation import PlannedTrial
 from lrrunner.core.range_extension import Extension
+from lrrunner.core.trial_planning import PlannedTrial
 from lrrunner.errors import ConfigError
 from lrrunner.records import RangeTestResult, Step, Trial
 from lrrunner.reporting.run_summary import note, unfinished_note

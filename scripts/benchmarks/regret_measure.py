@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from regret_peers import PEER_RANGES
 
-from lrrunner.core.confirmation import confirmed, next_trial
+from lrrunner.core.confirmation import confirmed
 from lrrunner.core.curve import curve_from_steps
 from lrrunner.core.lr_estimate import OptimizerClass
 from lrrunner.core.lr_schedules import exponential_lr, training_lrs
@@ -19,6 +19,7 @@ from lrrunner.core.range_extension import MAX_PASSES, curve_pass, extension
 from lrrunner.core.smoothing import Ema
 from lrrunner.core.stop_rules import stop_rule
 from lrrunner.core.suggestion_rules import DEFAULT_TRAINING, suggest
+from lrrunner.core.trial_planning import next_trial
 from lrrunner.records import Step, Stop, StopReason, Suggestion, Training, Trial
 
 ORACLE_SEEDS = (0, 1)
@@ -144,7 +145,7 @@ def confirmed_suggestion(known: Known, test: RangeTest, schedule: str, budget_st
         next_trial,
         sweep,
         budget_steps=budget_steps,
-        horizon=horizon,
+        training_steps=horizon,
         initial_loss=initial_loss,
         noise=curve.noise,
     )
@@ -152,7 +153,13 @@ def confirmed_suggestion(known: Known, test: RangeTest, schedule: str, budget_st
         loss = known.trial(schedule, planned.lr, planned.num_steps, seed)
         number, steps = len(trials), planned.num_steps
         trials.append(Trial(trial=number, lr=planned.lr, num_steps=steps, num_steps_run=steps, loss=loss))
-    return confirmed(sweep, trials, horizon=horizon, monitored="validation loss", initial_loss=initial_loss).suggestion
+    return confirmed(
+        sweep,
+        trials,
+        training=Training(num_steps=horizon),
+        monitored="validation loss",
+        initial_loss=initial_loss,
+    ).suggestion
 
 
 def measure(data_root: Path | None, work: tuple[str, Kept]) -> tuple[str, Kept]:

@@ -59,7 +59,7 @@ def test_the_suggestion_says_what_was_measured(confirmed: Finished) -> None:
     """The sweep's own answer stands beside the confirmed one."""
     suggestion = confirmed.read("suggestion.json")
     confirmation = suggestion["confirmation"]
-    assert suggestion["training"] == {"num_steps": 2000, "schedule": "cosine", "warmup_steps": 200}
+    assert suggestion["training"] == {"num_steps": 2000, "schedule": "cosine", "warmup_steps": 200, "is_assumed": False}
     assert confirmation["monitored"] == "validation loss"
     assert (confirmation["horizon"], confirmation["extrapolated_to_steps"]) == (2000, 2000)
     assert 0 < confirmation["measured_steps"] <= 300

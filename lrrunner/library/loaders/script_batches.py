@@ -27,6 +27,15 @@ class ScriptBatches:
         self._train = RestartedLoader(train_loader, collective=collective, seed=job.sweep.seed)
         self._evaluated = train_loader if val_loader is None else val_loader
         self._sweep, self._collective = job.sweep, collective
+        self._loader, self._accumulation_steps = train_loader, job.train.accumulation_steps
+
+    @property
+    def epoch_steps(self) -> int | None:
+        """Optimizer steps of one pass over the loader; None where it does not know its length."""
+        try:
+            return len(self._loader) // self._accumulation_steps
+        except TypeError:  # of a stream
+            return None
 
     def __call__(self, repeat: int, first_step: int = 0) -> Iterator[Any]:
         """Endless micro-batches of one repeat."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from lrrunner.core.confirmation import confirmed, next_trial
+from lrrunner.core.confirmation import confirmed
 from lrrunner.core.curve import curve_from_steps
-from lrrunner.records import Trial
+from lrrunner.core.trial_planning import next_trial
+from lrrunner.records import Training, Trial
 from oracle.bowls import TrialTable
 from oracle.replay import BETA, RangeTest
 
@@ -29,7 +30,7 @@ def confirmed_lr(
         sweep,
         trials,
         budget_steps=budget_steps,
-        horizon=training_steps,
+        training_steps=training_steps,
         initial_loss=initial_loss,
         noise=curve.noise,
     ):
@@ -43,5 +44,7 @@ def confirmed_lr(
                 loss=loss,
             )
         )
-    result = confirmed(sweep, trials, horizon=training_steps, monitored="loss", initial_loss=initial_loss)
+    result = confirmed(
+        sweep, trials, training=Training(num_steps=training_steps), monitored="loss", initial_loss=initial_loss
+    )
     return result.suggestion.lr

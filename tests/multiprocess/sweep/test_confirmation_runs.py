@@ -13,8 +13,9 @@ import torch.distributed as dist
 from torch import nn
 
 from lrrunner.core.batch_plan import evaluation_batches
-from lrrunner.core.confirmation import PlannedTrial, confirmed, next_trial
+from lrrunner.core.confirmation import confirmed
 from lrrunner.core.suggestion_rules import suggest
+from lrrunner.core.trial_planning import PlannedTrial, next_trial
 from lrrunner.records import Stop, StopReason, Suggestion, Training, TrialOutcome
 from lrrunner.sweep.confirmation_runs import Trials, TrialSettings, run_trials
 from lrrunner.training.collectives import collective_for_world
@@ -71,14 +72,14 @@ def whole_run(dtype: torch.dtype, schedule: str) -> tuple[Suggestion, Suggestion
     trials = run_trials(
         TrialSettings(training=Training(schedule=schedule), beta=0.9),
         plan=lambda trials, initial_loss: next_trial(
-            sweep, trials, budget_steps=300, horizon=None, initial_loss=initial_loss
+            sweep, trials, budget_steps=300, training_steps=None, initial_loss=initial_loss
         ),
         trainable=part,
         batches=batches,
         evaluate=evaluator(part, dtype=dtype),
         context=rank_context(),
     )
-    return sweep, confirmed(sweep, trials.trials, horizon=None, monitored="training loss").suggestion, trials
+    return sweep, confirmed(sweep, trials.trials, training=Training(), monitored="training loss").suggestion, trials
 
 
 def runs_of_all_settings() -> dict[tuple[torch.dtype, str], tuple[Suggestion, Suggestion, Trials]]:

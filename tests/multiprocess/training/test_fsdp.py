@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 
-from lrrunner.core.confirmation import PlannedTrial
+from lrrunner.core.trial_planning import PlannedTrial
 from lrrunner.records import Training
 from lrrunner.sweep.confirmation_runs import TrialSettings, run_trials
 from lrrunner.training.collectives import collective_for_world

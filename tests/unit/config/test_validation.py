@@ -37,7 +37,8 @@ ERRORS = {
         "run.dir must begin with the home directory of a user of this machine, got ~nobody-here/x; correct the name"
     ),
     "sweep.diverge_factor=0": "sweep.diverge_factor must be above 0 for stop_rule=range, got 0; try 2",
-    "confirm.budget_steps=9": "confirm.budget_steps must be at least 10, got 9; null takes 5 x sweep.num_steps",
+    "confirm.budget_steps=9": "confirm.budget_steps must be at least 10, got 9; null takes 5 x sweep.num_steps x "
+    "sweep.repeats, at least 300",
     "confirm.horizon=500": NEW_LENGTH,
     "+confirm.horizon=500": NEW_LENGTH,
     "confirm.schedule=cosine": NEW_SCHEDULE,
@@ -112,8 +113,10 @@ ERRORS = {
 
 
 def test_confirmation_runs_cost_five_sweeps_by_default() -> None:
-    """The default budget follows the sweep."""
-    assert budget_steps(composed("sweep.num_steps=30")) == 150
+    """The default budget follows the sweep and its repeats, down to three runs of a hundred steps."""
+    assert budget_steps(composed("sweep.num_steps=200")) == 1000
+    assert budget_steps(composed("sweep.num_steps=200", "sweep.repeats=3")) == 3000
+    assert budget_steps(composed("sweep.num_steps=30")) == 300
     assert budget_steps(composed("confirm.budget_steps=40")) == 40
 
 

@@ -19,6 +19,7 @@ from lrrunner.core.lr_estimate import (
     OptimizerClass,
     estimate,
     for_training,
+    with_length,
 )
 from lrrunner.records import Training
 from tests.unit.core.curves import PROPERTY, records, sweep_lrs
@@ -108,10 +109,10 @@ def test_the_class_of_the_optimizer_gives_way_to_clear_evidence() -> None:
     [
         (Training(), 0.0, 0.3),
         (Training(num_steps=400), 0.0, 0.3),
-        (Training(num_steps=4000), -0.2, math.hypot(0.3, 0.25)),
-        (Training(num_steps=40), 0.2, math.hypot(0.3, 0.25)),
+        (Training(num_steps=4000), -0.35, math.hypot(0.3, 0.3)),
+        (Training(num_steps=40), 0.35, math.hypot(0.3, 0.3)),
         (Training(num_steps=400, schedule="cosine"), 0.33, math.hypot(0.3, 0.17)),
-        (Training(num_steps=40_000, schedule="linear"), -0.07, math.hypot(0.3, 0.5, 0.17)),
+        (Training(num_steps=40_000, schedule="linear"), -0.37, math.hypot(0.3, 0.6, 0.17)),
     ],
 )
 def test_a_longer_training_wants_less_and_a_decay_allows_more(training: Training, decades: float, error: float) -> None:
@@ -119,6 +120,14 @@ def test_a_longer_training_wants_less_and_a_decay_allows_more(training: Training
     found = for_training(Estimate(-2.0, 0.3, {}), training)
     assert found.log_lr == pytest.approx(-2.0 + decades)
     assert found.error == pytest.approx(error)
+
+
+@pytest.mark.parametrize(("epoch_steps", "num_steps"), [(None, 400), (3, 400), (40, 400), (100, 1000), (10**6, 5000)])
+def test_a_training_of_unknown_length_is_ten_epochs(epoch_steps: int | None, num_steps: int) -> None:
+    """Within the lengths that were measured; what was told stands."""
+    assert with_length(Training(), epoch_steps=epoch_steps) == Training(num_steps=num_steps, is_assumed=True)
+    told = Training(num_steps=7, schedule="cosine")
+    assert with_length(told, epoch_steps=epoch_steps) == told
 
 
 @PROPERTY

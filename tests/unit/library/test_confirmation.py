@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 import lrrunner
 from lrrunner.library.arguments.argument_names import in_argument_names
 from lrrunner.library.loaders.evaluation_loader import EvaluationLoader
+from lrrunner.records import Training
 from lrrunner.training.collectives import SerialCollective
 from tests.multiprocess.sweeps import regression_data, small_model, squared_error
 from tests.unit.library.script import losses, swept
@@ -87,7 +88,7 @@ def test_without_a_validation_loader_runs_are_compared_on_training_batches() -> 
     result = swept(confirm=140)
     assert result.confirmation is not None
     assert (result.confirmation.monitored, result.confirmation.budget_steps) == ("training loss", 140)
-    assert result.trials[0].num_steps == 10
+    assert result.trials[0].num_steps == 46
     assert sum(trial.num_steps for trial in result.trials) <= 140
     assert "confirm." not in result.suggestion.reason
 
@@ -285,3 +286,9 @@ def test_messages_name_arguments() -> None:
     """The same texts name keys on the command line."""
     assert in_argument_names("raise confirm.budget_steps (train.num_steps)") == "raise confirm (training_steps)"
     assert in_argument_names("check data.val") == "check val_loader"
+
+
+def test_a_training_of_unknown_length_is_counted_in_epochs_of_the_loader() -> None:
+    """Of a short loader, the reference of 400 steps; and the suggestion says that it is an assumption."""
+    assert swept(num_steps=30).training == Training(num_steps=400, is_assumed=True)
+    assert swept(num_steps=30, training_steps=50).training == Training(num_steps=50)

@@ -82,7 +82,7 @@ def test_a_saved_result_is_a_run_directory(tmp_path: Path) -> None:
     assert run.records.trials == list(confirmed.trials)
     assert len(run.records.trial_steps[1]) == confirmed.trials[1].num_steps_run
     content = json.loads((tmp_path / "confirmed" / "suggestion.json").read_text())
-    assert content["training"] == {"num_steps": 200, "schedule": "linear", "warmup_steps": 0}
+    assert content["training"] == {"num_steps": 200, "schedule": "linear", "warmup_steps": 0, "is_assumed": False}
     assert content["confirmation"]["num_trials"] == len(confirmed.trials)
     other = dataclasses.replace(result, rank=1)
     assert other.save(tmp_path / "other") == tmp_path / "other"

@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from lrrunner.config.schema import Config, DataConfig, Monitor, ScheduleName, SweepConfig, TrainConfig
+from lrrunner.config.schema import Config, DataConfig, Monitor, SweepConfig
 from lrrunner.records import (
     Confirmation,
     NoiseScale,
@@ -17,6 +17,7 @@ from lrrunner.records import (
     StopReason,
     Suggestion,
     SweepPass,
+    Training,
     Trial,
     TrialOutcome,
     Verdict,
@@ -24,6 +25,7 @@ from lrrunner.records import (
 from lrrunner.reporting.run_summary import (
     closing_lines,
     describe_best_trial,
+    describe_expected_regret,
     describe_monitor,
     describe_noise_scale,
     describe_passes,
@@ -72,16 +74,34 @@ def test_the_closing_lines_give_the_lr_its_interval_and_where_the_run_is() -> No
         "train with:   optimizer.lr=0.0012",
         "picture:      runs/a/lr_sweep.png",
         "mlflow:       http://host/x",
-        "training:     about 400 steps; set train.num_steps for another length",
+        "training:     about 400 steps, constant; set train.num_steps for another length",
         f"batch:        {BATCH}",
     ]
 
 
 def test_the_closing_lines_say_which_training_the_lr_is_for() -> None:
     """A longer one wants another LR; an assumption is said."""
-    job = dataclasses.replace(JOB, train=TrainConfig(num_steps=5000, schedule=ScheduleName.cosine))
-    assert describe_training(job) == "5000 steps, cosine schedule"
-    assert describe_training(JOB).startswith("about 400 steps; set train.num_steps")
+    assert describe_training(Training(num_steps=5000, schedule="cosine")) == "5000 steps, cosine schedule"
+    assumed = Training(num_steps=1950, is_assumed=True)
+    assert describe_training(assumed) == "about 1950 steps, constant; set train.num_steps for another length"
+
+
+def test_the_closing_lines_say_what_the_lr_may_lose_and_what_would_lower_it() -> None:
+    """With its cost in steps; after confirmation runs, and where there is little to lose, the share alone."""
+    assert describe_expected_regret(result(), JOB) == ""
+    uncertain = result(dataclasses.replace(SUGGESTION, interval=(4e-4, 3.6e-3), expected_regret=0.053))
+    text = "5% of the possible gain; 4% with confirm.enabled=true (500 steps)"
+    assert describe_expected_regret(uncertain, JOB) == text
+    assert "may lose:     5% of the possible gain; 4%" in "\n".join(
+        closing_lines(uncertain, JOB, directory="a", mlflow=None)
+    )
+    sure = result(dataclasses.replace(SUGGESTION, expected_regret=0.02))
+    assert describe_expected_regret(sure, JOB) == "2% of the possible gain"
+    confirmation = Confirmation(
+        schedule="cosine", monitored="validation loss", horizon=400, budget_steps=500, sweep=SUGGESTION
+    )
+    confirmed = dataclasses.replace(uncertain, confirmation=confirmation)
+    assert describe_expected_regret(confirmed, JOB) == "5% of the possible gain"
 
 
 def test_without_a_suggestion_the_closing_lines_say_what_to_change() -> None:
@@ -139,7 +159,7 @@ def test_the_note_lists_confirmation_runs() -> None:
     trials = (trial(0), trial(1, outcome=TrialOutcome.DIVERGED))
     test = dataclasses.replace(result(), trials=trials, confirmation=confirmation)
     text = note(test, JOB, command="lrrunner", directory="/runs/a")
-    assert "| 1.00e-03 | 100 of 100 | 1.5 |\n| 1.00e-03 | 100 of 100 | diverged |\n" in text
+    assert "| 1.00e-03 | 100 of 100 | 1.5 | best |\n| 1.00e-03 | 100 of 100 | diverged |  |\n" in text
 
 
 def test_mlflow_serves_the_figure_of_the_note() -> None:

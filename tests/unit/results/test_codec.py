@@ -33,7 +33,7 @@ def test_columns_are_those_of_the_contract() -> None:
     ) == STEP_COLUMNS
     assert ("trial", *STEP_COLUMNS[2:]) == TRIAL_STEP_COLUMNS
     assert (
-        *("trial", "schedule", "lr", "num_steps", "num_steps_run", "loss", "outcome", "elapsed_s"),
+        *("trial", "schedule", "lr", "num_steps", "num_steps_run", "loss", "outcome", "elapsed_s", "batch_losses"),
     ) == TRIAL_COLUMNS
 
 

@@ -25,7 +25,7 @@ def test_records_are_kept_and_written(tmp_path: Path) -> None:
         trials=[TRIAL],
     )
     assert (tmp_path / "records.csv").read_text().splitlines()[1:] == ["0,0,0,0.1,2.0,nan,nan,nan,0,0.0,0"]
-    assert (tmp_path / "trials.csv").read_text().splitlines()[1:] == ["1,cosine,0.5,1,1,1.5,finished,0.0"]
+    assert (tmp_path / "trials.csv").read_text().splitlines()[1:] == ["1,cosine,0.5,1,1,1.5,finished,0.0,"]
 
 
 def test_a_resumed_run_keeps_the_times_of_its_first_attempt(tmp_path: Path) -> None:

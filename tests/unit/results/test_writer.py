@@ -96,7 +96,16 @@ def test_trials_are_readable_after_each_and_absent_without_any(tmp_path: Path) -
         assert not (tmp_path / "run" / "trials.csv").exists()
         directory.record_trial_step(0, Step(step=0, lr=0.5, loss=2.0, num_items=64.0, timestamp_ms=7))
         directory.record_trial(
-            Trial(trial=0, lr=0.5, num_steps=9, num_steps_run=9, loss=1.5, elapsed_s=2.0), schedule="cosine"
+            Trial(
+                trial=0,
+                lr=0.5,
+                num_steps=9,
+                num_steps_run=9,
+                loss=1.5,
+                elapsed_s=2.0,
+                batch_losses=(1.25, 1.75),
+            ),
+            schedule="cosine",
         )
         outcome = TrialOutcome.DIVERGED
         directory.record_trial(
@@ -105,9 +114,9 @@ def test_trials_are_readable_after_each_and_absent_without_any(tmp_path: Path) -
         rows = (tmp_path / "run" / "trials.csv").read_text().splitlines()
         steps = (tmp_path / "run" / "trial_records.csv").read_text().splitlines()
     assert rows == [
-        "trial,schedule,lr,num_steps,num_steps_run,loss,outcome,elapsed_s",
-        "0,cosine,0.5,9,9,1.5,finished,2.0",
-        "1,cosine,5.0,9,3,inf,diverged,0.0",
+        "trial,schedule,lr,num_steps,num_steps_run,loss,outcome,elapsed_s,batch_losses",
+        "0,cosine,0.5,9,9,1.5,finished,2.0,1.25 1.75",
+        "1,cosine,5.0,9,3,inf,diverged,0.0,",
     ]
     assert steps == [
         "trial,step,lr,loss,smoothed_loss,grad_norm,num_items,skipped,elapsed_s,timestamp_ms",
@@ -145,13 +154,23 @@ def test_the_suggestion_keeps_what_the_sweep_suggested_and_what_was_only_extrapo
         directory.write_suggestion(test)
     content = json.loads((tmp_path / "suggestion.json").read_text())
     assert (content["lr"], content["stop_reason"]) == (2e-3, "diverged")
-    assert content["training"] == {"num_steps": 5000, "schedule": "cosine", "warmup_steps": 20}
+    assert content["training"] == {"num_steps": 5000, "schedule": "cosine", "warmup_steps": 20, "is_assumed": False}
     assert content["confirmation"] == {
         "schedule": "cosine",
         "monitored": "validation loss",
         "budget_steps": 500,
         "horizon": 5000,
         "num_trials": 1,
+        "trials": [
+            {
+                "lr": 2e-3,
+                "num_steps": 100,
+                "outcome": "finished",
+                "loss": 1.0,
+                "above_best": 0.0,
+                "above_best_error": None,
+            }
+        ],
         "measured_steps": 80,
         "extrapolated_to_steps": 5000,
         "trouble": None,

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from lrrunner.core.confirmation import PlannedTrial
+from lrrunner.core.trial_planning import PlannedTrial
 from lrrunner.records import Step, StopReason, Training, Trial, TrialOutcome
 from lrrunner.sweep.confirmation_runs import Plan, Trials, TrialSettings, run_trials
 from lrrunner.training.collectives import SerialCollective

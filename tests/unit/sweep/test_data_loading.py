@@ -83,3 +83,8 @@ def test_without_a_validation_set_a_part_of_the_training_set_is_evaluated() -> N
         itertools.chain.from_iterable(batch[0].tolist() for batch, _ in batches.evaluation(num_samples=50)())
     )
     assert sorted(numbers) == list(range(10))
+
+
+def test_an_epoch_is_as_many_steps_as_there_are_whole_global_batches() -> None:
+    """What a training of unknown length is counted in: ten samples are two batches of four."""
+    assert rank_batches(job()).epoch_steps == 2
