@@ -59,13 +59,13 @@ LONGEST_NUM_STEPS = 5000
 """A training of unknown length is taken to be so many epochs, but neither shorter than the reference nor longer than
 the longest trainings that were measured."""
 
-LENGTH_EXPONENT, LENGTH_EXPONENT_ERROR = -0.35, 0.3
+LENGTH_EXPONENT, LENGTH_EXPONENT_ERROR = -0.35, 0.25
 """Decades, and their standard error over jobs, that the best LR moves for a training of ten times the steps."""
 
-SCHEDULE_DECADES = {"constant": 0.0, "linear": 0.33, "cosine": 0.33}
+SCHEDULE_DECADES = {"constant": 0.0, "linear": 0.36, "cosine": 0.36}
 """Decades from the best constant LR up to the best peak of a schedule."""
 
-SCHEDULE_ERROR = 0.17
+SCHEDULE_ERROR = 0.18
 """Standard error of these over jobs."""
 
 INTERVAL_ERRORS = 1.645

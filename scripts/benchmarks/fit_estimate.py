@@ -78,11 +78,12 @@ def observed(folder: Path, *, is_test: bool) -> list[Observed]:
                 except MissingError:
                     continue
                 sweeps.setdefault(num_steps, []).append({} if curve is None else landmarks(curve))
-        found.append(Observed(job, oracle, _best_log_lr(oracle), sweeps))
+        found.append(Observed(job, oracle, best_log_lr(oracle), sweeps))
     return found
 
 
-def _best_log_lr(oracle: Bowl) -> float:
+def best_log_lr(oracle: Bowl) -> float:
+    """Mean log LR of a bowl, weighted by how nearly best each LR is."""
     lrs = [lr_at(position) for position in oracle.positions]
     weights = np.exp(-oracle.regret(lrs) / NEARLY_BEST)
     return float(np.average(np.log10(lrs), weights=weights))

@@ -72,6 +72,7 @@ def test_the_closing_lines_tell_of_the_trials(confirmed: Finished) -> None:
     """Below the answer, within 80 columns."""
     lines = confirmed.out.strip().splitlines()
     sentence = (
+        r"may lose: +\d+% of the possible gain "
         r"trials: +\d+ confirmation runs of .* steps \(cosine schedule, .*\) compared on the validation loss, "
         r"extrapolated from \d+ to 2000 steps; the sweep al"
     )
@@ -116,13 +117,21 @@ def test_the_picture_has_a_second_panel(confirmed: Finished) -> None:
 
 
 def test_one_rank_confirms_the_same_lr(confirmed: Finished, tmp_path: Path) -> None:
-    """What is suggested belongs to the global batch, not to the machines (1 %)."""
+    """What is suggested belongs to the global batch, not to the machines: 1 % for the sweep.
+
+    A training at ten times the best LR is chaotic: rounding changes where it ends, here by a seventh of the loss.
+    With float64, confirmed LRs agree as well (`multiprocess/sweep/test_confirmation_runs`).
+    """
     alone = launch(
         tmp_path, *NO_TRACKING, "confirm.enabled=true", "train.schedule=cosine", "train.num_steps=2000",
         "train.warmup_steps=200", "confirm.budget_steps=300",
     )  # fmt: skip
     assert alone.code == 0, alone.err
-    assert alone.read("suggestion.json")["lr"] == pytest.approx(confirmed.read("suggestion.json")["lr"], rel=0.01)
+    found, expected = alone.read("suggestion.json"), confirmed.read("suggestion.json")
+    assert found["confirmation"]["sweep_lr"] == pytest.approx(expected["confirmation"]["sweep_lr"], rel=0.01)
+    lrs, other_lrs = ([trial["lr"] for trial in each["confirmation"]["trials"]] for each in (found, expected))
+    assert lrs == pytest.approx(other_lrs, rel=0.01)
+    assert found["lr"] == pytest.approx(expected["lr"], rel=0.1)
 
 
 def test_without_a_validation_set_a_part_of_the_training_set_is_used(tmp_path: Path) -> None:

