@@ -53,9 +53,8 @@ def moves(found: dict[tuple[str, int], dict[str, Bowl]], before: tuple[str, int]
 
 def report_lengths(found: dict[tuple[str, int], dict[str, Bowl]]) -> None:
     """Print what the best LR moves for ten times the steps."""
-    print(
-        "| schedule | from | to | jobs | decades for ten times the steps | standard deviation |\n|---|---|---|---|---|---|"
-    )
+    print("| schedule | from | to | jobs | decades for ten times the steps | standard deviation |")
+    print("|---|---|---|---|---|---|")
     for schedule, (short, long) in itertools.product(("constant", "cosine"), itertools.combinations(LENGTHS, 2)):
         if len(decades := moves(found, (schedule, short), (schedule, long)) / np.log10(long / short)):
             row = f"{schedule} | {short} | {long} | {len(decades)} | {decades.mean():+.2f} | {decades.std():.2f}"

@@ -66,7 +66,7 @@ def test_the_closing_lines_are_the_contracts(finished: Finished) -> None:
     assert re.fullmatch(rf"suggested lr: {number}   \[{number}, {number}\]   verdict: ok", lines[1])
     assert re.fullmatch(r"train with:   optimizer\.lr=[\d.e-]+", lines[2])
     assert lines[3:] == [
-        "may lose:     5% of the possible gain; 3% with confirm.enabled=true (500 steps)",
+        "may lose:     4% of the possible gain; 3% with confirm.enabled=true (500 steps)",
         "picture:      run/lr_sweep.png",
         "mlflow:       mlflow ui --backend-store-uri sqlite:///mlflow.db",
         "training:     about 400 steps, constant; set train.num_steps for another length",
