@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from lrrunner.system.job_log import package_logger, wake_loggers
+from lrrunner.system.output.job_log import package_logger, wake_loggers
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -28,10 +28,10 @@ from lrrunner.results.writer import RunDirectory
 from lrrunner.system import exit_codes
 from lrrunner.system.atomic_files import write_text
 from lrrunner.system.environment import MAILBOX_VARIABLE
+from lrrunner.system.output.redaction import Redactor
 from lrrunner.system.plain_values import to_plain
-from lrrunner.system.process_identity import is_alive, process_identity
-from lrrunner.system.redaction import Redactor
-from lrrunner.system.stop_signal import StopSignal
+from lrrunner.system.processes.process_identity import is_alive, process_identity
+from lrrunner.system.processes.stop_signal import StopSignal
 from lrrunner.worker import warm_rank
 
 POLL_S = 0.005

@@ -10,7 +10,7 @@ from typing import TextIO
 
 from lrrunner.records import Progress
 from lrrunner.reporting.progress_display import BarDisplay, NoDisplay, ProgressDisplay, progress_display
-from lrrunner.system.terminal import terminal_width, write_line
+from lrrunner.system.output.terminal import terminal_width, write_line
 
 MAX_LABEL = 24
 

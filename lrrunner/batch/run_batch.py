@@ -30,11 +30,9 @@ from lrrunner.results.run_state import RunState
 from lrrunner.system import exit_codes
 from lrrunner.system.bounded_call import done_within
 from lrrunner.system.devices import usable_cores, visible_gpus
-from lrrunner.system.interrupt_counter import InterruptCounter
-from lrrunner.system.job_log import JobLog
-from lrrunner.system.plain_values import to_plain
-from lrrunner.system.redaction import Redactor
-from lrrunner.system.terminal import (
+from lrrunner.system.output.job_log import JobLog
+from lrrunner.system.output.redaction import Redactor
+from lrrunner.system.output.terminal import (
     counted,
     labelled_line,
     shown_path,
@@ -43,6 +41,8 @@ from lrrunner.system.terminal import (
     write_error,
     write_line,
 )
+from lrrunner.system.plain_values import to_plain
+from lrrunner.system.processes.interrupt_counter import InterruptCounter
 from lrrunner.tracking.names import tag_names
 from lrrunner.tracking.store.connection import connect_or_warn
 from lrrunner.tracking.store.failures import failure_reason

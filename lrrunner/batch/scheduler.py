@@ -26,7 +26,7 @@ from lrrunner.launch.worker_group import WorkerGroup
 from lrrunner.results.run_state import JobResult, RunState, state_in
 from lrrunner.results.status_file import as_recorded, close_abandoned, read_status
 from lrrunner.system import exit_codes
-from lrrunner.system.interrupt_counter import InterruptCounter
+from lrrunner.system.processes.interrupt_counter import InterruptCounter
 from lrrunner.system.temporary_folders import remove_stale_folders
 from lrrunner.tracking.names import tag_names
 from lrrunner.tracking.supervised_run import SupervisedRuns

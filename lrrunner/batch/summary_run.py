@@ -13,8 +13,8 @@ from lrrunner.batch.ledger import FILE_NAME, Entry
 from lrrunner.batch.state import read_state, update_state
 from lrrunner.config.schema import TrackingConfig
 from lrrunner.results.run_state import ENDED, RunState
-from lrrunner.system.redaction import Redactor
-from lrrunner.system.terminal import counted
+from lrrunner.system.output.redaction import Redactor
+from lrrunner.system.output.terminal import counted
 from lrrunner.tracking.names import tag_names
 from lrrunner.tracking.store.connection import Connection, anchored_uri, connect_or_warn
 from lrrunner.tracking.store.failures import UploadFailure, failure_reason

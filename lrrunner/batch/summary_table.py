@@ -12,7 +12,7 @@ from lrrunner.batch.best_job import best_entry, parsed_overrides
 from lrrunner.batch.ledger import Entry
 from lrrunner.batch.points import labels, short_labels
 from lrrunner.results.run_state import RunState
-from lrrunner.system.terminal import counted
+from lrrunner.system.output.terminal import counted
 
 CSV_COLUMNS = (
     *("job", "overrides", "state", "lr", "lr_low", "lr_high", "verdict", "best_loss", "seconds"),

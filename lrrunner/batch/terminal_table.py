@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from lrrunner.batch.ledger import Entry
 from lrrunner.batch.summary_table import TABLE_COLUMNS, rows, short_entry_labels
 from lrrunner.results.run_state import RunState
-from lrrunner.system.terminal import shortened_in_middle
+from lrrunner.system.output.terminal import shortened_in_middle
 
 GAP = "  "
 MIN_LABEL = 12

@@ -22,12 +22,12 @@ from lrrunner.results.resume_checks import directory_errors, is_finished
 from lrrunner.system import exit_codes
 from lrrunner.system.environment import is_launched
 from lrrunner.system.garbage_collection import collection_paused, exempt_from_collection
-from lrrunner.system.job_log import JobLog
-from lrrunner.system.output_streams import forgive_closed_output
+from lrrunner.system.output.job_log import JobLog
+from lrrunner.system.output.output_streams import forgive_closed_output
+from lrrunner.system.output.redaction import Redactor, shortened
+from lrrunner.system.output.terminal import counted, write_error, write_line
 from lrrunner.system.plain_values import to_plain
-from lrrunner.system.redaction import Redactor, shortened
 from lrrunner.system.temporary_folders import remove_stale_folders
-from lrrunner.system.terminal import counted, write_error, write_line
 
 RANK_0_FIRST_S = 5.0
 """How long another rank waits with a configuration error: rank 0 prints the same one first, and ends every rank."""

@@ -15,10 +15,10 @@ from lrrunner.batch.sync_batch import sync_batch
 from lrrunner.errors import ConfigError
 from lrrunner.results.reader import read_run
 from lrrunner.system import exit_codes
-from lrrunner.system.output_streams import forgive_closed_output
-from lrrunner.system.redaction import Redactor
+from lrrunner.system.output.output_streams import forgive_closed_output
+from lrrunner.system.output.redaction import Redactor
+from lrrunner.system.output.terminal import labelled_line, write_error, write_line
 from lrrunner.system.start_signals import signals_end_start
-from lrrunner.system.terminal import labelled_line, write_error, write_line
 from lrrunner.tracking.store.failures import failure_reason, is_unreachable
 from lrrunner.tracking.sync_run import sync_run
 

@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from lrrunner.system.terminal import labelled_line
+from lrrunner.system.output.terminal import labelled_line
 
 DEFAULT_CONFIG_NAME = "config"
 OPTIONS_WITH_VALUE = ("--config-dir", "-cd", "--config-name", "-cn")

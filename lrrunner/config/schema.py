@@ -15,7 +15,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
 from lrrunner.records import Training
-from lrrunner.system.terminal import counted
+from lrrunner.system.output.terminal import counted
 
 BUDGET_SWEEPS = 5
 """Default budget of the confirmation runs, in steps of the sweep and its repeats."""

@@ -7,7 +7,7 @@ import os
 from lrrunner.launch.mailbox import JobMailbox, remove_mailbox_when_orphaned
 from lrrunner.system.devices import keep_to_cores
 from lrrunner.system.garbage_collection import collection_paused, exempt_from_collection
-from lrrunner.system.parent_process import die_with_parent, orphan_check
+from lrrunner.system.processes.parent_process import die_with_parent, orphan_check
 
 
 def main() -> None:

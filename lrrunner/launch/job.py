@@ -10,8 +10,8 @@ from lrrunner.config.command_line import CommandLine
 from lrrunner.config.schema import Config
 from lrrunner.launch.mailbox import JobMessage
 from lrrunner.launch.rank_command import RankPlan
+from lrrunner.system.output.redaction import Redactor
 from lrrunner.system.plain_values import to_plain
-from lrrunner.system.redaction import Redactor
 
 
 @dataclass(frozen=True, kw_only=True)

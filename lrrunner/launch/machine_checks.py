@@ -8,7 +8,7 @@ from pathlib import Path
 import yaml
 
 from lrrunner.config.schema import LaunchConfig
-from lrrunner.system.terminal import counted
+from lrrunner.system.output.terminal import counted
 
 MAX_RANKS = 1024
 """Ranks that are started on one machine."""

@@ -20,7 +20,7 @@ from typing import Any
 from lrrunner.records import Progress
 from lrrunner.system.atomic_files import read_json, write_json
 from lrrunner.system.environment import MAILBOX_VARIABLE, OUTPUT_VARIABLE
-from lrrunner.system.process_identity import process_identity
+from lrrunner.system.processes.process_identity import process_identity
 from lrrunner.system.temporary_folders import remove_private_folder, write_owner
 
 RANK_POLL_S = 0.02

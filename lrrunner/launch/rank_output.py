@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from lrrunner.results.artifacts import RANKS_FOLDER
-from lrrunner.system.redaction import Redactor
+from lrrunner.system.output.redaction import Redactor
 from lrrunner.system.temporary_folders import new_private_folder, remove_private_folder
 
 MAX_READ_BYTES = 1 << 16

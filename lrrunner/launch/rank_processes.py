@@ -7,7 +7,7 @@ import os
 from collections.abc import Collection, Iterable
 
 from lrrunner.launch.mailbox import Heartbeat, JobMailbox
-from lrrunner.system.process_identity import children, descendants, environment_variable, pid_of
+from lrrunner.system.processes.process_identity import children, descendants, environment_variable, pid_of
 
 
 class RankProcesses:

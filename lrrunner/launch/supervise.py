@@ -27,10 +27,10 @@ from lrrunner.results.status_file import as_recorded, read_status
 from lrrunner.results.writer import new_run_path
 from lrrunner.system import exit_codes
 from lrrunner.system.devices import usable_cores, visible_gpus
-from lrrunner.system.interrupt_counter import InterruptCounter
-from lrrunner.system.job_log import JobLog
+from lrrunner.system.output.job_log import JobLog
+from lrrunner.system.output.terminal import counted, fitted, shown_path, write_error, write_line
+from lrrunner.system.processes.interrupt_counter import InterruptCounter
 from lrrunner.system.temporary_folders import new_private_folder, remove_stale_folders
-from lrrunner.system.terminal import counted, fitted, shown_path, write_error, write_line
 from lrrunner.tracking.names.run_names import default_run_name
 from lrrunner.tracking.supervised_run import SupervisedRuns
 

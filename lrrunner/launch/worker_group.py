@@ -32,7 +32,7 @@ from lrrunner.records import Progress
 from lrrunner.results.run_state import JobResult, RunState
 from lrrunner.system import exit_codes
 from lrrunner.system.environment import OUTPUT_VARIABLE
-from lrrunner.system.process_identity import is_stopped, process_identity
+from lrrunner.system.processes.process_identity import is_stopped, process_identity
 
 RECORD_FAILURE_WITHIN_S = 15.0
 """How long ranks may take to record a failure: rank 0 reports it to MLflow, which may not answer."""

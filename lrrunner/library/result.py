@@ -19,7 +19,7 @@ from lrrunner.results.artifacts import FIGURE_FILE, NOTE_FILE
 from lrrunner.results.resume_checks import code_versions
 from lrrunner.results.run_state import RunState
 from lrrunner.results.writer import RunDirectory
-from lrrunner.system.redaction import Redactor
+from lrrunner.system.output.redaction import Redactor
 from lrrunner.tracking.names import tag_names
 from lrrunner.tracking.names.run_names import default_run_name
 from lrrunner.tracking.store.connection import Connection, connect, script_tracking

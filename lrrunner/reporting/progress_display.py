@@ -11,7 +11,7 @@ from typing import Any, Protocol, TextIO
 from tqdm import tqdm
 
 from lrrunner.records import Progress
-from lrrunner.system.terminal import columns, erase_line, shortened_in_middle, write_line
+from lrrunner.system.output.terminal import columns, erase_line, shortened_in_middle, write_line
 
 BAR_FORMAT = "{desc} {bar} {n_fmt}/{total_fmt}  {remaining} left"
 FIRST_BAR_FORMAT = BAR_FORMAT.replace("{remaining}", "--:--")

@@ -21,7 +21,7 @@ from lrrunner.records import (
 )
 from lrrunner.results.artifacts import FIGURE_FILE
 from lrrunner.results.run_state import RunState
-from lrrunner.system.terminal import labelled_line, wrapped_line
+from lrrunner.system.output.terminal import labelled_line, wrapped_line
 
 FIGURE_LINK = f"![LR sweep]({FIGURE_FILE})"
 WORTH_LOWERING = 0.03

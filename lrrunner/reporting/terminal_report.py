@@ -12,8 +12,8 @@ from lrrunner.core.trial_planning import PlannedTrial
 from lrrunner.records import Progress, RangeTestResult, Step
 from lrrunner.reporting.progress_display import ProgressDisplay
 from lrrunner.reporting.run_summary import closing_lines, interrupted_lines
-from lrrunner.system.redaction import Redactor
-from lrrunner.system.terminal import shown_path, write_error, write_line
+from lrrunner.system.output.redaction import Redactor
+from lrrunner.system.output.terminal import shown_path, write_error, write_line
 
 logger = logging.getLogger(__name__)
 

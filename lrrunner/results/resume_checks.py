@@ -13,7 +13,7 @@ from lrrunner.results.reader import read_config
 from lrrunner.results.run_state import RunState, state_in
 from lrrunner.results.status_file import read_status
 from lrrunner.system.plain_values import flattened
-from lrrunner.system.process_identity import is_alive
+from lrrunner.system.processes.process_identity import is_alive
 from lrrunner.version import __version__
 
 FREE_KEYS = ("run", "launch", "tracking.timeout_s")

@@ -32,8 +32,8 @@ from lrrunner.results.csv_table import CsvTable
 from lrrunner.results.status_file import read_status, write_status_file
 from lrrunner.results.suggestion_file import suggestion_content
 from lrrunner.system.atomic_files import write_json, write_text
-from lrrunner.system.redaction import Redactor
-from lrrunner.system.terminal import shown_path
+from lrrunner.system.output.redaction import Redactor
+from lrrunner.system.output.terminal import shown_path
 
 STATUS_INTERVAL_S = 2.0
 

@@ -27,7 +27,7 @@ from lrrunner.config.composition import expand_grid
 from lrrunner.errors import ConfigError
 from lrrunner.results.run_state import RunState
 from lrrunner.system import exit_codes
-from lrrunner.system.output_streams import forgive_closed_output
+from lrrunner.system.output.output_streams import forgive_closed_output
 
 NEVER_BEGAN = "it never began; see its task's output"
 

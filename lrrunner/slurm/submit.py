@@ -16,7 +16,7 @@ from lrrunner.config.composition import compose_points, expand_grid
 from lrrunner.errors import ConfigError
 from lrrunner.slurm.time_limit import check_time_limit
 from lrrunner.system import exit_codes
-from lrrunner.system.output_streams import forgive_closed_output
+from lrrunner.system.output.output_streams import forgive_closed_output
 
 POLL_S = 1.0
 ENDED = re.compile(r"COMPLETED|FAILED|CANCELLED|TIMEOUT|NODE_FAIL|OUT_OF_MEMORY|BOOT_FAIL|DEADLINE")

@@ -38,11 +38,11 @@ from lrrunner.results.status_file import read_status
 from lrrunner.slurm import array
 from lrrunner.system import exit_codes
 from lrrunner.system.atomic_files import write_text
-from lrrunner.system.error_message import error_message
-from lrrunner.system.job_log import wake_loggers
+from lrrunner.system.output.error_message import error_message
+from lrrunner.system.output.job_log import wake_loggers
+from lrrunner.system.output.redaction import Redactor
+from lrrunner.system.output.terminal import counted, write_error, write_line
 from lrrunner.system.plain_values import to_plain
-from lrrunner.system.redaction import Redactor
-from lrrunner.system.terminal import counted, write_error, write_line
 
 LAUNCHERS = ("submitit_slurm", "submitit_local")
 PLUGIN = "hydra_plugins.hydra_submitit_launcher"

@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 from lrrunner.system.atomic_files import read_json, write_json
-from lrrunner.system.process_identity import is_gone, process_identity
+from lrrunner.system.processes.process_identity import is_gone, process_identity
 
 OWNER_FILE = "owner.json"
 

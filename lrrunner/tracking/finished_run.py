@@ -13,9 +13,9 @@ from lrrunner.reporting.run_summary import closing_lines
 from lrrunner.results.artifacts import CHECKPOINT_FOLDER, FIGURE_FILE
 from lrrunner.results.reader import RunFiles, read_run
 from lrrunner.results.resume_checks import finished_differences
+from lrrunner.system.output.redaction import Redactor
+from lrrunner.system.output.terminal import shown_path
 from lrrunner.system.plain_values import to_plain
-from lrrunner.system.redaction import Redactor
-from lrrunner.system.terminal import shown_path
 from lrrunner.tracking.store.connection import anchored_uri
 from lrrunner.tracking.sync_run import synced_location
 

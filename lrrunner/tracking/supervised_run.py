@@ -15,7 +15,7 @@ from lrrunner.results.run_state import JobResult, RunState, state_in
 from lrrunner.results.status_file import read_status, write_status
 from lrrunner.system.atomic_files import write_text
 from lrrunner.system.bounded_call import done_within
-from lrrunner.system.redaction import Redactor
+from lrrunner.system.output.redaction import Redactor
 from lrrunner.tracking.names.tag_names import PARENT, RUN_DIR, VERSION
 from lrrunner.tracking.store.connection import Connection, connect_or_warn, warn_unreachable
 from lrrunner.tracking.store.failures import upload_failure

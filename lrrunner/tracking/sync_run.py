@@ -14,8 +14,8 @@ from lrrunner.results.artifacts import RECORDS_FILE, STATUS_FILE, TRIAL_RECORDS_
 from lrrunner.results.reader import RunFiles, read_run
 from lrrunner.results.run_state import ENDED_WITHOUT_REPORT, RunState
 from lrrunner.results.status_file import write_status
-from lrrunner.system.process_identity import is_alive, is_gone
-from lrrunner.system.redaction import MASK, Redactor
+from lrrunner.system.output.redaction import MASK, Redactor
+from lrrunner.system.processes.process_identity import is_alive, is_gone
 from lrrunner.tracking.names import tag_names
 from lrrunner.tracking.names.run_names import default_run_name
 from lrrunner.tracking.store.connection import Connection, connect

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
-from lrrunner.system.error_message import error_message
+from lrrunner.system.output.error_message import error_message
 from lrrunner.training.collectives import Collective
 from lrrunner.training.optimizer.optimizers import set_optimizer_mode
 from lrrunner.training.state.snapshot import RngState, restore_buffers, saved_buffers

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 
 from lrrunner.launch.mailbox import ANOTHER_RANK_IS_GONE, ANOTHER_RANK_IS_SILENT, WORKER_WAS_ENDED
-from lrrunner.system.error_message import error_message, user_position
+from lrrunner.system.output.error_message import error_message, user_position
 from lrrunner.training.torch_messages import NEEDS_FLOATS, NEEDS_INDICES, UNUSED_PARAMETERS
 
 MAX_LENGTH = 600

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from lrrunner.records import RangeTestResult, Step
+from lrrunner.system.output.redaction import Redactor
 from lrrunner.system.plain_values import flattened
-from lrrunner.system.redaction import Redactor
 from lrrunner.tracking.names.metric_names import result_metrics, result_tags, step_point
 
 FOLDER = "trackers"

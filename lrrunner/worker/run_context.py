@@ -14,8 +14,8 @@ from lrrunner.reporting.progress_display import NoDisplay, ProgressDisplay
 from lrrunner.results.codec import optional_step_columns
 from lrrunner.results.resume_checks import differences, directory_errors
 from lrrunner.results.writer import RunDirectory, new_run_path
+from lrrunner.system.output.redaction import Redactor
 from lrrunner.system.plain_values import to_plain
-from lrrunner.system.redaction import Redactor
 from lrrunner.tracking.store.connection import anchored_uri
 
 

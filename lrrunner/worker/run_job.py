@@ -27,11 +27,11 @@ from lrrunner.sweep.fingerprint import fingerprint
 from lrrunner.sweep.measure import Measured, measure
 from lrrunner.system import exit_codes
 from lrrunner.system.garbage_collection import exempt_from_collection
-from lrrunner.system.job_log import JobLog
+from lrrunner.system.output.job_log import JobLog
+from lrrunner.system.output.redaction import Redactor
+from lrrunner.system.output.terminal import shown_path, write_error, write_line
 from lrrunner.system.plain_values import to_plain
-from lrrunner.system.redaction import Redactor
-from lrrunner.system.stop_signal import StopSignal
-from lrrunner.system.terminal import shown_path, write_error, write_line
+from lrrunner.system.processes.stop_signal import StopSignal
 from lrrunner.tracking.finished_run import complete_finished_run
 from lrrunner.tracking.store.connection import import_mlflow
 from lrrunner.tracking.upload.training_set import TrainingSet

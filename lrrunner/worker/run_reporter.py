@@ -24,8 +24,8 @@ from lrrunner.results.writer import RunDirectory
 from lrrunner.sweep.auto_range import Passes
 from lrrunner.sweep.confirmation_runs import Trials
 from lrrunner.sweep.range_test_result import describe_interruption, range_test_result
-from lrrunner.system.process_identity import process_identity
-from lrrunner.system.terminal import shown_path
+from lrrunner.system.output.terminal import shown_path
+from lrrunner.system.processes.process_identity import process_identity
 from lrrunner.tracking.store.connection import Connection, connect_or_warn
 from lrrunner.tracking.upload.mlflow_run import RunEnd
 from lrrunner.tracking.upload.training_set import TrainingSet

@@ -11,7 +11,7 @@ from lrrunner.records import Step, Trial
 from lrrunner.results.run_state import RunState
 from lrrunner.results.writer import RunDirectory
 from lrrunner.system.bounded_call import done_within
-from lrrunner.system.terminal import shown_path
+from lrrunner.system.output.terminal import shown_path
 from lrrunner.tracking.names import tag_names
 from lrrunner.tracking.names.run_names import default_run_name
 from lrrunner.tracking.store.connection import Connection

@@ -23,8 +23,8 @@ from lrrunner.system import exit_codes
 from lrrunner.system.devices import keep_to_cores
 from lrrunner.system.environment import OUTPUT_VARIABLE
 from lrrunner.system.garbage_collection import collection_paused
-from lrrunner.system.parent_process import die_with_parent, orphan_check
 from lrrunner.system.plain_values import from_plain
+from lrrunner.system.processes.parent_process import die_with_parent, orphan_check
 from lrrunner.system.temporary_folders import remove_multiprocessing_folder
 
 if TYPE_CHECKING:

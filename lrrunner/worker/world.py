@@ -19,7 +19,7 @@ from lrrunner.errors import ConfigError
 from lrrunner.launch.machine_checks import DEEPSPEED_REFUSED
 from lrrunner.system import exit_codes
 from lrrunner.system.environment import USE_CPU_VARIABLE, USE_DEEPSPEED_VARIABLE, launcher_switch_is_on
-from lrrunner.system.terminal import write_error
+from lrrunner.system.output.terminal import write_error
 from lrrunner.training import collectives
 from lrrunner.training.collectives import Collective
 from lrrunner.worker.deferred_dynamo import defer_dynamo, is_dynamo_loaded

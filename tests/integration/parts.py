@@ -218,7 +218,7 @@ class Mortal(nn.Module):
         return self.layers(x)
 
     def _watch_upload(self) -> None:
-        from lrrunner.system.process_identity import pid_of
+        from lrrunner.system.processes.process_identity import pid_of
         from lrrunner.tracking.upload.mlflow_run import MlflowRun
 
         supervisor = pid_of(os.environ["LRRUNNER_SUPERVISOR"])

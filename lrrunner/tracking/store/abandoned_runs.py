@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from lrrunner.results.run_state import ENDED, RunState, state_in
 from lrrunner.results.status_file import close_abandoned, read_status
-from lrrunner.system.process_identity import is_gone, process_identity
+from lrrunner.system.processes.process_identity import is_gone, process_identity
 from lrrunner.tracking.names.tag_names import HOST, PROCESS, RUN_DIR
 
 if TYPE_CHECKING:

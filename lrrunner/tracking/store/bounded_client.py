@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from lrrunner.system.interrupt_counter import num_interrupts
+from lrrunner.system.processes.interrupt_counter import num_interrupts
 
 T = TypeVar("T")
 

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, NamedTuple, cast
 from lrrunner.config.schema import TrackingConfig
 from lrrunner.errors import ConfigError
 from lrrunner.system.garbage_collection import collection_paused
-from lrrunner.system.interrupt_counter import num_interrupts
-from lrrunner.system.redaction import Redactor
+from lrrunner.system.output.redaction import Redactor
+from lrrunner.system.processes.interrupt_counter import num_interrupts
 from lrrunner.tracking.store.abandoned_runs import end_abandoned_runs
 from lrrunner.tracking.store.bounded_client import BoundedClient, keep_attempts_off_the_terminal, within
 from lrrunner.tracking.store.failures import failure_reason, first_line, is_unreachable

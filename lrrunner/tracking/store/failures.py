@@ -6,7 +6,7 @@ import logging
 import re
 from dataclasses import dataclass
 
-from lrrunner.system.redaction import Redactor, shortened
+from lrrunner.system.output.redaction import Redactor, shortened
 
 UNREACHABLE = ("Max retries exceeded", "database is locked", "Connection refused", "could not connect", "timed out")
 HTTP_LIBRARIES = ("requests", "urllib3")

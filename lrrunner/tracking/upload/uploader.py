@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-from lrrunner.system.redaction import Redactor
+from lrrunner.system.output.redaction import Redactor
 from lrrunner.tracking.names.metric_names import STEP_METRICS, MetricPoint
 from lrrunner.tracking.store.failures import upload_failure
 

@@ -14,7 +14,7 @@ from typing import Any
 import hydra.utils
 from hydra.errors import InstantiationException
 
-from lrrunner.system.error_message import error_message, user_position
+from lrrunner.system.output.error_message import error_message, user_position
 
 EXTRAS = {"transformers": "hf", "lightning": "lightning"}
 """Package -> the extra of lrrunner that installs it."""

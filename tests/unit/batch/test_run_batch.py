@@ -14,7 +14,7 @@ from lrrunner.batch.summary_run import finish_summary_run
 from lrrunner.config.command_line import parse_command_line
 from lrrunner.errors import ConfigError
 from lrrunner.results.run_state import RunState
-from lrrunner.system.redaction import Redactor
+from lrrunner.system.output.redaction import Redactor
 from lrrunner.tracking.store.connection import connect_or_warn
 from lrrunner.tracking.store.failures import UploadFailure
 from lrrunner.tracking.store.runs import is_running

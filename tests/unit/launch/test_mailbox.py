@@ -9,7 +9,7 @@ import pytest
 
 from lrrunner.launch.mailbox import Heartbeat, HeartbeatWriter, JobMailbox, JobMessage, RankOutcome
 from lrrunner.records import Progress
-from lrrunner.system.process_identity import process_identity
+from lrrunner.system.processes.process_identity import process_identity
 
 
 def new_mailbox(tmp_path: Path) -> JobMailbox:

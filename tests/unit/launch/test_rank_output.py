@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from lrrunner.launch.rank_output import RankOutputFiles, RankPipes
-from lrrunner.system.redaction import Redactor
+from lrrunner.system.output.redaction import Redactor
 
 
 def test_lines_of_ranks_arrive_whole() -> None:

@@ -26,7 +26,7 @@ from lrrunner.results.reader import read_run
 from lrrunner.results.recorder import RunRecords
 from lrrunner.results.status_file import write_status
 from lrrunner.results.writer import RunDirectory
-from lrrunner.system.redaction import Redactor
+from lrrunner.system.output.redaction import Redactor
 
 STEPS = tuple(
     Step(step=i, lr=10.0 ** (i - 5), loss=2.5 - 0.1 * i, smoothed_loss=2.5 - 0.05 * i, grad_norm=0.5, num_items=64.0,

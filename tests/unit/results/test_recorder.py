@@ -7,7 +7,7 @@ from pathlib import Path
 from lrrunner.records import Step, Trial
 from lrrunner.results.recorder import Recorder, RunRecords
 from lrrunner.results.writer import RunDirectory
-from lrrunner.system.redaction import Redactor
+from lrrunner.system.output.redaction import Redactor
 
 TRIAL = Trial(trial=1, lr=0.5, num_steps=1, num_steps_run=1, loss=1.5)
 

@@ -18,7 +18,7 @@ from lrrunner.results.resume_checks import (
     finished_differences,
     is_finished,
 )
-from lrrunner.system.process_identity import process_identity
+from lrrunner.system.processes.process_identity import process_identity
 
 CONFIG = {"model": {"width": 3}, "run": {"dir": "x", "resume": None}, "launch": {"num_processes": 2}}
 

@@ -25,7 +25,7 @@ from lrrunner.records import (
 from lrrunner.results.artifacts import artifacts
 from lrrunner.results.status_file import close_abandoned
 from lrrunner.results.writer import RunDirectory
-from lrrunner.system.redaction import Redactor
+from lrrunner.system.output.redaction import Redactor
 
 
 def test_records_are_readable_after_each_step(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import yaml
 from lrrunner.config.command_line import parse_command_line
 from lrrunner.errors import ConfigError
 from lrrunner.slurm import submitit_launcher
-from lrrunner.system.redaction import Redactor
+from lrrunner.system.output.redaction import Redactor
 from tests.composing import composed
 
 

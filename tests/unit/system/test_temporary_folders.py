@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from lrrunner.system import temporary_folders
-from lrrunner.system.process_identity import process_identity
+from lrrunner.system.processes.process_identity import process_identity
 from lrrunner.system.temporary_folders import new_private_folder, remove_private_folder, remove_stale_folders
 
 OWN_NAME = f"lrrunner-{os.getuid()}"

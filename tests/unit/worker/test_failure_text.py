@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from lrrunner.launch.mailbox import ANOTHER_RANK_IS_GONE, ANOTHER_RANK_IS_SILENT
-from lrrunner.system.redaction import Redactor
+from lrrunner.system.output.redaction import Redactor
 from lrrunner.worker.failure_text import MAX_LENGTH, failure_text
 
 

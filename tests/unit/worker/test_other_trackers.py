@@ -9,7 +9,7 @@ import pytest
 from accelerate import tracking
 
 from lrrunner.records import RangeTestResult, Step, Stop, StopReason, Suggestion, Verdict
-from lrrunner.system.redaction import Redactor
+from lrrunner.system.output.redaction import Redactor
 from lrrunner.worker.other_trackers import OtherTrackers, tracker_errors
 
 calls: list[tuple[str, Any]] = []

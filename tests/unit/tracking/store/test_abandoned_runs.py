@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from lrrunner.system.process_identity import process_identity
+from lrrunner.system.processes.process_identity import process_identity
 from lrrunner.tracking.store.abandoned_runs import end_abandoned_runs
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from lrrunner.system.interrupt_counter import InterruptCounter
+from lrrunner.system.processes.interrupt_counter import InterruptCounter
 from lrrunner.tracking.store.bounded_client import BoundedClient, keep_attempts_off_the_terminal, within
 from lrrunner.tracking.store.failures import is_unreachable
 

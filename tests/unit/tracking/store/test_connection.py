@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from lrrunner.errors import ConfigError
-from lrrunner.system.redaction import Redactor
+from lrrunner.system.output.redaction import Redactor
 from lrrunner.tracking.store.connection import anchored_uri, connect
 from lrrunner.tracking.store.failures import failure_reason, upload_failure
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from lrrunner.system.redaction import Redactor
+from lrrunner.system.output.redaction import Redactor
 from lrrunner.tracking.names.metric_names import MetricPoint
 from lrrunner.tracking.upload.uploader import MAX_POINTS_PER_BATCH, MetricUploader
 

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from lrrunner.system.output_streams import ForgivingStream
+from lrrunner.system.output.output_streams import ForgivingStream
 
 PRINTING = """
 import os, sys
-from lrrunner.system.output_streams import forgive_closed_output
+from lrrunner.system.output.output_streams import forgive_closed_output
 forgive_closed_output()
 for number in range(5000):
     print("a line of output", number)
@@ -31,7 +31,7 @@ def test_a_process_ends_as_if_its_output_were_read(redirection: str, tmp_path: P
     """Its exit code is its own, and no file gets what was meant for a closed stream."""
     (tmp_path / "program.py").write_text(PRINTING)
     command = f"set -o pipefail; {sys.executable} program.py {redirection}"
-    environ = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[3])}
+    environ = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[4])}
     done = subprocess.run(
         ["bash", "-c", command], cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=60
     )

@@ -10,8 +10,8 @@ import pytest
 
 from lrrunner.records import Progress
 from lrrunner.reporting.progress_display import BarDisplay
-from lrrunner.system.job_log import JobLog
-from lrrunner.system.redaction import Redactor
+from lrrunner.system.output.job_log import JobLog
+from lrrunner.system.output.redaction import Redactor
 
 WARNING = "MLflow does not answer (connection refused); the run directory keeps everything, as it always does"
 

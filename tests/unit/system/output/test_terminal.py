@@ -8,8 +8,8 @@ import signal
 
 import pytest
 
-from lrrunner.system.interrupt_counter import InterruptCounter
-from lrrunner.system.terminal import fitted, write_line
+from lrrunner.system.output.terminal import fitted, write_line
+from lrrunner.system.processes.interrupt_counter import InterruptCounter
 
 
 def test_a_closed_pipe_raises_nothing() -> None:
@@ -41,7 +41,7 @@ def test_a_message_is_broken_between_words_on_a_terminal_alone(monkeypatch: pyte
     """A terminal breaks words where its width ends; a log has one line to search for."""
     message = "the configuration is wrong\n  - model.width must be a number, got wide; see conf/README.md"
     assert fitted(message, io.StringIO()) == message
-    monkeypatch.setattr("lrrunner.system.terminal.columns", lambda stream: 40)
+    monkeypatch.setattr("lrrunner.system.output.terminal.columns", lambda stream: 40)
     terminal = io.StringIO()
     monkeypatch.setattr(terminal, "isatty", lambda: True)
     assert fitted(message, terminal).split("\n") == [

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from lrrunner.system.process_identity import is_alive, is_gone, pid_of, process_identity
+from lrrunner.system.processes.process_identity import is_alive, is_gone, pid_of, process_identity
 
 
 def test_a_running_process_is_alive_and_a_finished_one_is_not() -> None:
@@ -65,8 +65,8 @@ def test_only_what_provably_was_ours_is_gone(monkeypatch: pytest.MonkeyPatch) ->
     Nor can this user see the processes of others, or of other containers, everywhere.
     """
     host = "pid:[4026531836]"
-    monkeypatch.setattr("lrrunner.system.process_identity._pid_namespace", lambda: host)
-    monkeypatch.setattr("lrrunner.system.process_identity._machine", lambda: "0" * 16)
+    monkeypatch.setattr("lrrunner.system.processes.process_identity._pid_namespace", lambda: host)
+    monkeypatch.setattr("lrrunner.system.processes.process_identity._machine", lambda: "0" * 16)
     assert is_gone(identity_with())
     assert is_gone(identity_with(boot=OTHER_BOOT)), "this machine has started again since"
     assert not is_gone(identity_with(uid=str(os.getuid() + 1)))
@@ -79,7 +79,7 @@ def test_only_what_provably_was_ours_is_gone(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_a_machine_without_an_id_proves_nothing_about_an_earlier_boot(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two such machines have the same unknown id."""
-    monkeypatch.setattr("lrrunner.system.process_identity._machine", lambda: "?")
+    monkeypatch.setattr("lrrunner.system.processes.process_identity._machine", lambda: "?")
     assert not is_gone(identity_with(boot=OTHER_BOOT, machine="?", namespace="pid:[4026531836]"))
 
 

@@ -12,8 +12,8 @@ from typing import Self, TextIO
 
 from tqdm import tqdm
 
-from lrrunner.system.redaction import RedactingFormatter, Redactor
-from lrrunner.system.terminal import columns
+from lrrunner.system.output.redaction import RedactingFormatter, Redactor
+from lrrunner.system.output.terminal import columns
 
 package_logger = logging.getLogger("lrrunner")
 

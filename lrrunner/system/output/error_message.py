@@ -7,7 +7,7 @@ import sysconfig
 import traceback
 from pathlib import Path
 
-from lrrunner.system.terminal import shown_path
+from lrrunner.system.output.terminal import shown_path
 
 INSTALLED = (
     *(sysconfig.get_paths()[name] for name in ("stdlib", "platstdlib", "purelib", "platlib")),

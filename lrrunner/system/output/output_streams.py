@@ -10,7 +10,7 @@ import os
 import sys
 from typing import Any, TextIO
 
-from lrrunner.system.terminal import silence
+from lrrunner.system.output.terminal import silence
 
 
 class ForgivingStream:

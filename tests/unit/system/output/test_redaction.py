@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lrrunner.system.redaction import MAX_LINE_LENGTH, RedactingFormatter, Redactor, is_secret_key
+from lrrunner.system.output.redaction import MAX_LINE_LENGTH, RedactingFormatter, Redactor, is_secret_key
 from tests.unit.core.curves import PROPERTY
 
 secret_values = st.text(

@@ -8,7 +8,7 @@ import signal
 from collections.abc import Callable
 
 from lrrunner.system.environment import SUPERVISOR_VARIABLE
-from lrrunner.system.process_identity import is_alive
+from lrrunner.system.processes.process_identity import is_alive
 
 PR_SET_PDEATHSIG = 1
 """Linux: number of the ``prctl`` option that asks for a signal at the parent's death."""

@@ -1,0 +1,1 @@
+"""What a process prints and logs, without secrets."""
