@@ -176,3 +176,15 @@ def test_test_jobs_are_chosen_by_their_names_alone(oracle: Callable[[str], Any])
     assert {name for names in ordered for name in names[::3]} == catalog.TEST_JOBS
     assert len(catalog.jobs()) == 50
     assert sum(job.real for job in catalog.jobs()) == 38
+
+
+def test_every_line_of_the_measurements_is_read(oracle: Callable[[str], Any]) -> None:
+    """Each job has a file, its trainings and what optimizers without an LR reach; a merge once kept two forms."""
+    store = oracle("store")
+    for job in oracle("catalog").jobs():
+        found = store.Store(BENCHMARKS / f"oracle/measurements/{job.name}.jsonl")
+        assert found.initial.keys() == {0, 1, 2, 3}
+        assert {(name, len(by_training)) for name, by_training in found.lr_free.items()} == {
+            ("Prodigy", 2),
+            ("schedule-free AdamW", 1),
+        }
