@@ -105,7 +105,7 @@ def _override_error(error: Exception, override: str, known: list[str]) -> str:
         return not_an_override(override)
     if isinstance(error, yaml.YAMLError):
         return f"{override} reads a file that is not valid YAML: {' '.join(text.split())}; correct it"
-    if "Multiple values for" in text and override.startswith("+"):
+    if override.startswith("+") and ("Multiple values for" in text or "An item is already at" in text):
         return f"{key} has a value already, got {override}; write it without +"
     return (
         _choice_error(text, override)

@@ -8,3 +8,6 @@ NEEDS_INDICES = r"expected (scalar type Long|target dtype to be Long)"
 
 NEEDS_FLOATS = r"Found dtype Long but expected|result type \w+ can't be cast to the desired output type Long"
 """A regression loss, or one of probabilities, given a target of integers."""
+
+SHAPES_DIFFER = r"must match the size of tensor|shapes cannot be multiplied|size mismatch"
+"""A model or a loss, given tensors of other shapes than it expects."""

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from lrrunner.launch.mailbox import ANOTHER_RANK_IS_GONE, ANOTHER_RANK_IS_SILENT, WORKER_WAS_ENDED
 from lrrunner.system.output.error_message import error_message, user_position
-from lrrunner.training.torch_messages import NEEDS_FLOATS, NEEDS_INDICES, UNUSED_PARAMETERS
+from lrrunner.training.torch_messages import NEEDS_FLOATS, NEEDS_INDICES, SHAPES_DIFFER, UNUSED_PARAMETERS
 
 MAX_LENGTH = 600
 
@@ -51,7 +51,8 @@ def failure_text(error: BaseException, *, masked: Callable[[str], str] = str) ->
     'the loss needs class indices: convert the target in data.train'
     """
     message = error_message(error)
-    text = masked(" ".join(_without_traceback(message).split()))[:MAX_LENGTH]
+    kind, reason = _kind_and_reason(error, message)
+    text = masked(" ".join(reason.split()))[:MAX_LENGTH]
     if isinstance(error, RuntimeError) and any(part in text for part in LOST_CONNECTION_MESSAGES):
         return f"{ANOTHER_RANK_IS_GONE}, its connection was lost ({text})"
     if isinstance(error, RuntimeError) and any(part in text for part in TIMEOUT_MESSAGES):
@@ -60,15 +61,20 @@ def failure_text(error: BaseException, *, masked: Callable[[str], str] = str) ->
         return f"{WORKER_WAS_ENDED} ({text})"
     hint = next((f"; {hint}" for pattern, hint in HINTS if re.search(pattern, message)), "")
     position = user_position(error)
-    return f"{type(error).__name__}: {text}{position and ','}{position}{hint}"
+    if not position and re.search(SHAPES_DIFFER, message):
+        hint = "; compare the shapes of data.train's inputs and target with what model and loss expect"
+    return f"{kind}{text}{position and ','}{position}{hint}"
 
 
-def _without_traceback(message: str) -> str:
-    """The message of an error from a worker of a data loader, which quotes the worker's whole traceback.
+def _kind_and_reason(error: BaseException, message: str) -> tuple[str, str]:
+    """Type and message; of an error in a worker of a data loader, which quotes a traceback, its last line.
 
-    >>> _without_traceback("Caught it.\\nOriginal Traceback (most recent call last):\\n  File ...\\nKeyError: 1\\n")
-    'Caught it. KeyError: 1'
+    >>> quoted = "Caught it.\\nOriginal Traceback (most recent call last):\\n  File ...\\nKeyError: 1\\n"
+    >>> _kind_and_reason(KeyError(), quoted)
+    ('in a worker of the data loader: ', 'KeyError: 1')
     """
-    head, quoted, stack = message.partition("Original Traceback (most recent call last):")
+    _, is_quoted, stack = message.partition("Original Traceback (most recent call last):")
     lines = stack.strip().splitlines()
-    return f"{head.strip()} {lines[-1]}" if quoted and lines else message
+    if is_quoted and lines:
+        return "in a worker of the data loader: ", lines[-1]
+    return f"{type(error).__name__}: ", message

@@ -40,7 +40,7 @@ def instantiate(name: str, component: Mapping[str, Any] | None, errors: list[str
         logger.info("%s could not be built", name, exc_info=cause)
         reason = _first_line(cause, default="no message")
         position = user_position(cause)
-        raised = f"{type(cause).__name__}: {reason}{position and ','}{position}"
+        raised = f"{type(cause).__name__}: {reason}" + (f",{position}" if position else f"; correct the keys of {name}")
         errors.append(f"{name} could not be built: {component['_target_']} raised {raised}")
         return None
 

@@ -107,6 +107,9 @@ ERRORS = {
         "data.train={_target_: mine.data, size: 9} has keys that data.train does not have yet; write "
         "+data.train={_target_: mine.data, size: 9}"
     ),
+    "+optimizer._partial_=true": (
+        "optimizer._partial_ has a value already, got +optimizer._partial_=true; write it without +"
+    ),
     "+experiment=digits_mlp": "experiment has a value already, got +experiment=digits_mlp; write it without +",
     "sweep": "'sweep' is not an override; write key=value, and quote values with special characters",
 }

@@ -77,6 +77,14 @@ def test_the_position_is_the_users_own_line(tmp_path: Path, monkeypatch: pytest.
     assert failure_text(caught.value).endswith(", at my_model_of_a_test.py:5 in forward")
     quoted = f'File "{tmp_path}/my_model_of_a_test.py", line 7, in item'
     in_a_worker = RuntimeError(f"Caught it.\nOriginal Traceback (most recent call last):\n  {quoted}\nKeyError: 3\n")
-    assert failure_text(in_a_worker) == "RuntimeError: Caught it. KeyError: 3, at my_model_of_a_test.py:7 in item"
+    assert (
+        failure_text(in_a_worker) == "in a worker of the data loader: KeyError: 3, at my_model_of_a_test.py:7 in item"
+    )
     hinted = failure_text(RuntimeError(f"expected scalar type Long but found Float\n{quoted}"))
     assert hinted.partition(", at my_model_of_a_test.py:7 in item; ")[2].startswith("the loss needs class indices")
+
+
+def test_shapes_that_do_not_fit_lead_to_what_to_compare() -> None:
+    """In torch's own modules there is no line of the user's to name."""
+    text = failure_text(RuntimeError("The size of tensor a (10) must match the size of tensor b (64) at dimension 1"))
+    assert text.endswith("; compare the shapes of data.train's inputs and target with what model and loss expect")
