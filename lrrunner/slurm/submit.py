@@ -17,6 +17,8 @@ from lrrunner.errors import ConfigError
 from lrrunner.slurm.time_limit import check_time_limit
 from lrrunner.system import exit_codes
 from lrrunner.system.output.output_streams import forgive_closed_output
+from lrrunner.system.output.terminal import write_line
+from lrrunner.system.start_signals import signals_end_start
 
 POLL_S = 1.0
 ENDED = re.compile(r"COMPLETED|FAILED|CANCELLED|TIMEOUT|NODE_FAIL|OUT_OF_MEMORY|BOOT_FAIL|DEADLINE")
@@ -27,7 +29,10 @@ def main() -> NoReturn:
     forgive_closed_output()
     kind, *arguments = sys.argv[1:]
     if kind == "follow":
-        sys.exit(follow(arguments[0]))
+        job = arguments[0]
+        with signals_end_start(lambda: write_line(f"job {job}: goes on without this terminal; scancel {job} ends it")):
+            code = follow(job)
+        sys.exit(code)
     try:
         if kind == "limit":
             script, *options = arguments

@@ -90,3 +90,17 @@ def test_the_check_of_the_limit_is_a_command_of_its_own(tmp_path: Path) -> None:
     assert "--time must exceed the warning of 120 s" in refused.stderr
     taken = subprocess.run([*command, "--time=5"], capture_output=True, text=True, check=False)
     assert (taken.returncode, taken.stdout, taken.stderr) == (0, "", "")
+
+
+def test_ctrl_c_while_a_job_is_followed_says_that_it_goes_on(tmp_path: Path) -> None:
+    """Only the following ends, which a traceback does not tell."""
+    program = (
+        "import os, signal, time; from lrrunner.slurm import submit; "
+        "submit.follow = lambda job: (os.kill(os.getpid(), signal.SIGINT), time.sleep(60)); submit.main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, "follow", "17"],
+        capture_output=True, text=True, timeout=60, check=False, cwd=tmp_path,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (130, "")
+    assert done.stdout == "job 17: goes on without this terminal; scancel 17 ends it\n"
