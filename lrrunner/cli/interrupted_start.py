@@ -11,7 +11,7 @@ from lrrunner.config.command_line import interrupted_start_lines, launch_command
 from lrrunner.system.environment import USE_CPU_VARIABLE, launcher_switch_is_on
 from lrrunner.system.output.redaction import Redactor
 from lrrunner.system.output.terminal import erase_line, write_line
-from lrrunner.system.start_signals import signals_end_start
+from lrrunner.system.processes.start_signals import signals_end_start
 
 
 @contextmanager

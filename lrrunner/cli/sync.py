@@ -18,7 +18,7 @@ from lrrunner.system import exit_codes
 from lrrunner.system.output.output_streams import forgive_closed_output
 from lrrunner.system.output.redaction import Redactor
 from lrrunner.system.output.terminal import labelled_line, write_error, write_line
-from lrrunner.system.start_signals import signals_end_start
+from lrrunner.system.processes.start_signals import signals_end_start
 from lrrunner.tracking.store.failures import failure_reason, is_unreachable
 from lrrunner.tracking.sync_run import sync_run
 

@@ -18,7 +18,7 @@ from lrrunner.slurm.time_limit import check_time_limit
 from lrrunner.system import exit_codes
 from lrrunner.system.output.output_streams import forgive_closed_output
 from lrrunner.system.output.terminal import write_line
-from lrrunner.system.start_signals import signals_end_start
+from lrrunner.system.processes.start_signals import signals_end_start
 
 POLL_S = 1.0
 ENDED = re.compile(r"COMPLETED|FAILED|CANCELLED|TIMEOUT|NODE_FAIL|OUT_OF_MEMORY|BOOT_FAIL|DEADLINE")

@@ -7,7 +7,7 @@ from types import FrameType, TracebackType
 from typing import Self
 
 from lrrunner.system.exit_codes import signal_exit_code
-from lrrunner.system.start_signals import end_start
+from lrrunner.system.processes.start_signals import end_start
 
 _num_interrupts = 0
 

@@ -14,7 +14,7 @@ from types import FrameType, TracebackType
 from typing import Self
 
 from lrrunner.system.exit_codes import signal_exit_code
-from lrrunner.system.start_signals import end_start
+from lrrunner.system.processes.start_signals import end_start
 
 STUCK_AFTER_S = 10.0
 """A rank that needs longer for its next step hangs in a collective, where Python runs no signal handler."""
