@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 import sysconfig
 import traceback
 from pathlib import Path
@@ -11,7 +12,7 @@ from lrrunner.system.output.terminal import shown_path
 
 INSTALLED = (
     *(sysconfig.get_paths()[name] for name in ("stdlib", "platstdlib", "purelib", "platlib")),
-    str(Path(__file__).resolve().parents[1]),
+    str(Path(str(sys.modules["lrrunner"].__file__)).resolve().parent),
 )
 """Folders of Python, of installed packages and of this one: what is elsewhere is the user's."""
 

@@ -12,6 +12,7 @@ from torch import nn
 
 from lrrunner.launch.mailbox import ANOTHER_RANK_IS_GONE, ANOTHER_RANK_IS_SILENT
 from lrrunner.system.output.redaction import Redactor
+from lrrunner.tasks.models import Mlp
 from lrrunner.worker.failure_text import MAX_LENGTH, failure_text
 
 
@@ -88,3 +89,12 @@ def test_shapes_that_do_not_fit_lead_to_what_to_compare() -> None:
     """In torch's own modules there is no line of the user's to name."""
     text = failure_text(RuntimeError("The size of tensor a (10) must match the size of tensor b (64) at dimension 1"))
     assert text.endswith("; compare the shapes of data.train's inputs and target with what model and loss expect")
+
+
+def test_lines_of_this_package_are_not_the_users() -> None:
+    """Nobody mends a model by editing lrrunner."""
+    with pytest.raises(RuntimeError) as caught:
+        Mlp(in_features=4, hidden_features=4, num_hidden=1, num_classes=2)(torch.ones(1, 5))
+    error = caught.value
+    error.__traceback__ = error.__traceback__ and error.__traceback__.tb_next  # without this file, which is a user's
+    assert " at " not in failure_text(error)
