@@ -170,6 +170,8 @@ class Suggestion(Record):
         expected_regret: Share of the fall that the best LR achieves in the training, and this one is expected to lose;
             None without a suggestion.
         candidates: Every rule's LR on the same curve; None where a rule found nothing.
+        evidence: What `auto` is the mean of: name of each observation -> ``lr``, the best LR according to it alone, and
+            ``weight``, its share.
     """
 
     lr: float | None
@@ -179,6 +181,7 @@ class Suggestion(Record):
     interval: tuple[float, float] | None = None
     expected_regret: float | None = None
     candidates: dict[str, float | None] = field(default_factory=dict, repr=False)
+    evidence: dict[str, dict[str, float]] = field(default_factory=dict, repr=False)
 
     def __str__(self) -> str:
         if self.verdict is None:

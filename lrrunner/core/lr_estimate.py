@@ -107,11 +107,13 @@ class Estimate(NamedTuple):
         log_lr: log10 of the LR.
         error: Standard error in decades.
         weights: Name of each observation -> its share in the estimate; ``prior`` is the optimizer's class.
+        log_lrs: Name of each observation -> log10 of the best LR according to it alone.
     """
 
     log_lr: float
     error: float
     weights: dict[str, float]
+    log_lrs: dict[str, float]
 
 
 def estimate(found: Mapping[str, Landmark], *, optimizer: OptimizerClass | None = None) -> Estimate | None:
@@ -131,9 +133,10 @@ def estimate(found: Mapping[str, Landmark], *, optimizer: OptimizerClass | None 
     log_lr, precisions, prior_precision = _student_mean(said, covariance, prior)
     total = precisions.sum() + prior_precision
     weights = {NAMES[i]: float(precision / total) for i, precision in zip(indices, precisions, strict=True)}
+    log_lrs = {NAMES[i]: float(one) for i, one in zip(indices, said, strict=True)}
     if prior is not None:
-        weights["prior"] = float(prior_precision / total)
-    return Estimate(log_lr, float(total**-0.5), weights)
+        weights["prior"], log_lrs["prior"] = float(prior_precision / total), prior
+    return Estimate(log_lr, float(total**-0.5), weights, log_lrs)
 
 
 def with_length(training: Training, *, epoch_steps: int | None) -> Training:
@@ -160,7 +163,9 @@ def for_training(found: Estimate, training: Training) -> Estimate:
     error = np.hypot(found.error, LENGTH_EXPONENT_ERROR * further)
     if schedule:
         error = np.hypot(error, SCHEDULE_ERROR)
-    return found._replace(log_lr=found.log_lr + LENGTH_EXPONENT * further + schedule, error=float(error))
+    shift = LENGTH_EXPONENT * further + schedule
+    log_lrs = {name: log_lr + shift for name, log_lr in found.log_lrs.items()}
+    return found._replace(log_lr=found.log_lr + shift, error=float(error), log_lrs=log_lrs)
 
 
 def _said(index: int, landmark: Landmark) -> float:

@@ -202,6 +202,7 @@ def suggest(
         interval=(lr / factor, lr * factor),
         expected_regret=expected_regret(float(np.hypot(found.error, np.log10(lr) - found.log_lr))),
         candidates=candidates,
+        evidence={name: {"lr": float(10**at), "weight": found.weights[name]} for name, at in found.log_lrs.items()},
     )
 
 

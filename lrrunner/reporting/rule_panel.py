@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from typing import Any
 
 from matplotlib.axes import Axes
 
 from lrrunner.records import RangeTestResult
 from lrrunner.reporting.figure_style import GRID, MUTED, SMALL
+
+RING_POINTS = 16
+"""Diameter of a ring that has all the weight."""
+
+RING: dict[str, Any] = {"color": MUTED, "marker": "o", "markerfacecolor": "none", "ls": "none", "zorder": 3}
 
 
 def rule_lrs(test: RangeTestResult) -> tuple[dict[str, float | None], str]:
@@ -44,3 +51,19 @@ def draw_rules(axes: Axes, lrs: Mapping[str, float | None], *, suggested: str, s
         label.set(color=colour, weight=weight, size=SMALL)
         if lr is not None:
             axes.plot([lr], [row], color=colour, marker="o", markersize=7 if is_suggested else 5, zorder=4)
+
+
+def draw_evidence(axes: Axes, evidence: Mapping[str, Mapping[str, float]], *, row: int, legend: Axes) -> None:
+    """Draw what `auto` is the mean of as rings in its row, their areas by weight.
+
+    Args:
+        axes: The panel of the rules.
+        evidence: As in :class:`lrrunner.records.Suggestion`.
+        row: Row of `auto`.
+        legend: Axes whose legend explains the rings.
+    """
+    for name, each in evidence.items():
+        size = RING_POINTS * math.sqrt(each["weight"])
+        axes.plot([each["lr"]], [row], gid=f"evidence {name}", markersize=size, **RING)
+    if evidence:
+        legend.plot([], [], markersize=RING_POINTS / 2, label="evidence of auto, by weight", **RING)

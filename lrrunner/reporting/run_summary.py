@@ -27,6 +27,16 @@ FIGURE_LINK = f"![LR sweep]({FIGURE_FILE})"
 WORTH_LOWERING = 0.03
 """Expected regret from which on the closing lines say what would lower it."""
 
+EVIDENCE_TEXTS = {
+    "half_fall": "half of the fall is over",
+    "most_of_fall": "nine tenths of the fall are over",
+    "minimum": "the loss is lowest",
+    "blow_up": "the loss blows up",
+    "gradient_rise": "the gradient grows",
+    "prior": "LRs of this kind of optimizer",
+}
+"""Observations of `auto` in words."""
+
 STOP_TEXTS = {
     StopReason.END_OF_SCHEDULE: "every step of the LR schedule was applied",
     StopReason.DIVERGED: "the smoothed loss diverged",
@@ -95,7 +105,7 @@ def note(test: RangeTestResult, job: Config, *, command: str, directory: str) ->
         command: The command that repeats the run.
         directory: The run directory.
     """
-    details = "".join(f"{_sentence(text)}\n" for text in _details(test, job).values())
+    details = "".join(f"{_sentence(f'{label}: {text}')}\n" for label, text in _details(test, job).items())
     return f"""{_headline(test.suggestion)}
 
 {_sentence(test.suggestion.reason)}
@@ -107,7 +117,7 @@ def note(test: RangeTestResult, job: Config, *, command: str, directory: str) ->
 {batch_summary(job, world_size=test.world_size)}
 
 {_rule_table(test.suggestion)}
-{_trial_table(test)}
+{_evidence_table(test.suggestion)}{_trial_table(test)}
 Run directory: `{directory}`. To repeat it:
 
 ```
@@ -267,6 +277,17 @@ def _headline(suggestion: Suggestion) -> str:
 def _rule_table(suggestion: Suggestion) -> str:
     rows = [f"| {name} | {'none' if lr is None else f'{lr:.2e}'} |" for name, lr in suggestion.candidates.items()]
     return "| rule | LR |\n|---|---|\n" + "\n".join(rows)
+
+
+def _evidence_table(suggestion: Suggestion) -> str:
+    """What `auto` is the mean of."""
+    rows = [
+        f"| {EVIDENCE_TEXTS[name]} | {each['lr']:.1e} | {each['weight']:.0%} |"
+        for name, each in suggestion.evidence.items()
+    ]
+    if not rows:
+        return ""
+    return "\n| evidence of auto | best LR by it | weight |\n|---|---|---|\n" + "\n".join(rows) + "\n"
 
 
 def _trial_table(test: RangeTestResult) -> str:

@@ -34,7 +34,7 @@ from lrrunner.reporting.figure_style import (
     suggestion_style,
     write_line,
 )
-from lrrunner.reporting.rule_panel import draw_rules, rule_lrs
+from lrrunner.reporting.rule_panel import draw_evidence, draw_rules, rule_lrs
 from lrrunner.reporting.trial_panel import draw_trials
 from lrrunner.system.atomic_files import atomic_file
 
@@ -150,6 +150,8 @@ def _draw_panels(figure: Figure, test: RangeTestResult, *, beta: float, top_px: 
     if has_rules:
         panels.insert(0, add_panel(figure, top_px=top_px, bottom_px=curve_top_px, sharex=axes))
         draw_rules(panels[0], lrs, suggested=suggested, suggested_colour=suggestion_style(test.suggestion).colour)
+        if "auto" in lrs:
+            draw_evidence(panels[0], test.suggestion.evidence, row=list(lrs).index("auto"), legend=axes)
     finish_panel(figure, axes, lr_limits=_lr_limits(test), loss=test.monitored, legend_px=SWEEP_PX)
     _draw_labelled_suggestion(panels, test.suggestion)
     if test.steps and test.stops:

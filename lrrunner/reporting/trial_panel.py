@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from lrrunner.core.confirmation import differences
 from lrrunner.records import RangeTestResult, Trial, TrialOutcome
 from lrrunner.reporting.figure_style import (
     BOTTOM_PX,
@@ -67,7 +68,7 @@ def _monitored(test: RangeTestResult) -> str:
 
 
 def _draw_finished(axes: Axes, finished: Sequence[Trial]) -> None:
-    """Draw loss over LR, one curve for each length."""
+    """Draw loss over LR, one curve for each length, with the standard errors of the differences from the best run."""
     if not finished:
         axes.set_yticks([])
         text = axes.text(0.5, 0.5, "no run has finished", transform=axes.transAxes, ha="center")
@@ -90,6 +91,10 @@ def _draw_finished(axes: Axes, finished: Sequence[Trial]) -> None:
             label=f"{num_steps} steps",
             zorder=4,
         )
+    for trial, difference in zip(finished, differences(finished), strict=True):
+        if difference is not None and difference.error > 0:  # the best run has none, and NaN is none
+            ends = [trial.loss - difference.error, trial.loss + difference.error]
+            axes.plot([trial.lr, trial.lr], ends, color=INK, lw=1.0, marker="_", zorder=5, gid="difference error")
     beyond = [trial.lr for trial in finished if trial.loss > axes.get_ylim()[1]]
     if beyond:
         _mark_at_top(axes, beyond, colour=CURVE, marker="^", label="far above")

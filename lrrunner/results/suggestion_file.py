@@ -35,6 +35,7 @@ def suggestion_content(test: RangeTestResult) -> dict[str, Any]:
         "interval": suggestion.interval,
         "expected_regret": suggestion.expected_regret,
         "candidates": suggestion.candidates,
+        "evidence": suggestion.evidence,
         "group_lrs": test.group_lrs,
         "stop_reason": stop.reason,
         "stop_step": stop.step,

@@ -117,8 +117,9 @@ def test_the_class_of_the_optimizer_gives_way_to_clear_evidence() -> None:
 )
 def test_a_longer_training_wants_less_and_a_decay_allows_more(training: Training, decades: float, error: float) -> None:
     """What is not known of it widens the interval."""
-    found = for_training(Estimate(-2.0, 0.3, {}), training)
+    found = for_training(Estimate(-2.0, 0.3, {"minimum": 1.0}, {"minimum": -2.5}), training)
     assert found.log_lr == pytest.approx(-2.0 + decades)
+    assert found.log_lrs == pytest.approx({"minimum": -2.5 + decades})
     assert found.error == pytest.approx(error)
 
 

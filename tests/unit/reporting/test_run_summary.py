@@ -8,6 +8,7 @@ import json
 import pytest
 
 from lrrunner.config.schema import Config, DataConfig, Monitor, SweepConfig
+from lrrunner.core.lr_estimate import NAMES
 from lrrunner.records import (
     Confirmation,
     NoiseScale,
@@ -23,6 +24,7 @@ from lrrunner.records import (
     Verdict,
 )
 from lrrunner.reporting.run_summary import (
+    EVIDENCE_TEXTS,
     closing_lines,
     describe_best_trial,
     describe_expected_regret,
@@ -356,3 +358,15 @@ def test_a_range_test_that_is_read_back_ends_with_the_same_lines() -> None:
     assert closing_lines(again, JOB, directory="a", mlflow=None) == closing_lines(test, JOB, directory="a", mlflow=None)
     assert again.group_lrs == pytest.approx(test.group_lrs)
     assert [each.extension for each in again.passes] == ["the loss does not diverge", ""]
+
+
+def test_the_note_shows_what_the_estimate_is_made_of() -> None:
+    """Which observation says what, and how much it counts."""
+    evidence = {"half_fall": {"lr": 2e-3, "weight": 0.25}, "prior": {"lr": 7e-3, "weight": 0.75}}
+    text = note(result(dataclasses.replace(SUGGESTION, evidence=evidence)), JOB, command="lrrunner", directory="/a")
+    assert "| half of the fall is over | 2.0e-03 | 25% |\n| LRs of this kind of optimizer | 7.0e-03 | 75% |\n" in text
+
+
+def test_every_observation_has_its_words() -> None:
+    """A new landmark must not break the note."""
+    assert set(EVIDENCE_TEXTS) == {*NAMES, "prior"}

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from lrrunner.records import (
-    Trial,
-)
+from lrrunner.records import Trial
 from lrrunner.reporting.sweep_figure import save_png
 from tests.unit.reporting.figures import (
     DIVERGED,
@@ -81,3 +80,12 @@ def test_no_texts_of_the_panel_of_runs_overlap() -> None:
     boxes = [text.get_window_extent() for text in texts]
     assert not [pair for pair in itertools.combinations(boxes, 2) if pair[0].overlaps(pair[1])]
     assert all(box.x0 >= 0 and box.x1 <= 900 and box.y0 >= 0 and box.y1 <= 860 for box in boxes)
+
+
+def test_differences_from_the_best_run_have_their_standard_errors() -> None:
+    """Runs that the evaluated batches cannot tell apart look so."""
+    best = dataclasses.replace(trial(0, 1e-3, 0.4), batch_losses=(0.3, 0.5))
+    worse = dataclasses.replace(trial(1, 3e-3, 0.6), batch_losses=(0.4, 0.8))
+    (error,) = with_gid(confirmed_figure(best, worse), "difference error")
+    assert list(error.get_xdata()) == [3e-3, 3e-3]
+    assert error.get_ydata() == pytest.approx([0.5, 0.7])
