@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lrrunner.batch.best_job import COMPARED_LOSS, best_entry, why_no_best
 from lrrunner.batch.collect import batch_state, latest_entries
 from lrrunner.batch.directory import batch_directory, exclusive_batch
 from lrrunner.batch.ledger import Entry
@@ -17,10 +16,11 @@ from lrrunner.batch.points import BatchJob, batch_jobs, checked_points
 from lrrunner.batch.progress import BatchProgress
 from lrrunner.batch.scheduler import BatchScheduler, Slot, new_slots
 from lrrunner.batch.state import begin, update_state
-from lrrunner.batch.summary_files import write_summary
-from lrrunner.batch.summary_run import KEPT_IN, finish_summary_run, start_summary_run
-from lrrunner.batch.summary_table import batch_name, short_entry_labels
-from lrrunner.batch.terminal_table import terminal_table
+from lrrunner.batch.summary.best_job import COMPARED_LOSS, best_entry, why_no_best
+from lrrunner.batch.summary.summary_files import write_summary
+from lrrunner.batch.summary.summary_run import KEPT_IN, finish_summary_run, start_summary_run
+from lrrunner.batch.summary.summary_table import batch_name, short_entry_labels
+from lrrunner.batch.summary.terminal_table import terminal_table
 from lrrunner.config.command_line import CommandLine, resume_command, sync_command
 from lrrunner.config.composition import expand_grid, override_key
 from lrrunner.config.schema import LaunchConfig, TrackingConfig

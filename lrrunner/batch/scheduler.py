@@ -18,7 +18,7 @@ from lrrunner.batch.collect import entry_from_run
 from lrrunner.batch.points import BatchJob
 from lrrunner.batch.progress import BatchProgress, JobProgress
 from lrrunner.batch.state import read_state, update_state
-from lrrunner.batch.summary_table import describe_outcome
+from lrrunner.batch.summary.summary_table import describe_outcome
 from lrrunner.errors import ConfigError
 from lrrunner.launch.job import Job
 from lrrunner.launch.rank_output import RankOutputFiles

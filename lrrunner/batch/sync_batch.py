@@ -11,9 +11,9 @@ from lrrunner.batch.collect import batch_state
 from lrrunner.batch.directory import batch_lock
 from lrrunner.batch.ledger import Entry
 from lrrunner.batch.state import read_state, update_state
-from lrrunner.batch.summary_files import write_summary
-from lrrunner.batch.summary_run import create_summary_run, find_summary_run, finish_summary_run
-from lrrunner.batch.summary_table import batch_name, entry_labels
+from lrrunner.batch.summary.summary_files import write_summary
+from lrrunner.batch.summary.summary_run import create_summary_run, find_summary_run, finish_summary_run
+from lrrunner.batch.summary.summary_table import batch_name, entry_labels
 from lrrunner.errors import ConfigError
 from lrrunner.results.reader import read_run
 from lrrunner.results.run_state import RunState, state_in

@@ -19,9 +19,9 @@ from lrrunner.batch.directory import batch_lock
 from lrrunner.batch.ledger import Entry
 from lrrunner.batch.points import BatchJob, batch_jobs, checked_points
 from lrrunner.batch.state import update_state
-from lrrunner.batch.summary_files import write_summary
+from lrrunner.batch.summary.summary_files import write_summary
+from lrrunner.batch.summary.terminal_table import terminal_table
 from lrrunner.batch.sync_batch import upload_batch
-from lrrunner.batch.terminal_table import terminal_table
 from lrrunner.config.command_line import CommandLine, parse_command_line
 from lrrunner.config.composition import expand_grid
 from lrrunner.errors import ConfigError

@@ -10,7 +10,7 @@ from PIL import Image
 from lrrunner.batch import ledger
 from lrrunner.batch.ledger import Entry
 from lrrunner.batch.run_batch import _Summary, run_batch
-from lrrunner.batch.summary_run import finish_summary_run
+from lrrunner.batch.summary.summary_run import finish_summary_run
 from lrrunner.config.command_line import parse_command_line
 from lrrunner.errors import ConfigError
 from lrrunner.results.run_state import RunState

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from lrrunner.batch import summary_table
 from lrrunner.batch.ledger import Entry
+from lrrunner.batch.summary import summary_table
 from lrrunner.core.curve import Curve, curve_from_steps
 from lrrunner.core.power_law import power_law
 from lrrunner.results.reader import read_run
@@ -28,7 +28,7 @@ def write_summary(directory: Path, entries: Sequence[Entry]) -> list[Path]:
         The figures.
     """
     write_text(directory / "summary.csv", summary_table.csv_text(entries))
-    from lrrunner.batch.figures import category_figure, overlay_figure, scaling_figure
+    from lrrunner.batch.summary.figures import category_figure, overlay_figure, scaling_figure
     from lrrunner.reporting.sweep_figure import save_png
 
     batch_title = summary_table.batch_name([entry.overrides for entry in entries])

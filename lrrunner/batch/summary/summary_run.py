@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lrrunner.batch import ledger, summary_table
-from lrrunner.batch.best_job import COMPARED_LOSS, best_entry, why_no_best
+from lrrunner.batch import ledger
 from lrrunner.batch.ledger import FILE_NAME, Entry
 from lrrunner.batch.state import read_state, update_state
+from lrrunner.batch.summary import summary_table
+from lrrunner.batch.summary.best_job import COMPARED_LOSS, best_entry, why_no_best
 from lrrunner.config.schema import TrackingConfig
 from lrrunner.results.run_state import ENDED, RunState
 from lrrunner.system.output.redaction import Redactor

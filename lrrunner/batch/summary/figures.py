@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from lrrunner.batch.summary_table import SweptCategories, SweptPoint
+from lrrunner.batch.summary.summary_table import SweptCategories, SweptPoint
 from lrrunner.core.curve import Curve
 from lrrunner.core.power_law import PowerLaw
 

@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lrrunner.batch.best_job import best_entry, parsed_overrides
 from lrrunner.batch.ledger import Entry
 from lrrunner.batch.points import labels, short_labels
+from lrrunner.batch.summary.best_job import best_entry, parsed_overrides
 from lrrunner.results.run_state import RunState
 from lrrunner.system.output.terminal import counted
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lrrunner.batch.figures import category_figure, overlay_figure, scaling_figure
-from lrrunner.batch.summary_table import SweptCategories, SweptPoint
+from lrrunner.batch.summary.figures import category_figure, overlay_figure, scaling_figure
+from lrrunner.batch.summary.summary_table import SweptCategories, SweptPoint
 from lrrunner.core.curve import curve_from_steps
 from lrrunner.core.power_law import power_law
 from lrrunner.reporting.sweep_figure import save_png

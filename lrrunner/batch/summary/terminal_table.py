@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from lrrunner.batch.ledger import Entry
-from lrrunner.batch.summary_table import TABLE_COLUMNS, rows, short_entry_labels
+from lrrunner.batch.summary.summary_table import TABLE_COLUMNS, rows, short_entry_labels
 from lrrunner.results.run_state import RunState
 from lrrunner.system.output.terminal import shortened_in_middle
 

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from lrrunner.batch.best_job import best_entry, why_no_best
 from lrrunner.batch.ledger import Entry
-from lrrunner.batch.summary_table import (
+from lrrunner.batch.summary.best_job import best_entry, why_no_best
+from lrrunner.batch.summary.summary_table import (
     artifact_table,
     csv_text,
     describe_outcome,
@@ -18,7 +18,7 @@ from lrrunner.batch.summary_table import (
     swept_categories,
     swept_numbers,
 )
-from lrrunner.batch.terminal_table import terminal_table
+from lrrunner.batch.summary.terminal_table import terminal_table
 from lrrunner.results.run_state import RunState
 
 
