@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lrrunner.core.curve import Curve, curve_from_steps
+from lrrunner.core.curve import Curve, curve_from_steps, noise_std
 from lrrunner.core.landmarks import SIGNIFICANCE
 from lrrunner.records import Step, Stop, StopReason, Suggestion, Verdict
 
@@ -34,6 +34,10 @@ RISES_WITHIN = 100.0
 
 USUAL_LR = 1.0
 """A range that ends below may end below the LRs that train: at 1.0, nearly every training moves or diverges."""
+
+
+EXPLODED_FALLS = 5.0
+"""Multiple of the fall, and of the noise, that a loss must rise by at the start of a sweep to have exploded."""
 
 
 class Extension(NamedTuple):
@@ -144,6 +148,8 @@ def _begins_too_high(
         return "the loss rises from the start"
     if not linear and _never_below_its_first(curve):
         return "no loss is below the first one"
+    if not linear and _explodes_at_the_start(curve):
+        return "the loss explodes at the first learning rates"
     if suggestion.verdict in (Verdict.OK, Verdict.NO_DIVERGENCE) and not linear and _falls_from_the_start(curve):
         return f"the loss falls from the first learning rate {curve.lr[0]:.1e} on"
     return ""
@@ -156,6 +162,18 @@ def _never_below_its_first(curve: Curve) -> bool:
     A flat and noisy curve has its lowest loss there once in a hundred times.
     """
     return bool(curve.raw[1:].min() > curve.raw[0] + 1e-6 * abs(curve.raw[0]))
+
+
+def _explodes_at_the_start(curve: Curve) -> bool:
+    """Whether the loss, as a median of three, soon stands far above the first one, whatever it does afterwards.
+
+    Far: several times what the loss ever falls below the first one, and far beyond the noise of the second half.
+    """
+    soon = curve.raw[1 : max(curve.num_start, 4)]
+    medians = [float(np.median(soon[i : i + 3])) for i in range(len(soon) - 2)]
+    rise, fall = max(medians, default=-np.inf) - curve.raw[0], curve.raw[0] - curve.raw.min()
+    late = curve.raw[len(curve.raw) // 2 :]
+    return bool(rise > EXPLODED_FALLS * max(fall, noise_std(late), 1e-6 * abs(curve.raw[0])))
 
 
 def _rises_from_the_start(curve: Curve, *, linear: bool) -> bool:

@@ -87,6 +87,29 @@ def test_a_curve_that_explodes_at_once_and_settles_gets_a_smaller_start() -> Non
     assert found.reason == "no loss is below the first one"
 
 
+@pytest.mark.parametrize("later", [2.5, 2.2, 0.5], ids=["above", "a little below", "far below"])
+def test_a_start_that_explodes_is_found_whatever_the_later_losses_do(later: float) -> None:
+    """The loss of the initial weights, 2.3; then thousands, which settle near it: sweep.start_lr=1 on digits."""
+    losses = later + noise(1, 100, std=0.1)
+    losses[:12] = [2.3, 8700, 5100, 1700, 1500, 275, 29, 23, 9.9, 19, 33, 3.3]
+    found = decided(records(sweep_lrs(low=0.0, high=2.0), losses), ended())
+    assert found is not None
+    assert found.start_lr == pytest.approx(1e-3)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_noise_at_the_start_is_no_explosion(seed: int) -> None:
+    """Flat and noisy curves, and falls that begin with a single outlier, keep their start."""
+    lrs = sweep_lrs()
+    flat = 2.3 + noise(seed, 100, std=0.5)
+    found = decided(records(lrs, flat), ended())
+    assert found is None or found.start_lr == pytest.approx(1e-7)
+    outlier = noisy(fall_and_blow_up(lrs))
+    outlier[seed % 10] = 50.0
+    found = decided(records(lrs, outlier), diverged())
+    assert found is None or found.start_lr == pytest.approx(1e-7)
+
+
 def test_a_curve_that_is_flat_for_decades_before_it_rises_is_left() -> None:
     """Smaller learning rates would be as flat."""
     lrs = sweep_lrs()
