@@ -33,7 +33,8 @@ class Bowl(NamedTuple):
     @property
     def middle(self) -> Any:
         """Median over seeds, shape (P,): one collapsed run of three or four does not count."""
-        return np.nanmedian(self.losses, axis=1)
+        is_full = not np.isnan(self.losses).any()  # nanmedian takes ten times as long
+        return np.median(self.losses, axis=1) if is_full else np.nanmedian(self.losses, axis=1)
 
     @property
     def best_position(self) -> int:
