@@ -7,6 +7,7 @@ is left out of the table that needs it, and each table says how many jobs it is 
 from __future__ import annotations
 
 import argparse
+import itertools
 import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,17 +19,18 @@ import numpy as np
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 
-from oracle.bowls import bowl, interval_of_mean  # noqa: E402 - the benchmark's own modules lie beside it
+from oracle.bowls import Bowl, TrialTable, bowl, interval_of_mean  # noqa: E402 - the benchmark's own modules lie beside it
 from oracle.catalog import Job, jobs  # noqa: E402
 from oracle.comparisons import Regrets, paired_difference, regrets_by_kind  # noqa: E402
+from oracle.confirmation import confirmed_suggestion  # noqa: E402
 from oracle.lr_free import LR_FREE  # noqa: E402
 from oracle.replay import MissingError  # noqa: E402
-from oracle.scores import SWEEP_SEEDS, Measured, Scores, scores, told_range_test  # noqa: E402
+from oracle.scores import SWEEP_SEEDS, TRIAL_SEEDS, Measured, Scores, scores, told_range_test  # noqa: E402
 from oracle.store import Store, lr_at  # noqa: E402
 from peer_packages import sources  # noqa: E402
 from regret_peers import PEERS  # noqa: E402
 
-from lrrunner.records import Training  # noqa: E402
+from lrrunner.records import Suggestion, Training  # noqa: E402
 
 MEASUREMENTS = HERE / "oracle" / "measurements"
 SWEEP_LENGTHS = (30, 50, 100, 200, 400, 1000)
@@ -165,24 +167,67 @@ def report_lengths(group: Sequence[Measured]) -> None:
 
 
 def report_intervals(group: Sequence[Measured]) -> None:
-    """Print how many intervals hold an LR of nearly the best regret, by thirds of their width."""
-    scores = []
-    for job, store in group:
-        found = bowl(store, 400, "constant")
-        for seed in SWEEP_SEEDS if found is not None else ():
-            try:
-                interval = told_range_test(store, job, 100, seed, REFERENCE).suggestion.interval
-            except MissingError:
-                continue
-            if found is not None and interval is not None:
-                inside = found.regret(np.geomspace(*interval, 40).tolist()).min()
-                scores.append((math.log10(interval[1] / interval[0]), inside <= NEARLY_BEST))
-    if scores:
-        thirds = np.array_split(np.array(sorted(scores)), 3)
-        parts = [f"{t[:, 1].mean():.0%} of {len(t)} at {t[0, 0]:.2f} to {t[-1, 0]:.2f} decades" for t in thirds]
-        hits = sum(hit for _, hit in scores)
-        print(f"{hits} of {len(scores)} intervals of auto hold an LR within {NEARLY_BEST} of the best:")
-        print(f"{', '.join(parts)}\n")
+    """Print, by thirds of the intervals' width, how many hold an LR of nearly the best regret, and what was expected.
+
+    For the sweep alone and after 500 steps of confirmation runs, at every length and schedule together.
+    """
+    for title, find in ((SWEEP, _of_sweeps), (CONFIRMED, _confirmed)):
+        rows = []
+        for (job, store), (num_steps, schedule) in itertools.product(group, TRAININGS):
+            oracle = bowl(store, num_steps, schedule)
+            if oracle is not None:
+                found = find(store, job, Training(num_steps=num_steps, schedule=schedule))
+                rows += [_calibration(oracle, each) for each in found if each.lr is not None]
+        if not rows:
+            continue
+        print(
+            f"| {title}: width of the interval | number | hold an LR within {NEARLY_BEST} | expected regret | regret |"
+        )
+        print("|---|---|---|---|---|")
+        table = np.array(sorted(rows))
+        for third in (*np.array_split(table, 3), table):
+            widths = f"{third[0, 0]:.2f} to {third[-1, 0]:.2f} decades"
+            _, hits, expected, lost = third.mean(axis=0)
+            print(f"| {widths} | {len(third)} | {hits:.0%} | {expected:.3f} | {lost:.3f} |")
+        print()
+
+
+def _calibration(oracle: Bowl, found: Suggestion) -> tuple[float, bool, float, float]:
+    """Width in decades, whether the interval holds an LR that is nearly the best, expected and actual regret."""
+    low, high = found.interval or (math.nan, math.nan)
+    inside = float(oracle.regret(np.geomspace(low, high, 40).tolist()).min())
+    return (
+        math.log10(high / low),
+        inside <= NEARLY_BEST,
+        found.expected_regret or 0.0,
+        float(oracle.regret([found.lr])[0]),
+    )
+
+
+def _of_sweeps(store: Store, job: Job, training: Training) -> list[Suggestion]:
+    """Of sweeps of 100 steps; none where these were not measured."""
+    try:
+        return [told_range_test(store, job, 100, seed, training).suggestion for seed in SWEEP_SEEDS]
+    except MissingError:
+        return []
+
+
+def _confirmed(store: Store, job: Job, training: Training) -> list[Suggestion]:
+    """After 500 steps of trials; none where these were not measured."""
+    tables = [TrialTable(store, training.schedule, seed) for seed in TRIAL_SEEDS]
+    if any(set(table.lengths) < {25, 50, 100, 200} for table in tables) or not _of_sweeps(store, job, training):
+        return []
+    return [
+        confirmed_suggestion(
+            table,
+            told_range_test(store, job, 100, seed, training),
+            budget_steps=500,
+            training_steps=training.num_steps or 400,
+            initial_loss=store.start,
+        )
+        for table in tables
+        for seed in SWEEP_SEEDS
+    ]
 
 
 def report_kinds(found: Scores, members: Sequence[Job]) -> None:

@@ -5,15 +5,15 @@ from __future__ import annotations
 from lrrunner.core.confirmation import confirmed
 from lrrunner.core.curve import curve_from_steps
 from lrrunner.core.trial_planning import next_trial
-from lrrunner.records import Training, Trial
+from lrrunner.records import Suggestion, Training, Trial
 from oracle.bowls import TrialTable
 from oracle.replay import BETA, RangeTest
 
 
-def confirmed_lr(
+def confirmed_suggestion(
     table: TrialTable, test: RangeTest, *, budget_steps: int, training_steps: int, initial_loss: float
-) -> float | None:
-    """The LR that lrrunner would suggest after confirmation runs whose losses are read off a table.
+) -> Suggestion:
+    """What lrrunner would suggest after confirmation runs whose losses are read off a table.
 
     Args:
         table: Losses of short trainings under the schedule of the training.
@@ -24,7 +24,7 @@ def confirmed_lr(
     """
     sweep, curve = test.suggestion, curve_from_steps(test.steps, beta=BETA)
     if sweep.lr is None or curve is None:
-        return sweep.lr
+        return sweep
     trials: list[Trial] = []
     while planned := next_trial(
         sweep,
@@ -47,4 +47,4 @@ def confirmed_lr(
     result = confirmed(
         sweep, trials, training=Training(num_steps=training_steps), monitored="loss", initial_loss=initial_loss
     )
-    return result.suggestion.lr
+    return result.suggestion

@@ -16,7 +16,7 @@ from lrrunner.records import Training
 from oracle.alternatives import ALTERNATIVES
 from oracle.bowls import NUM_RESAMPLES, Bowl, TrialTable, bowl, noise_floor
 from oracle.catalog import Job
-from oracle.confirmation import confirmed_lr
+from oracle.confirmation import confirmed_suggestion
 from oracle.lr_free import LR_FREE
 from oracle.optimizers import CLASSES, USUAL_LR
 from oracle.replay import END_LR, START_LR, MissingError, RangeTest, range_test
@@ -83,7 +83,9 @@ def alternative_lrs(store: Store, job: Job, training: Training, *, total_steps: 
     sweeps = [told_range_test(store, job, 100, seed, training) for seed in SWEEP_SEEDS]
     return found | {
         f"auto, confirmed with {budget_steps} steps": [
-            confirmed_lr(table, sweep, budget_steps=budget_steps, training_steps=length, initial_loss=store.start)
+            confirmed_suggestion(
+                table, sweep, budget_steps=budget_steps, training_steps=length, initial_loss=store.start
+            ).lr
             for table in tables
             for sweep in sweeps
         ]
