@@ -359,20 +359,6 @@ class RangeTestResult(Record):
         return None if lr is None else tuple(lr * ratio for ratio in self.group_ratios)
 
     @property
-    def best_trial(self) -> Trial | None:
-        """The confirmation run with the lowest loss, of those as long as the ones that the suggestion was read from."""
-        length = None if self.confirmation is None else self.confirmation.measured_steps
-        finished = [trial for trial in self.trials if trial.outcome == TrialOutcome.FINISHED]
-        compared = [trial for trial in finished if trial.num_steps == length]
-        return min(compared, key=lambda trial: trial.loss, default=None)
-
-    @property
-    def is_outside_trials(self) -> bool:
-        """Whether the suggested LR was not measured: it lies below or above the LRs of all confirmation runs."""
-        lr, lrs = self.suggestion.lr, [trial.lr for trial in self.trials]
-        return lr is not None and bool(lrs) and not min(lrs) <= lr <= max(lrs)
-
-    @property
     def curve_number(self) -> int:
         """Number of the pass that the suggestion was read from."""
         if self.curve_pass is not None:

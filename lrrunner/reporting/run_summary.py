@@ -7,6 +7,7 @@ import math
 from lrrunner.config.schema import Config, Monitor, SweepConfig, batch_summary, budget_steps
 from lrrunner.core.confirmation import Difference, differences
 from lrrunner.core.lr_estimate import REFERENCE_NUM_STEPS
+from lrrunner.core.measured_trials import best_measured_trial, is_outside_trials
 from lrrunner.core.trial_estimate import interval_error, regret_with_trials
 from lrrunner.core.trial_planning import NUM_TRIALS
 from lrrunner.records import (
@@ -212,11 +213,11 @@ def describe_trials(test: RangeTestResult) -> str:
 
 def describe_best_trial(test: RangeTestResult) -> str:
     """What was measured beside what is suggested; empty where nothing was confirmed."""
-    best, confirmation = test.best_trial, test.confirmation
+    best, confirmation = best_measured_trial(test), test.confirmation
     if best is None or confirmation is None:
         return ""
     measured = f"LR {best.lr:.1e}, {confirmation.monitored} {best.loss:.4g} after {best.num_steps} steps"
-    if not test.is_outside_trials:
+    if not is_outside_trials(test):
         return measured
     lrs = [trial.lr for trial in test.trials]
     return f"{measured}; the suggested LR lies outside the LRs tried ({min(lrs):.1e} to {max(lrs):.1e}): extrapolated"

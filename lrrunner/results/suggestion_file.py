@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lrrunner.core.confirmation import Difference, differences
+from lrrunner.core.measured_trials import best_measured_trial, is_outside_trials
 from lrrunner.records import (
     Confirmation,
     NoiseScale,
@@ -144,7 +145,7 @@ def _trial_content(trial: Trial, difference: Difference | None) -> dict[str, Any
 
 def _confirmation_content(test: RangeTestResult) -> dict[str, Any] | None:
     """What was measured, beside what the sweep alone suggests; None where nothing was to be confirmed."""
-    confirmation, best = test.confirmation, test.best_trial
+    confirmation, best = test.confirmation, best_measured_trial(test)
     if confirmation is None:
         return None
     return {
@@ -161,7 +162,7 @@ def _confirmation_content(test: RangeTestResult) -> dict[str, Any] | None:
         "extrapolated_to_steps": confirmation.horizon if confirmation.is_extrapolated else None,
         "best_trial_lr": None if best is None else best.lr,
         "best_trial_loss": None if best is None else best.loss,
-        "is_outside_trials": test.is_outside_trials,
+        "is_outside_trials": is_outside_trials(test),
         "trouble": confirmation.failure_reason or None,  # the name that readers of the file know
         "sweep_lr": confirmation.sweep.lr,
         "sweep_interval": confirmation.sweep.interval,

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from lrrunner.config.schema import SweepConfig
 from lrrunner.core.curve import pooled_steps
+from lrrunner.core.measured_trials import best_measured_trial
 from lrrunner.records import RangeTestResult, Step, Trial
 from lrrunner.tracking.names import tag_names
 
@@ -107,7 +108,7 @@ def result_metrics(test: RangeTestResult) -> dict[str, float]:
 
 def _confirmation_metrics(test: RangeTestResult) -> dict[str, float | None]:
     """The confirmed LR, beside what was measured and what the sweep alone suggests."""
-    confirmation, best = test.confirmation, test.best_trial
+    confirmation, best = test.confirmation, best_measured_trial(test)
     if confirmation is None or best is None:
         return {}
     return {

@@ -250,7 +250,7 @@ def test_the_best_run_stands_beside_a_suggestion_that_no_run_has_measured(lr: fl
     )
     trials = tuple(
         dataclasses.replace(trial(number, num_steps=num_steps), lr=trial_lr, loss=loss)
-        for number, (trial_lr, num_steps, loss) in enumerate([(1e-3, 100, 0.1), (2e-3, 200, 0.5), (4e-3, 200, 0.9)])
+        for number, (trial_lr, num_steps, loss) in enumerate([(1e-3, 200, 0.6), (2e-3, 200, 0.5), (4e-3, 200, 0.9)])
     )
     test = dataclasses.replace(result(dataclasses.replace(SUGGESTION, lr=lr)), trials=trials, confirmation=confirmation)
     measured = "LR 2.0e-03, validation loss 0.5 after 200 steps"

@@ -55,7 +55,7 @@ def test_a_confirmed_lr_stands_beside_the_best_trial_and_the_sweep() -> None:
     )
     trials = tuple(
         Trial(trial=number, lr=lr, num_steps=steps, num_steps_run=steps, loss=loss)
-        for number, (lr, steps, loss) in enumerate([(0.1, 3, 0.5), (0.3, 9, 1.0), (0.6, 9, 2.0)])
+        for number, (lr, steps, loss) in enumerate([(0.1, 9, 1.5), (0.3, 9, 1.0), (0.6, 9, 2.0)])
     )
     confirmed = dataclasses.replace(test, trials=trials, confirmation=confirmation)
     metrics = result_metrics(confirmed)
