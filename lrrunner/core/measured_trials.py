@@ -11,7 +11,8 @@ from lrrunner.records import RangeTestResult, Trial, TrialOutcome
 def best_measured_trial(test: RangeTestResult) -> Trial | None:
     """The confirmation run with the lowest loss, of the length that the suggestion was read from.
 
-    None where the runs have confirmed nothing. One that survived at an LR at which another diverged was lucky, and does not count.
+    None where the runs have confirmed nothing. One that survived at an LR at which another diverged was lucky, and does
+    not count.
     """
     length = None if test.confirmation is None else test.confirmation.measured_steps
     too_high = min((trial.lr for trial in test.trials if trial.outcome == TrialOutcome.DIVERGED), default=math.inf)
