@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Protocol, TextIO
 
 from tqdm import tqdm
@@ -164,8 +164,13 @@ class BarDisplay:
 
     def cleared(self) -> AbstractContextManager[None]:
         """Printed text within this context does not run into any bar."""
-        context: AbstractContextManager[None] = tqdm.external_write_mode(file=self._stream)
-        return context
+        return self._cleared()
+
+    @contextmanager
+    def _cleared(self) -> Iterator[None]:
+        with tqdm.external_write_mode(file=self._stream):
+            erase_line(self._stream)  # the terminal echoes ^C after the bar
+            yield
 
     def clear(self) -> None:
         """Remove the bar."""

@@ -68,6 +68,8 @@ def _in_narrow_columns(entries: Sequence[Entry], table: Sequence[tuple[str, ...]
     others = sum(widths) - widths[JOB] + len(GAP) * (len(TABLE_COLUMNS) - 1)
     longest = max(len(row[JOB]) for row in (TABLE_COLUMNS, *table))
     widths[JOB] = max(MIN_LABEL, min(longest, width - others))
+    if len(finished) < len(entries):  # causes may take all of the line
+        widths[VERDICT] += max(0, width - others - widths[JOB])
     text = []
     for entry, row in zip([None, *entries], [TABLE_COLUMNS, *table], strict=True):
         label = shortened_in_middle(row[JOB], widths[JOB])
