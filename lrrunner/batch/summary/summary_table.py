@@ -11,6 +11,7 @@ from typing import Any
 from lrrunner.batch.ledger import Entry
 from lrrunner.batch.points import labels, short_labels
 from lrrunner.batch.summary.best_job import best_entry, parsed_overrides
+from lrrunner.results.artifacts import RANKS_FOLDER
 from lrrunner.results.run_state import RunState
 from lrrunner.system.output.terminal import counted
 
@@ -144,9 +145,11 @@ def markdown_table(entries: Sequence[Entry], *, run_url: str) -> str:
 
 
 def describe_outcome(entry: Entry) -> str:
-    """How a job ended, in one line."""
+    """How a job ended, in one line; of a failed one with the logs of its ranks, relative to the batch directory."""
     if entry.state != RunState.FINISHED:
-        return f"{entry.state}: {entry.cause}"
+        has_logs = entry.state == RunState.FAILED and entry.run_dir is not None
+        logs = f"; see {entry.run_dir}/{RANKS_FOLDER}" if has_logs else ""
+        return f"{entry.state}: {entry.cause}{logs}"
     if entry.lr is None or entry.interval is None:
         return f"lr none   {entry.verdict}   {entry.seconds:.1f} s"
     low, high = entry.interval

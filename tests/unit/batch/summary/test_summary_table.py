@@ -185,6 +185,11 @@ def test_swept_names_have_places_of_their_own() -> None:
         ({"lr": 1e-3, "interval": (5e-4, 2e-3), "verdict": "ok"}, "lr 1.0e-03   [5.0e-04, 2.0e-03]   ok   1.5 s"),
         ({"verdict": "flat"}, "lr none   flat   1.5 s"),
         ({"state": RunState.FAILED, "cause": "rank 1: killed by SIGKILL"}, "failed: rank 1: killed by SIGKILL"),
+        (
+            {"state": RunState.FAILED, "cause": "rank 1: killed by SIGKILL", "run_dir": "003"},
+            "failed: rank 1: killed by SIGKILL; see 003/ranks",
+        ),
+        ({"state": RunState.KILLED, "cause": "interrupted", "run_dir": "003"}, "killed: interrupted"),
     ],
 )
 def test_each_job_ends_with_a_line(changes: dict[str, object], line: str) -> None:
