@@ -139,6 +139,12 @@ def estimate(found: Mapping[str, Landmark], *, optimizer: OptimizerClass | None 
     return Estimate(log_lr, float(total**-0.5), weights, log_lrs)
 
 
+def prior_estimate(optimizer: OptimizerClass) -> Estimate:
+    """The best LR as far as the kind of optimizer shows it, without a sweep."""
+    log_lr = PRIOR_LOG_LRS[optimizer]
+    return Estimate(log_lr, PRIOR_ERROR_DECADES, {"prior": 1.0}, {"prior": log_lr})
+
+
 def with_length(training: Training, *, epoch_steps: int | None) -> Training:
     """The training with a length: ten epochs, from 400 to 5,000 steps, where it was not told.
 

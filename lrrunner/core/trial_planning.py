@@ -12,11 +12,14 @@ and shorter ones are too unlike the training (scripts/benchmarks/regret.md).
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from lrrunner.records import Suggestion, Trial
+from lrrunner.core.lr_estimate import INTERVAL_ERRORS, OptimizerClass, for_training, prior_estimate
+from lrrunner.core.regret import expected_regret
+from lrrunner.records import Suggestion, Training, Trial, Verdict
 
 NUM_TRIALS, MAX_TRIALS = 3, 6
 """Trials that share the budget, and most trials where each is the whole training."""
@@ -39,6 +42,31 @@ class PlannedTrial(NamedTuple):
     num_steps: int
 
 
+def trial_start(sweep: Suggestion, *, optimizer: OptimizerClass | None, training: Training) -> Suggestion | None:
+    """Where trials begin: the sweep's suggestion, or what is usual for the kind of optimizer.
+
+    The latter where noise hides what the sweep did, so that trials may show it; None where they could not.
+
+    Args:
+        sweep: What the sweep suggests.
+        optimizer: Class of the optimizer; None if it is not known.
+        training: The training that the LR is for.
+    """
+    if sweep.lr is not None:
+        return sweep
+    if sweep.verdict not in (Verdict.TOO_NOISY, Verdict.NO_DESCENT) or optimizer is None:
+        return None
+    usual = for_training(prior_estimate(optimizer), training)
+    lr, factor = float(10**usual.log_lr), float(10 ** (INTERVAL_ERRORS * usual.error))
+    return dataclasses.replace(
+        sweep,
+        lr=lr,
+        interval=(lr / factor, lr * factor),
+        expected_regret=expected_regret(usual.error),
+        reason=f"{sweep.reason}; confirmation began at an LR that is usual for the kind of optimizer",
+    )
+
+
 def next_trial(
     sweep: Suggestion,
     trials: Sequence[Trial],
@@ -53,7 +81,7 @@ def next_trial(
     A pure function of reduced results, so every rank plans the same trial.
 
     Args:
-        sweep: What the sweep suggests; it must have an LR.
+        sweep: Where trials begin (:func:`trial_start`); it must have an LR.
         trials: Trials so far, in order.
         budget_steps: Optimizer steps that all trials together may plan.
         training_steps: Steps of the real training; None if they are not known.

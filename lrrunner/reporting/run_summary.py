@@ -150,8 +150,10 @@ def describe_expected_regret(test: RangeTestResult, job: Config) -> str:
     if suggestion.expected_regret is None or suggestion.interval is None:
         return ""
     text = f"{suggestion.expected_regret:.0%} of the possible gain"
-    if test.confirmation is not None or suggestion.expected_regret < WORTH_LOWERING:
+    if suggestion.expected_regret < WORTH_LOWERING:
         return text
+    if test.confirmation is not None:
+        return f"{text}; less with a larger confirm.budget_steps"
     budget = budget_steps(job)
     lowered = regret_with_trials(
         interval_error(*suggestion.interval),

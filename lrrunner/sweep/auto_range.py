@@ -22,6 +22,7 @@ from lrrunner.core.range_extension import (
 )
 from lrrunner.core.stop_rules import stop_rule
 from lrrunner.core.suggestion_rules import DEFAULT_TRAINING, suggest
+from lrrunner.core.trial_planning import trial_start
 from lrrunner.records import Step, Stop, StopReason, Suggestion, SweepPass, Training
 from lrrunner.training.collectives import Collective
 from lrrunner.training.engine import SweepResult
@@ -40,6 +41,7 @@ class Passes(NamedTuple):
         passes: Range and suggestion of each pass.
         curve_pass: Number of the pass whose curve counts.
         training: The training that the suggestions are for.
+        trial_start: Where confirmation runs begin; None where they could show nothing.
     """
 
     steps: tuple[Step, ...]
@@ -47,6 +49,7 @@ class Passes(NamedTuple):
     passes: tuple[SweepPass, ...]
     curve_pass: int
     training: Training = DEFAULT_TRAINING
+    trial_start: Suggestion | None = None
 
     @property
     def suggestion(self) -> Suggestion:
@@ -126,7 +129,8 @@ def run_passes(
         low, high = wider.start_lr, wider.end_lr
     interrupted = any(stop.reason == StopReason.INTERRUPTED for stop in stops)
     chosen = curve_pass([each.suggestion for each in passes], interrupted=interrupted)
-    return Passes(steps, stops, tuple(passes), chosen, training)
+    start = trial_start(passes[chosen].suggestion, optimizer=optimizer, training=training)
+    return Passes(steps, stops, tuple(passes), chosen, training, start)
 
 
 def sweep_plan(sweep: SweepConfig, number: int, *, start_lr: float, end_lr: float) -> SweepPlan:

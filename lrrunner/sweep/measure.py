@@ -14,7 +14,7 @@ from lrrunner.core.curve import curve_from_steps
 from lrrunner.core.lr_estimate import with_length
 from lrrunner.core.range_extension import Extension
 from lrrunner.core.trial_planning import PlannedTrial, next_trial
-from lrrunner.records import Step, Training, Trial
+from lrrunner.records import Step, Suggestion, Training, Trial
 from lrrunner.sweep.auto_range import Passes, RunPass, run_passes, sweep_plan
 from lrrunner.sweep.confirmation_runs import (
     Plan,
@@ -156,7 +156,7 @@ class Measurement:
 
     def confirm(self, passes: Passes, comparison: Comparison | None) -> Trials:
         """The confirmation runs after a sweep; none if the job asks for none, or the sweep left nothing to confirm."""
-        if comparison is None or passes.interruption is not None or passes.suggestion.lr is None:
+        if comparison is None or passes.interruption is not None or passes.trial_start is None:
             return Trials()
         if self.listener is not None:
             self.listener.on_passes(passes)
@@ -164,7 +164,7 @@ class Measurement:
             return Trials(failure_reason=comparison.failure_reason)
         return run_trials(
             _trial_settings(self.job, passes.training),
-            plan=_trial_plan(self.job, passes),
+            plan=_trial_plan(self.job, passes, passes.trial_start),
             trainable=self.trainable,
             batches=self.batches,
             evaluate=comparison.evaluate,
@@ -241,13 +241,13 @@ def _trial_settings(job: Config, training: Training) -> TrialSettings:
     )
 
 
-def _trial_plan(job: Config, passes: Passes) -> Plan:
-    """Plan of the confirmation runs, given the sweep's suggestion and the noise of its curve."""
+def _trial_plan(job: Config, passes: Passes, start: Suggestion) -> Plan:
+    """Plan of the confirmation runs, given where they begin and the noise of the sweep's curve."""
     curve = curve_from_steps(passes.curve_steps, beta=job.sweep.smoothing)
 
     def plan(trials: Sequence[Trial], initial_loss: float) -> PlannedTrial | None:
         return next_trial(
-            passes.suggestion,
+            start,
             trials,
             budget_steps=budget_steps(job),
             training_steps=job.train.num_steps,  # an assumed length bounds no trial

@@ -83,10 +83,14 @@ def _confirmed(job: Config, passes: Passes, trials: Trials) -> tuple[Suggestion,
         return sweep, None
     monitored = "training loss" if job.data.val is None else "validation loss"
     ended = [trial for trial in trials.trials if trial.outcome != TrialOutcome.INTERRUPTED]
+    start = sweep if sweep.lr is not None or passes.trial_start is None else passes.trial_start
     if trials.failure_reason:
-        found = not_confirmed(sweep, trials.failure_reason)
+        found = not_confirmed(start, trials.failure_reason)
     else:
-        found = confirmed(sweep, ended, training=passes.training, monitored=monitored, initial_loss=trials.initial_loss)
+        found = confirmed(start, ended, training=passes.training, monitored=monitored, initial_loss=trials.initial_loss)
+    if found.failure_reason and sweep.lr is None:  # where trials began is no suggestion
+        reason = f"{sweep.reason}; not confirmed: {found.failure_reason}"
+        found = found._replace(suggestion=dataclasses.replace(sweep, reason=reason))
     confirmation = Confirmation(
         schedule=job.train.schedule.value,
         monitored=monitored,

@@ -24,6 +24,7 @@ from oracle.catalog import Job, jobs  # noqa: E402
 from oracle.comparisons import Regrets, paired_difference, regrets_by_kind  # noqa: E402
 from oracle.confirmation import confirmed_suggestion  # noqa: E402
 from oracle.lr_free import LR_FREE  # noqa: E402
+from oracle.optimizers import CLASSES  # noqa: E402
 from oracle.replay import MissingError  # noqa: E402
 from oracle.scores import SWEEP_SEEDS, TRIAL_SEEDS, Measured, Scores, scores, told_range_test  # noqa: E402
 from oracle.store import Store, lr_at  # noqa: E402
@@ -221,8 +222,9 @@ def _confirmed(store: Store, job: Job, training: Training) -> list[Suggestion]:
         confirmed_suggestion(
             table,
             told_range_test(store, job, 100, seed, training),
+            optimizer=CLASSES[job.optimizer],
             budget_steps=500,
-            training_steps=training.num_steps or 400,
+            training=training,
             initial_loss=store.start,
         )
         for table in tables

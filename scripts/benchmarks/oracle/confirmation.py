@@ -4,33 +4,42 @@ from __future__ import annotations
 
 from lrrunner.core.confirmation import confirmed
 from lrrunner.core.curve import curve_from_steps
-from lrrunner.core.trial_planning import next_trial
+from lrrunner.core.lr_estimate import OptimizerClass
+from lrrunner.core.trial_planning import next_trial, trial_start
 from lrrunner.records import Suggestion, Training, Trial
 from oracle.bowls import TrialTable
 from oracle.replay import BETA, RangeTest
 
 
 def confirmed_suggestion(
-    table: TrialTable, test: RangeTest, *, budget_steps: int, training_steps: int, initial_loss: float
+    table: TrialTable,
+    test: RangeTest,
+    *,
+    optimizer: OptimizerClass,
+    budget_steps: int,
+    training: Training,
+    initial_loss: float,
 ) -> Suggestion:
     """What lrrunner would suggest after confirmation runs whose losses are read off a table.
 
     Args:
         table: Losses of short trainings under the schedule of the training.
         test: The sweep before.
+        optimizer: Class of the optimizer.
         budget_steps: Steps of all trials together.
-        training_steps: Steps of the training.
+        training: The training.
         initial_loss: Loss before any training.
     """
-    sweep, curve = test.suggestion, curve_from_steps(test.steps, beta=BETA)
-    if sweep.lr is None or curve is None:
-        return sweep
+    start = trial_start(test.suggestion, optimizer=optimizer, training=training)
+    curve = curve_from_steps(test.steps, beta=BETA)
+    if start is None or curve is None:
+        return test.suggestion
     trials: list[Trial] = []
     while planned := next_trial(
-        sweep,
+        start,
         trials,
         budget_steps=budget_steps,
-        training_steps=training_steps,
+        training_steps=training.num_steps,
         initial_loss=initial_loss,
         noise=curve.noise,
     ):
@@ -44,7 +53,5 @@ def confirmed_suggestion(
                 loss=loss,
             )
         )
-    result = confirmed(
-        sweep, trials, training=Training(num_steps=training_steps), monitored="loss", initial_loss=initial_loss
-    )
-    return result.suggestion
+    result = confirmed(start, trials, training=training, monitored="loss", initial_loss=initial_loss)
+    return test.suggestion if result.failure_reason else result.suggestion

@@ -79,12 +79,17 @@ def alternative_lrs(store: Store, job: Job, training: Training, *, total_steps: 
         ]
         for alternative in ALTERNATIVES
     }
-    length, budget_steps = training.num_steps or 400, total_steps - 100
+    budget_steps = total_steps - 100
     sweeps = [told_range_test(store, job, 100, seed, training) for seed in SWEEP_SEEDS]
     return found | {
         f"auto, confirmed with {budget_steps} steps": [
             confirmed_suggestion(
-                table, sweep, budget_steps=budget_steps, training_steps=length, initial_loss=store.start
+                table,
+                sweep,
+                optimizer=CLASSES[job.optimizer],
+                budget_steps=budget_steps,
+                training=training,
+                initial_loss=store.start,
             ).lr
             for table in tables
             for sweep in sweeps

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lrrunner.core.trial_planning import MAX_TRIALS, PlannedTrial, next_trial
+from lrrunner.core.lr_estimate import PRIOR_LOG_LRS, SCHEDULE_DECADES, OptimizerClass
+from lrrunner.core.trial_planning import MAX_TRIALS, PlannedTrial, next_trial, trial_start
+from lrrunner.records import Training, Verdict
 from tests.unit.core.curves import PROPERTY
 from tests.unit.core.trials import (
     START,
@@ -176,3 +179,36 @@ def test_unit_of_the_lr_scales_the_plan(losses: list[float], log_factor: float) 
     moved = run_plan(lambda lr, n: next(other), start=START * factor, training_steps=10)
     assert [trial.lr for trial in moved] == pytest.approx([trial.lr * factor for trial in plain], rel=1e-12)
     assert [trial.num_steps for trial in moved] == [trial.num_steps for trial in plain]
+
+
+# Where trials begin.
+
+
+def test_trials_begin_at_the_sweeps_lr() -> None:
+    """Whatever its verdict is."""
+    sweep = dataclasses.replace(sweep_at(), verdict=Verdict.NO_DESCENT)
+    assert trial_start(sweep, optimizer=OptimizerClass.ADAPTIVE, training=Training()) is sweep
+
+
+@pytest.mark.parametrize("verdict", [Verdict.TOO_NOISY, Verdict.NO_DESCENT])
+def test_where_noise_hides_the_sweep_trials_begin_at_what_is_usual(verdict: Verdict) -> None:
+    """For this kind of optimizer and this training; with an interval that says how little that is."""
+    sweep = dataclasses.replace(sweep_at(None), verdict=verdict)
+    found = trial_start(sweep, optimizer=OptimizerClass.SGD, training=Training(schedule="cosine"))
+    assert found is not None
+    assert found.lr is not None
+    assert found.interval is not None
+    assert found.lr == pytest.approx(10 ** (PRIOR_LOG_LRS[OptimizerClass.SGD] + SCHEDULE_DECADES["cosine"]))
+    assert found.interval[1] / found.interval[0] > 10
+    assert found.reason.startswith("a good curve; confirmation began at an LR that is usual")
+    assert next_trial(found, [], budget_steps=300, training_steps=None) == PlannedTrial(found.lr, 100)
+
+
+@pytest.mark.parametrize(
+    ("verdict", "optimizer"),
+    [(Verdict.FLAT, OptimizerClass.SGD), (Verdict.NON_FINITE_AT_START, OptimizerClass.SGD), (Verdict.TOO_NOISY, None)],
+)
+def test_what_trials_cannot_mend_begins_none(verdict: Verdict, optimizer: OptimizerClass | None) -> None:
+    """A loss that no LR moves, or that is not finite; an optimizer whose LRs nobody knows."""
+    sweep = dataclasses.replace(sweep_at(None), verdict=verdict)
+    assert trial_start(sweep, optimizer=optimizer, training=Training()) is None

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+
+import pytest
+
 from lrrunner.config.schema import Config, DataConfig
-from lrrunner.records import Step, Stop, StopReason, Suggestion, SweepPass, Verdict
+from lrrunner.records import Step, Stop, StopReason, Suggestion, SweepPass, Trial, Verdict
 from lrrunner.results.suggestion_file import suggestion_content
 from lrrunner.sweep.auto_range import Passes
 from lrrunner.sweep.confirmation_runs import Trials
@@ -40,3 +44,37 @@ def test_an_interrupted_sweep_has_no_verdict() -> None:
     assert (content["stop_reason"], content["stop_step"]) == ("interrupted", 30)
     assert [(each["verdict"], each["lr"]) for each in content["passes"]] == [("no_divergence", 2e-3), (None, None)]
     assert str(test.suggestion) == "suggested lr: none   (interrupted at step 30; resume the run for a result)"
+
+
+@pytest.mark.parametrize(("losses", "lr"), [((1.5, 1.0, 1.5), 1e-2), ((2.5, 2.5, 2.6), None)], ids=["found", "nothing"])
+def test_trials_may_find_the_lr_that_noise_hid_from_the_sweep(losses: tuple[float, ...], lr: float | None) -> None:
+    """They begin at what is usual for the optimizer; that they began there makes it no suggestion."""
+    sweep = Suggestion(lr=None, method="auto", verdict=Verdict.TOO_NOISY, reason="noise", candidates={"auto": None})
+    start = dataclasses.replace(sweep, lr=1e-2, interval=(2e-3, 5e-2), reason="noise; began at a usual LR")
+    trials = [
+        Trial(trial=i, lr=at, num_steps=100, num_steps_run=100, loss=loss)
+        for i, (at, loss) in enumerate(zip((3e-3, 1e-2, 3e-2), losses, strict=True))
+    ]
+    test = range_test_result(
+        JOB,
+        Passes(
+            STEPS[:1],
+            (Stop(reason=StopReason.END_OF_SCHEDULE, step=99),),
+            (SweepPass(start_lr=1e-7, end_lr=10.0, suggestion=sweep),),
+            curve_pass=0,
+            trial_start=start,
+        ),
+        Trials(tuple(trials), initial_loss=2.3),
+        steps=STEPS[:1],
+        world_size=1,
+        group_ratios=(1.0,),
+        lr_remark="",
+    )
+    content = suggestion_content(test)
+    assert content["confirmation"]["sweep_lr"] is None
+    if lr is None:
+        assert (test.suggestion.lr, test.suggestion.verdict) == (None, Verdict.TOO_NOISY)
+        assert test.suggestion.reason.startswith("noise; not confirmed: no run brought the training loss below")
+    else:
+        assert test.suggestion.lr == pytest.approx(lr, rel=0.3)
+        assert test.suggestion.verdict == Verdict.OK
