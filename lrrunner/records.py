@@ -127,7 +127,7 @@ class Stop(Record):
     is_partial: bool = False
 
     def __str__(self) -> str:
-        where = f" on rank {', '.join(map(str, self.ranks))}" if self.ranks else ""
+        where = f" on rank{'s' * (len(self.ranks) > 1)} {', '.join(map(str, self.ranks))}" if self.ranks else ""
         return f"{self.reason} at step {self.step}{where}"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import os
+import signal
 import sys
 import threading
 from collections.abc import Iterator
@@ -33,6 +34,16 @@ LONGEST_FIRST = ("tests/integration/test_slurm.py", "tests/integration/", "tests
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--long", action="store_true", help="also run variations that take their time, as CI does")
     parser.addoption("--soak", action="store_true", help="also run long repetitions")
+
+
+def pytest_configure() -> None:
+    """Signals as a terminal leaves them: a shell ignores SIGINT for what runs in its background, nohup SIGHUP.
+
+    Processes of the tests would inherit that, and not notice what the tests send.
+    """
+    for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, handler)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

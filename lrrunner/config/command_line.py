@@ -120,6 +120,23 @@ def resume_command(command: str, directory: str) -> str:
     return shlex.join([*(word for word in words if not word.startswith(("run.dir=", "run.resume="))), resume])
 
 
+def repeat_command(command: str) -> str:
+    """The command that repeats a run from its beginning, whether or not this process has resumed it.
+
+    Args:
+        command: As :func:`launch_command` has made it.
+
+    >>> repeat_command("lrrunner model=cnn run.resume=runs/a")
+    'lrrunner model=cnn'
+    """
+    try:
+        words = shlex.split(command)
+    except ValueError:  # a masked secret has taken a quote with it
+        return command
+    kept = [word for word in words if not word.startswith("run.resume=")]
+    return command if kept == words else shlex.join(kept)
+
+
 def sync_command(directory: str) -> str:
     """The command that uploads to MLflow what a store that did not answer has missed.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -130,6 +131,11 @@ def _choice_error(text: str, override: str) -> str | None:
         group, _, option = (re.search(r"Could not find '([^']*)'", text) or [""])[1].rpartition("/")
         if group and group != key:
             return f"{group} must be one of {names}; got {option} (in {key}/{value})"
+        known = names.split(", ")
+        if key == "experiment" and value:
+            close = difflib.get_close_matches(value, known, n=1)
+            hint = f"did you mean {close[0]}?" if close else "give the folder of your own with --config-dir"
+            return f"{key} must be one of {names}; got {value}; {hint}"
         return f"{key} must be one of {names}; got {value or 'nothing'}"
     if missing := re.search(r"Could not (?:find|load) '([^']*)'", text):
         return f"{override} names a configuration that does not exist: {missing[1]}; see lrrunner --help"

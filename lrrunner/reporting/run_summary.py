@@ -219,9 +219,10 @@ def describe_best_trial(test: RangeTestResult) -> str:
     if best is None or confirmation is None:
         return ""
     measured = f"LR {best.lr:.1e}, {confirmation.monitored} {best.loss:.4g} after {best.num_steps} steps"
-    if not is_outside_trials(test):
-        return measured
     lrs = [trial.lr for trial in test.trials]
+    if not is_outside_trials(test):
+        ends = {max(lrs): "higher", min(lrs): "lower"} if len(lrs) > 1 else {}
+        return f"{measured}; nothing {ends[best.lr]} was tried (confirm.budget_steps)" if best.lr in ends else measured
     return f"{measured}; the suggested LR lies outside the LRs tried ({min(lrs):.1e} to {max(lrs):.1e}): extrapolated"
 
 

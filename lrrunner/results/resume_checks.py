@@ -12,6 +12,7 @@ from lrrunner.config.schema import RunConfig
 from lrrunner.results.reader import read_config
 from lrrunner.results.run_state import RunState, state_in
 from lrrunner.results.status_file import read_status
+from lrrunner.system.output.terminal import counted
 from lrrunner.system.plain_values import flattened
 from lrrunner.system.processes.process_identity import is_alive
 from lrrunner.version import __version__
@@ -81,7 +82,11 @@ def _status_differences(status: Mapping[str, Any], world_size: int) -> Iterator[
     must_continue = "run.resume must continue with"
     began_with = status.get("world_size", world_size)
     if began_with != world_size:
-        yield f"{must_continue} {began_with} rank(s), as the run began, got {world_size}; start {began_with}"
+        ranks = counted(began_with, "rank")
+        yield (
+            f"{must_continue} {ranks}, as the run began, got {world_size}; set launch.num_processes={began_with}, or "
+            f"start {began_with} with your launcher"
+        )
     for name, current in code_versions().items():
         if (old := status.get(name, current)) != current:
             what = {"version": "lrrunner", "torch_version": "torch"}[name]

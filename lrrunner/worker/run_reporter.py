@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
-from lrrunner.config.command_line import resume_command, sync_command
+from lrrunner.config.command_line import repeat_command, resume_command, sync_command
 from lrrunner.core.range_extension import Extension
 from lrrunner.core.trial_planning import PlannedTrial
 from lrrunner.errors import ConfigError
@@ -141,7 +141,7 @@ class RunReporter:
             world_size=self._context.world_size,
             host=socket.gethostname(),
             process=process_identity(),
-            command=self._context.command,
+            command=repeat_command(self._context.command),
             training_set=asdict(training_set),
         )
         self._terminal.start(device=device, lr_remark=lr_remark)
@@ -200,7 +200,7 @@ class RunReporter:
     def _finish(self, test: RangeTestResult, figure: Path | None) -> None:
         """From here on the run is finished, whatever becomes of its process."""
         path = self.directory.path
-        text = note(test, self._context.job, command=self._context.command, directory=str(path))
+        text = note(test, self._context.job, command=repeat_command(self._context.command), directory=str(path))
         self.directory.write_note(text)
         self.directory.drop_unrepeated_rows()
         self._update_status(RunState.FINISHED, cause=None)

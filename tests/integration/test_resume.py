@@ -171,7 +171,7 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ("changes", "num_processes", "words"),
     [
         (["sweep.seed=5"], 1, "sweep.seed must be 0 to resume run, got 5"),
-        ([], 2, "run.resume must continue with 1 rank(s), as the run began, got 2"),
+        ([], 2, "run.resume must continue with 1 rank, as the run began, got 2"),
     ],
 )
 def test_another_world_or_configuration_is_refused_by_name(

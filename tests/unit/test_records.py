@@ -19,7 +19,7 @@ def test_an_interruption_is_the_stop_of_all_repeats() -> None:
     diverged = Stop(reason=StopReason.DIVERGED, step=80)
     interrupted = Stop(reason=StopReason.INTERRUPTED, step=85, ranks=(0, 1), repeat=1)
     assert range_test(diverged, interrupted).stop is interrupted
-    assert str(interrupted) == "interrupted at step 85 on rank 0, 1"
+    assert str(interrupted) == "interrupted at step 85 on ranks 0, 1"
 
 
 def test_otherwise_it_is_the_earliest_stop() -> None:

@@ -80,6 +80,14 @@ def test_a_module_of_the_users_that_cannot_be_imported_names_what_to_correct(
     assert errors[2].endswith("; name its module too, mine.Net for mine.py, say")
 
 
+def test_an_experiment_that_is_not_found_leads_to_its_folder(capsys: pytest.CaptureFixture[str]) -> None:
+    """One's own lie elsewhere; a packaged one may be misspelt."""
+    assert run(["experiment=mynet"]) == 2
+    assert capsys.readouterr().err.endswith("; got mynet; give the folder of your own with --config-dir\n")
+    assert run(["experiment=char_gptt"]) == 2
+    assert capsys.readouterr().err.endswith("; got char_gptt; did you mean char_gpt?\n")
+
+
 def test_a_wrong_option_in_an_experiment_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The message said that the experiment itself must be one of the models."""
     (tmp_path / "experiment").mkdir()

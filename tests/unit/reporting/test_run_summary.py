@@ -262,6 +262,17 @@ def test_the_best_run_stands_beside_a_suggestion_that_no_run_has_measured(lr: fl
     assert any(line.startswith(f"best trial:   {measured}") for line in lines)
 
 
+def test_a_best_run_at_the_end_of_those_tried_is_said() -> None:
+    """A better LR may lie beyond it."""
+    confirmation = Confirmation(
+        schedule="cosine", monitored="loss", horizon=400, budget_steps=500, sweep=SUGGESTION, measured_steps=100
+    )
+    trials = tuple(dataclasses.replace(trial(i), lr=lr, loss=lr) for i, lr in enumerate((1e-3, 2e-3)))
+    test = dataclasses.replace(result(), trials=trials, confirmation=confirmation)
+    end = "; nothing lower was tried (confirm.budget_steps)"
+    assert describe_best_trial(test) == f"LR 1.0e-03, loss 0.001 after 100 steps{end}"
+
+
 def test_confirmation_that_failed_gives_its_reason() -> None:
     """Whether or not a run was made."""
     confirmation = Confirmation(

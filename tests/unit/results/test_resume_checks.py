@@ -94,7 +94,7 @@ def test_every_difference_is_named(tmp_path: Path) -> None:
     )
     messages = differences(tmp_path, CONFIG | {"model": {"width": 4, "depth": 1}}, world_size=3)
     assert [message.partition(",")[0] for message in messages] == [
-        "run.resume must continue with 2 rank(s)",
+        "run.resume must continue with 2 ranks",
         "run.resume must continue with lrrunner 0.0",
         f"model.depth must be absent to resume {tmp_path}",
         f"model.width must be 3 to resume {tmp_path}",
