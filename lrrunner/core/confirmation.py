@@ -66,7 +66,7 @@ def confirmed(
     """
     if not trials:
         return Confirmed(sweep)
-    too_high = min((trial.lr for trial in trials if not math.isfinite(trial.loss)), default=math.inf)
+    too_high = lowest_divergence(trials)
     finished = sorted((trial for trial in trials if trial.lr < too_high), key=lambda trial: trial.lr)
     if not finished:
         return Confirmed(_without_lr(sweep, _all_diverged(trials, too_high)))
@@ -103,13 +103,20 @@ def not_confirmed(sweep: Suggestion, why: str, *, too_high: float = math.inf) ->
     Args:
         sweep: What the sweep suggests; it must have an LR.
         why: The failure reason.
-        too_high: The lowest LR that diverged; the sweep's own LR is dropped from there on.
+        too_high: The lowest LR that diverged; the sweep's own LR is dropped from there on, and the interval ends there.
     """
     if sweep.lr is None:
         raise ValueError("the sweep must have suggested an LR")
     if sweep.lr >= too_high:
         return Confirmed(_without_lr(sweep, f"a confirmation run diverged at {too_high:.1e}, and below it {why}"))
-    return Confirmed(dataclasses.replace(sweep, reason=f"{sweep.reason}; not confirmed: {why}"), failure_reason=why)
+    interval = None if sweep.interval is None else (sweep.interval[0], min(sweep.interval[1], too_high))
+    reason = f"{sweep.reason}; not confirmed: {why}"
+    return Confirmed(dataclasses.replace(sweep, interval=interval, reason=reason), failure_reason=why)
+
+
+def lowest_divergence(trials: Sequence[Trial]) -> float:
+    """The lowest LR at which a trial diverged; infinite where none did."""
+    return min((trial.lr for trial in trials if not math.isfinite(trial.loss)), default=math.inf)
 
 
 def best_trial(trials: Sequence[Trial]) -> Trial:

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from lrrunner.config.schema import Config, budget_steps
-from lrrunner.core.confirmation import confirmed, not_confirmed
+from lrrunner.core.confirmation import Confirmed, confirmed, lowest_divergence, not_confirmed
 from lrrunner.core.noise_scale import noise_scale
 from lrrunner.records import Confirmation, NoiseScale, RangeTestResult, Step, Stop, Suggestion, TrialOutcome
 from lrrunner.sweep.auto_range import Passes
@@ -69,7 +69,7 @@ def _without_verdict(passes: Passes, interruption: Stop) -> Passes:
     """The passes of an interrupted sweep: what its curve has not shown yet, it neither supports nor excludes."""
     reason = f"{interruption}; resume the run for a result"
     *complete, last = passes.passes
-    none = dataclasses.replace(last.suggestion, lr=None, interval=None, verdict=None, reason=reason, candidates={})
+    none = Suggestion(lr=None, method=last.suggestion.method, verdict=None, reason=reason)
     interrupted = dataclasses.replace(last, suggestion=none)
     return passes._replace(passes=(*complete, interrupted), curve_pass=len(complete))
 
@@ -85,7 +85,9 @@ def _confirmed(job: Config, passes: Passes, trials: Trials) -> tuple[Suggestion,
     ended = [trial for trial in trials.trials if trial.outcome != TrialOutcome.INTERRUPTED]
     start = sweep if sweep.lr is not None or passes.trial_start is None else passes.trial_start
     if trials.failure_reason:
-        found = not_confirmed(start, trials.failure_reason)
+        found = not_confirmed(start, trials.failure_reason, too_high=lowest_divergence(ended))
+    elif not ended:
+        found = Confirmed(sweep)
     else:
         found = confirmed(start, ended, training=passes.training, monitored=monitored, initial_loss=trials.initial_loss)
     if found.failure_reason and sweep.lr is None:  # where trials began is no suggestion
