@@ -200,7 +200,7 @@ def test_sigterm_in_a_trial_keeps_what_was_measured(tmp_path: Path) -> None:
     done = finish(process, tmp_path)
     status = done.read("status.json")
     assert status["state"] == "killed"
-    assert re.match(r"interrupted at step \d+ on rank .* of trial \d", status["cause"])
+    assert re.match(r"interrupted at step \d+ on ranks? .* of trial \d", status["cause"])
     assert done.read("suggestion.json")["lr"] == sweep["lr"] is not None
     trials = rows(done, "trials.csv")
     assert trials[-1]["outcome"] == "interrupted"
